@@ -1,0 +1,37 @@
+"""trimtab: small training runs that tell how far the learning rate of a big one can be pushed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trimtab import interventions, methods
+    from trimtab.hosts import host_for
+    from trimtab.method import Method
+    from trimtab.models.gpt import GPT, GPTConfig
+    from trimtab.study import Study, load_study
+    from trimtab.train import train
+
+__version__ = "0.1.0"
+
+__all__ = ["GPT", "GPTConfig", "Method", "Study", "host_for", "interventions", "load_study", "methods", "train"]
+
+_HOME = {
+    "GPT": "trimtab.models.gpt",
+    "GPTConfig": "trimtab.models.gpt",
+    "Method": "trimtab.method",
+    "Study": "trimtab.study",
+    "host_for": "trimtab.hosts",
+    "load_study": "trimtab.study",
+    "train": "trimtab.train",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used, so that a part which needs no torch stays light."""
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"trimtab.{name}")
+    raise AttributeError(f"module 'trimtab' has no attribute '{name}'")

@@ -1,0 +1,233 @@
+"""The command line: ``trimtab study``, ``run``, ``report`` and ``methods``, with documented exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from importlib.resources import files
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from trimtab import __version__
+from trimtab.config import ConfigError, Raw, apply_settings, load_toml, unknown
+
+OK, INTERNAL, BAD_CONFIG, NO_OUTCOMES, DAMAGED, LOCKED, STORAGE, OUT_OF_MEMORY, PREEMPTED, INTERRUPTED = (
+    0, 1, 2, 10, 30, 31, 32, 33, 75, 130,
+)  # fmt: skip
+WIDTH_OF_FILES = 150
+EXIT_CODES = """exit codes:
+  0   finished
+  1   internal error: always a bug, please report it
+  2   bad command or config
+  10  study finished, but some trials have no outcome
+  30  a stored file is damaged
+  31  another process works on the study folder
+  32  storage is full, read-only or failing
+  33  out of memory
+  75  stopped by SIGTERM; the same command goes on from there
+  130 interrupted; the same command goes on from there"""
+
+
+class PreemptedError(BaseException):
+    """SIGTERM arrived."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH_OF_FILES  # a log has no width of its own, and a table folded at 80 columns is hard to read
+    signal.signal(signal.SIGTERM, _preempt)
+    # Imported here, so that --help and a mistyped command answer without torch.
+    from trimtab.data import CorpusError
+    from trimtab.run.folder import IntegrityError
+    from trimtab.study.driver import StorageError
+    from trimtab.study.ledger import StudyLockedError
+
+    try:
+        return int(options.command(options, console))
+    except (ConfigError, CorpusError) as error:
+        return _complain(str(error), BAD_CONFIG)
+    except IntegrityError as error:
+        return _complain(str(error), DAMAGED)
+    except StudyLockedError as error:
+        return _complain(str(error), LOCKED)
+    except (StorageError, OSError) as error:
+        return _complain(str(error), STORAGE)
+    except MemoryError:
+        return _complain("out of memory; use fewer --workers or a smaller model", OUT_OF_MEMORY)
+    except PreemptedError:
+        return _complain("stopped by SIGTERM; the same command goes on from there", PREEMPTED)
+    except KeyboardInterrupt:
+        return _complain("interrupted; the same command goes on from there", INTERRUPTED)
+
+
+def _complain(message: str, code: int) -> int:
+    from trimtab.report.tables import printable
+
+    print(f"trimtab: {printable(message)}", file=sys.stderr)
+    return code
+
+
+def _preempt(_signal: int, _frame: FrameType | None) -> None:
+    raise PreemptedError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trimtab",
+        description="How far can the learning rate be pushed before training breaks, per method, with an interval.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    study = commands.add_parser("study", help="find the learning rate at which training breaks, for each arm")
+    study.add_argument("file", nargs="?", metavar="FILE", help="a study file (TOML)")
+    study.add_argument("--preset", metavar="NAME", help=f"a study that comes with trimtab: {', '.join(presets())}")
+    study.add_argument("--out", metavar="DIR", type=Path, help="the study folder; running it again goes on there")
+    study.add_argument("--plan", action="store_true", help="print runs, hours and disk, and train nothing")
+    study.add_argument("--workers", type=int, metavar="N", help="processes; 0 trains in this one (default: per core)")
+    study.add_argument("--workers-per-gpu", type=int, default=1, metavar="N", help="with training.device = cuda")
+    study.set_defaults(command=_study)
+
+    run = commands.add_parser("run", help="train one run and keep its weights")
+    run.add_argument("file", metavar="FILE", help="a run file (TOML)")
+    run.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="holds the run's folder")
+    run.set_defaults(command=_run)
+    for command in (study, run):
+        command.add_argument(
+            "--set",
+            dest="settings",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="change one setting, such as training.steps=200",
+        )
+
+    report = commands.add_parser("report", help="write table, page, JSON and CSV of a finished study again")
+    report.add_argument("folder", metavar="DIR", type=Path)
+    report.set_defaults(command=_report)
+
+    methods = commands.add_parser("methods", help="the catalogue: equation, paper, deviations")
+    methods.add_argument("slug", nargs="?", help="one method only")
+    methods.set_defaults(command=_methods)
+    return parser
+
+
+def presets() -> list[str]:
+    """The studies that come with the package, by name."""
+    folder = files("trimtab") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def _study(options: argparse.Namespace, console: Console) -> int:
+    from trimtab.report import write_report
+    from trimtab.report.tables import print_table
+    from trimtab.study.display import PlainDisplay, ProgressDisplay
+    from trimtab.study.driver import run_study
+    from trimtab.study.plan import plan
+    from trimtab.study.spec import read_study
+    from trimtab.study.study import executor_for
+
+    raw, where = _study_tables(options)
+    spec = read_study(apply_settings(raw, options.settings), where)
+    if options.workers is not None and options.workers < 0:
+        raise ConfigError("--workers must not be negative")
+    if options.workers_per_gpu < 1:
+        raise ConfigError("--workers-per-gpu must be at least 1")
+    executor = executor_for(spec, options.workers, options.workers_per_gpu)
+    if options.plan:
+        console.print(Text(plan(spec, executor.capacity)))
+        return OK
+    if options.out is None:
+        raise ConfigError("--out: name the study folder")
+    display = ProgressDisplay(console) if console.is_terminal else PlainDisplay(console)
+    with display if isinstance(display, ProgressDisplay) else nullcontext():
+        findings = run_study(spec, options.out, executor, display)
+    results = write_report(findings)
+    print_table(results, console)
+    console.print(Text(f"report: {options.out / 'report.html'}"))
+    return NO_OUTCOMES if findings.errors else OK
+
+
+def _study_tables(options: argparse.Namespace) -> tuple[Raw, str]:
+    if (options.file is None) == (options.preset is None):
+        raise ConfigError("give either a study FILE or --preset NAME")
+    if options.file is not None:
+        return load_toml(Path(options.file)), options.file
+    if options.preset not in presets():
+        raise ConfigError(f"--preset: {unknown(options.preset, presets())}")
+    resource = files("trimtab") / "presets" / f"{options.preset}.toml"
+    return load_toml(Path(str(resource))), f"preset {options.preset}"
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    from trimtab.run.execute import execute
+    from trimtab.run.reading import read_run
+
+    spec = read_run(apply_settings(load_toml(Path(options.file)), options.settings), options.file)
+    every = max(1, spec.protocol.training.steps // 20)
+
+    def progress(step: int, loss: float) -> None:
+        if step % every == 0:
+            console.print(Text(f"step {step}: training loss {loss:.4f}"))
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    outcome = execute(spec, options.out, progress=progress, keep_weights=True)
+    ended = f"stopped at step {outcome.steps} ({outcome.stopped})" if outcome.stopped else "finished"
+    console.print(Text(f"{ended}; final held-out loss {outcome.final_loss:.4f} nats"))
+    console.print(Text(f"run folder: {options.out / outcome.run_id}"))
+    return OK
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    from trimtab.report import write_report
+    from trimtab.report.tables import print_table
+    from trimtab.study import load_study
+    from trimtab.study.driver import replay
+
+    if not (options.folder / "study.toml").is_file():
+        raise ConfigError(f"{options.folder}: not a study folder (it holds no study.toml)")
+    results = write_report(replay(load_study(options.folder).spec, options.folder))
+    print_table(results, console)
+    console.print(Text(f"report: {options.folder / 'report.html'}"))
+    return OK
+
+
+def _methods(options: argparse.Namespace, console: Console) -> int:
+    from trimtab.methods import catalogue
+
+    known = catalogue()
+    if options.slug is not None and options.slug not in known:
+        raise ConfigError(f"methods: {unknown(options.slug, known)}")
+    for slug, method in known.items():
+        if options.slug in (None, slug):
+            console.print(Text(_described(slug, method)), soft_wrap=True)
+    return OK
+
+
+def _described(slug: str, method: Any) -> str:
+    source = method.source
+    parts = ", ".join(f"{type(i).slug()}" for i in method.interventions) or "nothing"
+    lines = [
+        slug,
+        f"  equation:   {source.equation}",
+        f"  installs:   {parts}",
+        f"  paper:      {source.title} (arXiv {source.arxiv}), {source.place}",
+    ]
+    lines += [f"  deviation:  {deviation}" for deviation in source.deviations]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

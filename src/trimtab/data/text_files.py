@@ -1,0 +1,72 @@
+"""``text_files``: the user's own UTF-8 text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from typing_extensions import override
+
+from trimtab.data.source import CorpusError, TokenData, TokenSource, check_length
+from trimtab.data.tokenizer import check_vocab_size, encode
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextFiles(TokenSource):
+    """Text files, joined in the order given; the end of each is held out.
+
+    Attributes:
+        paths: UTF-8 files, relative to the working folder.
+        held_out_share: share of each file, at its end, that is never trained on.
+        vocab_size: 256 reads raw bytes; more trains a byte-level BPE of that size on the training text.
+
+    Raises:
+        ValueError: if no path is given, the share is outside 0 to 0.5, or vocab_size outside 256 to 65536.
+    """
+
+    paths: tuple[str, ...]
+    held_out_share: float = 0.1
+    vocab_size: int = 256
+
+    def __post_init__(self) -> None:
+        check_vocab_size(self.vocab_size)
+        if not self.paths:
+            raise ValueError("paths is empty; name at least one text file")
+        if not 0 < self.held_out_share <= 0.5:
+            raise ValueError(f"held_out_share must be above 0 and at most 0.5, got {self.held_out_share}")
+
+    @override
+    def load(self) -> TokenData:
+        train: list[bytes] = []
+        held_out: list[bytes] = []
+        for path in map(Path, self.paths):
+            text = _read(path)
+            # Cut at a character, so that both sides stay valid UTF-8.
+            cut = len(text.decode()[: int(len(text.decode()) * (1 - self.held_out_share))].encode())
+            train.append(text[:cut])
+            held_out.append(text[cut:])
+        data = encode(b"".join(train), {"text": b"".join(held_out)}, self.vocab_size)
+        named = ", ".join(self.paths)
+        check_length(named, data.train)
+        check_length(f"{named} (held out)", data.held_out["text"], least=256)
+        return data
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise CorpusError(f"{path}: no such file, or not a plain file; check data.text_files.paths")
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if not text:
+        raise CorpusError(f"{path}: the file is empty; remove it from data.text_files.paths")
+    if b"\0" in text:
+        raise CorpusError(f"{path}: byte {text.index(0)} is NUL, so this is not text; use token_files for ids")
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
+    return text

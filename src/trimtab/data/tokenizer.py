@@ -1,0 +1,78 @@
+"""Bytes or byte-level BPE: from text to token ids, trained once and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from trimtab.data.source import TokenData, Tokens
+
+BYTES = 256
+LARGEST = 65_536
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Refuse a vocabulary that text cannot be encoded with.
+
+    Raises:
+        ValueError: if it is below 256 (one id per byte) or above 65536 (ids are stored in 16 bits).
+    """
+    if not BYTES <= vocab_size <= LARGEST:
+        raise ValueError(f"vocab_size must lie between {BYTES} (raw bytes) and {LARGEST}, got {vocab_size}")
+
+
+def encode(train: bytes, held_out: Mapping[str, bytes], vocab_size: int) -> TokenData:
+    """Token ids of a text: its bytes where ``vocab_size`` is 256, else a BPE trained on ``train``.
+
+    Ids are cached on disk by the hash of all text and the vocabulary size; the cache can be deleted at any time.
+    """
+    if vocab_size == BYTES:
+        parts = {name: np.frombuffer(text, dtype=np.uint8) for name, text in held_out.items()}
+        return TokenData(np.frombuffer(train, dtype=np.uint8), parts, vocab_size, 1.0)
+    digest = hashlib.sha256(train)
+    for name, text in sorted(held_out.items()):
+        digest.update(name.encode() + hashlib.sha256(text).digest())
+    cached = cache_folder() / f"bpe-{digest.hexdigest()[:16]}-{vocab_size}.npz"
+    if not cached.exists():
+        _write_whole(cached, _encode_by_bpe(train, held_out, vocab_size))
+    with np.load(cached, allow_pickle=False) as arrays:
+        ids = {name: arrays[name] for name in arrays.files}
+    return TokenData(
+        ids["train"], {name: ids[f"held_out.{name}"] for name in held_out}, vocab_size, len(train) / len(ids["train"])
+    )
+
+
+def cache_folder() -> Path:
+    """Where derived tokens are kept: ``$TRIMTAB_CACHE``, else ``~/.cache/trimtab``."""
+    return Path(os.environ.get("TRIMTAB_CACHE") or Path.home() / ".cache" / "trimtab")
+
+
+def _encode_by_bpe(train: bytes, held_out: Mapping[str, bytes], vocab_size: int) -> dict[str, Tokens]:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    lines = train.decode().splitlines(keepends=True)
+    tokenizer.train_from_iterator(lines, trainer)
+
+    def ids(text: bytes) -> Tokens:
+        encoded = tokenizer.encode_batch(text.decode().splitlines(keepends=True))
+        return np.concatenate([np.asarray(line.ids, dtype=np.uint16) for line in encoded])
+
+    return {"train": ids(train), **{f"held_out.{name}": ids(text) for name, text in held_out.items()}}
+
+
+def _write_whole(path: Path, arrays: Mapping[str, Tokens]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    Path(file.name).replace(path)

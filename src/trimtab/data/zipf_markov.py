@@ -1,0 +1,87 @@
+"""``zipf_markov``: a first-order Markov chain whose entropy rate, the lowest loss there is, is known exactly.
+
+Every state's next-token distribution is the same Zipf law with its ranks permuted inside blocks that grow
+geometrically. So each row has the entropy of the law, rare tokens stay rare, and the next token depends on the state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from trimtab.data.source import TokenData, TokenSource
+
+CHAINS = 256
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZipfMarkov(TokenSource):
+    """A synthetic language.
+
+    Attributes:
+        exponent: of the Zipf law; larger means fewer common tokens and a lower entropy rate.
+        num_tokens: length of the training stream; a tenth of it is held out besides.
+
+    Raises:
+        ValueError: if vocab_size is outside 2 to 65536, exponent is not positive, or num_tokens below 10000.
+    """
+
+    vocab_size: int = 512
+    exponent: float = 1.5
+    num_tokens: int = 2_000_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.vocab_size <= 65_536:
+            raise ValueError(f"vocab_size must lie between 2 and 65536, got {self.vocab_size}")
+        if not 0 < self.exponent < 20:
+            raise ValueError(f"exponent must be above 0 and below 20, got {self.exponent}")
+        if self.num_tokens < 10_000:
+            raise ValueError(f"num_tokens must be at least 10000, got {self.num_tokens}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+    @property
+    def law(self) -> NDArray[np.float64]:
+        """Probability of each rank."""
+        weight = np.arange(1, self.vocab_size + 1, dtype=np.float64) ** -self.exponent
+        return weight / weight.sum()
+
+    @property
+    def entropy_rate(self) -> float:
+        """Entropy of the next token given the past, in nats: the loss no model can beat."""
+        return float(-(self.law * np.log(self.law)).sum())
+
+    def next_token(self, state: NDArray[np.integer], rank: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The token that a rank stands for in a state: a rotation inside the rank's block."""
+        start = (1 << np.log2(rank + 1).astype(np.int64)) - 1  # blocks 0, 1-2, 3-6, 7-14, ...
+        size = np.minimum(start + 1, self.vocab_size - start)
+        return start + (rank - start + state) % size
+
+    @override
+    def load(self) -> TokenData:
+        rng = np.random.default_rng(self.seed)
+        train = self._stream(rng, self.num_tokens)
+        return TokenData(
+            train,
+            {"zipf_markov": self._stream(rng, self.num_tokens // 10)},
+            self.vocab_size,
+            float("nan"),
+            self.entropy_rate,
+        )
+
+    def _stream(self, rng: np.random.Generator, num_tokens: int) -> NDArray[np.uint16]:
+        length = -(-num_tokens // CHAINS)
+        edges = np.cumsum(self.law)[:-1]
+        ranks = np.searchsorted(edges, rng.random((length, CHAINS)), side="right")
+        tokens = np.empty((length, CHAINS), dtype=np.uint16)
+        state = rng.integers(self.vocab_size, size=CHAINS)
+        for step in range(length):
+            state = self.next_token(state, ranks[step])
+            tokens[step] = state
+        return tokens.T.reshape(-1)[:num_tokens]

@@ -1,0 +1,200 @@
+"""The named places of a decoder, and the contract of an adapter that offers them.
+
+Shape legend, used as suffixes everywhere: ``B`` sequences, ``T`` positions, ``D`` model width,
+``H`` heads, ``K`` channels of one head, ``F`` hidden width of the MLP, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import cast
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+
+class Site(StrEnum):
+    """A place in a decoder where a tensor of fixed shape passes."""
+
+    EMBEDDING = "embedding"  # BTD, what the first block receives
+    ATTN_IN = "attn_in"  # BTD, after the pre-norm
+    QUERY = "query"  # BHTK, before rotary
+    KEY = "key"  # BHTK, before rotary
+    VALUE = "value"  # BHTK
+    QUERY_ROTATED = "query_rotated"  # BHTK
+    KEY_ROTATED = "key_rotated"  # BHTK
+    SCORES = "scores"  # BHTT, scaled, before the mask
+    WEIGHTS = "weights"  # BHTT, after the softmax
+    HEAD_OUT = "head_out"  # BHTK, between attention and Proj
+    ATTN_OUT = "attn_out"  # BTD, before the residual add
+    MLP_IN = "mlp_in"  # BTD, after the pre-norm
+    MLP_HIDDEN = "mlp_hidden"  # BTF, FC2's input
+    MLP_OUT = "mlp_out"  # BTD, before the residual add
+    RESIDUAL = "residual"  # BTD, after an add
+    LOGITS = "logits"  # BTV
+
+
+class Part(StrEnum):
+    """The role of a module that owns weights."""
+
+    ATTN_NORM = "attn_norm"
+    Q = "q"
+    K = "k"
+    V = "v"
+    PROJ = "proj"
+    MLP_NORM = "mlp_norm"
+    FC1 = "fc1"
+    FC2 = "fc2"
+    FINAL_NORM = "final_norm"
+    EMBEDDING = "embedding"
+    HEAD = "head"
+
+
+class SiteUnavailableError(LookupError):
+    """A host lacks a site or part that was asked for; nothing was changed."""
+
+
+Watcher = Callable[[Tensor, Tensor], None]
+
+
+class Slot(nn.Sequential):
+    """Edits applied in order at one site of one layer; empty is the identity.
+
+    Watchers read the tensor before and after the edits and can change nothing: they are not
+    modules, so they own no parameters and leave no trace in the state dict.
+
+    Raises:
+        ValueError: in ``forward``, if an edit changed the shape of the tensor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watchers: list[Watcher] = []
+
+    @property
+    def active(self) -> bool:
+        """Whether the tensor of this site must really be built; a watcher alone never changes the kernel."""
+        return len(self._modules) > 0
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        if not self._modules and not self.watchers:
+            return input
+        output = input
+        for edit in self:
+            output = cast(Tensor, edit(output))
+        if output.shape != input.shape:
+            raise ValueError(f"an edit changed {tuple(input.shape)} to {tuple(output.shape)}")
+        for watch in self.watchers:
+            watch(input.detach(), output.detach())
+        return output
+
+    def discard(self, edit: nn.Module) -> None:
+        """Take one edit out, keeping the order of the others."""
+        kept = [module for module in self if module is not edit]
+        self._modules.clear()
+        self.extend(kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """One slot, with what an edit needs to know to build itself.
+
+    Attributes:
+        layer: index of the block from 0; None for a site outside the blocks.
+        width: size of the tensor's last axis; 0 where it varies from call to call (scores, weights).
+    """
+
+    site: Site
+    layer: int | None
+    slot: Slot
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartView:
+    """One part of one layer: the module that plays the role, and its share of that module's weight.
+
+    Attributes:
+        owner: the module that holds the part as ``attribute``.
+        rows: the rows of the weight that belong to this part, where several parts share one matrix.
+    """
+
+    part: Part
+    layer: int | None
+    owner: nn.Module
+    attribute: str
+    rows: slice | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that plays this role now."""
+        return cast(nn.Module, getattr(self.owner, self.attribute))
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective weight of this part, (out, in) for a linear part; a view, so writes go through."""
+        weight = cast(Tensor, self.module.weight)
+        return weight if self.rows is None else weight[self.rows]
+
+    def replace(self, module: nn.Module) -> None:
+        """Let another module play this role."""
+        setattr(self.owner, self.attribute, module)
+
+
+class Host(ABC):
+    """An adapter that offers the sites and parts of one model family.
+
+    Attributes:
+        family: the name shown in errors and tables.
+        built_in: slugs of interventions the family already has; installing those is a conflict.
+    """
+
+    family: str
+    built_in: frozenset[str] = frozenset()
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @abstractmethod
+    def find_taps(self) -> Sequence[Tap]:
+        """Every tap of the model, layer by layer in order of the forward pass."""
+
+    @abstractmethod
+    def find_parts(self) -> Sequence[PartView]:
+        """Every part of the model, layer by layer in order of the forward pass."""
+
+    def taps(self, site: Site) -> Sequence[Tap]:
+        """The taps of one site, in order.
+
+        Raises:
+            SiteUnavailableError: if the family does not offer the site.
+        """
+        every = self.find_taps()
+        found = [tap for tap in every if tap.site is site]
+        if not found:
+            raise SiteUnavailableError(
+                f"{self.family} offers no site '{site}'; it offers {_listed({tap.site for tap in every})}"
+            )
+        return found
+
+    def parts(self, part: Part) -> Sequence[PartView]:
+        """The views of one part, in order.
+
+        Raises:
+            SiteUnavailableError: if the family does not offer the part.
+        """
+        every = self.find_parts()
+        found = [view for view in every if view.part is part]
+        if not found:
+            raise SiteUnavailableError(
+                f"{self.family} offers no part '{part}'; it offers {_listed({view.part for view in every})}"
+            )
+        return found
+
+
+def _listed(names: set[Site] | set[Part]) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -1,0 +1,80 @@
+"""The adapter for our own GPT: offers every site and every part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import nn
+from typing_extensions import override
+
+from trimtab.host import Host, Part, PartView, Site, Slot, Tap
+from trimtab.models.gpt import GPT, Block
+
+
+class GPTHost(Host):
+    """Offers the sites and parts of ``trimtab.GPT``."""
+
+    family = "trimtab GPT"
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        """Whether the model belongs to this family."""
+        return isinstance(model, GPT)
+
+    @property
+    def gpt(self) -> GPT:
+        """The model by its own type."""
+        return cast(GPT, self.model)
+
+    @override
+    def find_taps(self) -> Sequence[Tap]:
+        gpt, config = self.gpt, self.gpt.config
+        taps = [Tap(Site.EMBEDDING, None, gpt.embedding, config.width)]
+        for layer, block in enumerate(gpt.blocks):
+            taps += [Tap(site, layer, slot, width) for site, slot, width in _of_block(cast(Block, block))]
+        return [*taps, Tap(Site.LOGITS, None, gpt.logits, config.vocab_size)]
+
+    @override
+    def find_parts(self) -> Sequence[PartView]:
+        gpt, width = self.gpt, self.gpt.config.width
+        views = [PartView(Part.EMBEDDING, None, gpt, "token_embedding")]
+        for layer, module in enumerate(gpt.blocks):
+            block = cast(Block, module)
+            views += [
+                PartView(Part.ATTN_NORM, layer, block, "attn_norm"),
+                PartView(Part.Q, layer, block.attn, "qkv", slice(0, width)),
+                PartView(Part.K, layer, block.attn, "qkv", slice(width, 2 * width)),
+                PartView(Part.V, layer, block.attn, "qkv", slice(2 * width, 3 * width)),
+                PartView(Part.PROJ, layer, block.attn, "proj"),
+                PartView(Part.MLP_NORM, layer, block, "mlp_norm"),
+                PartView(Part.FC1, layer, block.mlp, "fc1"),
+                PartView(Part.FC2, layer, block.mlp, "fc2"),
+            ]
+        return [
+            *views,
+            PartView(Part.FINAL_NORM, None, gpt, "final_norm"),
+            PartView(Part.HEAD, None, gpt, "head"),
+        ]
+
+
+def _of_block(block: Block) -> list[tuple[Site, Slot, int]]:
+    attn, mlp = block.attn, block.mlp
+    width, hidden, head = mlp.fc2.out_features, mlp.fc2.in_features, attn.proj.in_features // attn.num_heads
+    return [
+        (Site.ATTN_IN, block.attn_in, width),
+        (Site.QUERY, attn.query, head),
+        (Site.KEY, attn.key, head),
+        (Site.VALUE, attn.value, head),
+        (Site.QUERY_ROTATED, attn.query_rotated, head),
+        (Site.KEY_ROTATED, attn.key_rotated, head),
+        (Site.SCORES, attn.scores, 0),
+        (Site.WEIGHTS, attn.weights, 0),
+        (Site.HEAD_OUT, attn.head_out, head),
+        (Site.ATTN_OUT, block.attn_out, width),
+        (Site.RESIDUAL, block.attn_residual, width),
+        (Site.MLP_IN, block.mlp_in, width),
+        (Site.MLP_HIDDEN, mlp.hidden, hidden),
+        (Site.MLP_OUT, block.mlp_out, width),
+        (Site.RESIDUAL, block.mlp_residual, width),
+    ]

@@ -1,0 +1,54 @@
+r"""Branch norm: normalise the output of Proj and of FC2 before each residual add.
+
+.. math:: x \leftarrow x + \mathrm{LN}(f(\mathrm{LN}(x)))
+
+With unit gains each branch adds a vector of length :math:`\sqrt{D}` per token, whatever its weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import nn
+from typing_extensions import override
+
+from trimtab.host import Site, Tap
+from trimtab.intervention import ModelEdit, Source
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BranchNorm(ModelEdit):
+    """Layer-normalise each branch output over the model width.
+
+    Attributes:
+        eps: added to the variance, in squared units of the branch output.
+
+    Raises:
+        ValueError: if eps is not positive and finite.
+    """
+
+    eps: float = 1e-6
+    source: ClassVar[Source] = Source(
+        title="Methods of improving LLM training stability",
+        arxiv="2410.16682",
+        place="the norms after Proj and FC2 of method 9",
+        equation="x <- x + LN(Proj(...)); x <- x + LN(FC2(...))",
+        deviations=("gain 1 and bias 0 at first: not stated",),
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"eps must be positive and finite, got {self.eps}")
+
+    @property
+    @override
+    def sites(self) -> Sequence[Site]:
+        return (Site.ATTN_OUT, Site.MLP_OUT)
+
+    @override
+    def edit(self, tap: Tap) -> nn.Module:
+        return nn.LayerNorm(tap.width, eps=self.eps)

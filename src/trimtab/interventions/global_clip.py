@@ -1,0 +1,67 @@
+r"""Global clipping: scale all gradients down together when their common norm is too large.
+
+.. math:: g \leftarrow g \min(1, c / \lVert g \rVert)
+
+After it the global norm is at most :math:`c`. A non-finite norm makes every gradient non-finite, on purpose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from typing_extensions import override
+
+from trimtab.intervention import GradientRule, RunningRule, Source
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GlobalClip(GradientRule):
+    """Clip the global L2 norm of the gradients.
+
+    Attributes:
+        max_norm: largest norm left ("c"), in gradient units; no clipping as max_norm -> inf.
+
+    Raises:
+        ValueError: if max_norm is not positive and finite.
+    """
+
+    max_norm: float = 1.0
+    source: ClassVar[Source] = Source(
+        title="On the difficulty of training Recurrent Neural Networks",
+        arxiv="1211.5063",
+        place="algorithm 1",
+        equation="g <- g min(1, c / ||g||)",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_norm < math.inf:
+            raise ValueError(f"max_norm must be positive and finite, got {self.max_norm}")
+
+    @override
+    def start(self, parameters: Sequence[nn.Parameter]) -> RunningRule:
+        return _Clip(tuple(parameters), self.max_norm)
+
+
+class _Clip:
+    def __init__(self, parameters: tuple[nn.Parameter, ...], max_norm: float) -> None:
+        self.parameters = parameters
+        self.max_norm = max_norm
+
+    def __call__(self) -> Tensor | None:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = get_total_norm(gradients)
+        clip_grads_with_norm_(self.parameters, self.max_norm, norm)
+        return norm
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        if state:
+            raise ValueError(f"global_clip keeps no state, got {sorted(state)}")

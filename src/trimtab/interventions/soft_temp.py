@@ -1,0 +1,65 @@
+r"""Soft temperature: scale the scores down, so that the softmax stays flatter.
+
+.. math:: A = \mathrm{softmax}(\beta S + M)
+
+For the same scores and :math:`\beta < 1`, no row of attention has less entropy than before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from trimtab.host import Site, Tap
+from trimtab.intervention import ModelEdit, Source
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SoftTemp(ModelEdit):
+    """Multiply every attention score by a fixed factor before the softmax.
+
+    Attributes:
+        factor: what scores are multiplied by ("beta" in the paper), dimensionless; 1 changes nothing,
+            towards 0 attention becomes uniform.
+
+    Raises:
+        ValueError: if factor is not positive and finite.
+    """
+
+    factor: float = 0.5
+    source: ClassVar[Source] = Source(
+        title="Methods of improving LLM training stability",
+        arxiv="2410.16682",
+        place="method 2",
+        equation="A = softmax(beta S + mask), beta = 0.5",
+        deviations=("direction uncertain in the paper: scores are multiplied by beta, which tames them",),
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < math.inf:
+            raise ValueError(f"factor must be positive and finite, got {self.factor}")
+
+    @property
+    @override
+    def sites(self) -> Sequence[Site]:
+        return (Site.SCORES,)
+
+    @override
+    def edit(self, tap: Tap) -> nn.Module:
+        return _Temperature(self.factor)
+
+
+class _Temperature(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    @override
+    def forward(self, s_BHTT: Tensor) -> Tensor:
+        return s_BHTT * self.factor

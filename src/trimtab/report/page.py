@@ -1,0 +1,82 @@
+"""The report: one HTML file that asks for nothing, with all data, charts and code inside."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, select_autoescape
+
+from trimtab.config import dump_toml
+from trimtab.report.figures import Figure, figures
+from trimtab.report.tables import conclusions, limit, ratio, result_table
+from trimtab.study.analysis import CRITERIA, Findings
+
+TITLES = {"half_d": "d / 2", "d": "d", "double_d": "2 d", "strict": "strict"}
+
+
+def page_of(findings: Findings, results: dict[str, Any]) -> str:
+    """The page as text."""
+    charts = figures(findings)
+    environment = Environment(
+        autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(_resource("templates/page.html.j2"))
+    return template.render(
+        results=results,
+        table=result_table(results),
+        conclusions=conclusions(results),
+        criteria=_criteria_table(results),
+        main_charts=[chart for chart in charts if not chart.slug.startswith("curves-")],
+        curve_charts=[chart for chart in charts if chart.slug.startswith("curves-")],
+        chart_data={chart.slug: _script_safe(chart) for chart in charts},
+        label_counts=_label_counts(results),
+        specification=dump_toml(findings.spec.table()),
+        environment=_environment(findings),
+        plotly=_resource("vendor/plotly-basic.min.js"),
+        draw=_resource("templates/draw.js"),
+        style=_resource("templates/style.css"),
+    )
+
+
+def _criteria_table(results: dict[str, Any]) -> list[dict[str, Any]]:
+    margin = results["study"]["criterion"]["margin"]
+    return [
+        {
+            "title": TITLES[name] if name == "strict" else f"{TITLES[name]} = {margin * CRITERIA[name]:g} nats",
+            "rows": [
+                (
+                    arm,
+                    limit(found["criteria"][name]["breaks"]["lr50"]),
+                    limit(found["criteria"][name]["usable"]["lr50"]),
+                    ratio(found["criteria"][name]["ratio"]["lr50"]),
+                )
+                for arm, found in results["arms"].items()
+            ],
+        }
+        for name in CRITERIA
+    ]
+
+
+def _label_counts(results: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[int]]]]:
+    labels = list(next(iter(results["arms"].values()))["counts"])
+    return labels, [(name, list(arm["counts"].values())) for name, arm in results["arms"].items()]
+
+
+def _script_safe(chart: Figure) -> str:
+    """JSON that cannot close the script element it stands in."""
+    text = json.dumps({"data": list(chart.data), "layout": chart.layout}, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _environment(findings: Findings) -> str:
+    for run in findings.runs:
+        file = findings.folder / "runs" / run.run_id / "environment.json"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+    return "{}"
+
+
+def _resource(name: str) -> str:
+    return (files("trimtab") / "report" / name).read_text(encoding="utf-8")

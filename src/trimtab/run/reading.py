@@ -1,0 +1,88 @@
+"""From the tables of a run file to a ``RunSpec``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, cast
+
+from trimtab import data, interventions, methods
+from trimtab.config import ConfigError, Raw, Reader, dotted, shown, unknown
+from trimtab.data import Classics, TokenSource
+from trimtab.intervention import Intervention
+from trimtab.run.spec import SECTIONS, Protocol, RunSpec, Seeds
+
+Path = tuple[str | int, ...]
+
+
+@cache
+def reader() -> Reader:
+    """The reader that knows data sources, interventions and methods by their slugs."""
+    made = Reader()
+    made.accept_tagged(TokenSource, data.catalogue)
+    made.accept_tagged(Intervention, interventions.catalogue)
+    return made
+
+
+def read_protocol(raw: Raw, where: str, at: Path = ()) -> Protocol:
+    """A protocol from its sections, found at the path ``at``; a model without vocab_size takes that of the data.
+
+    Raises:
+        ConfigError: as ``Reader.read``.
+    """
+    source = reader().read(raw["data"], TokenSource, where, (*at, "data")) if "data" in raw else Classics()
+    model = raw.get("model", {})
+    if isinstance(model, dict):
+        model = {"vocab_size": source.vocab_size} | cast(Raw, model)
+    return reader().read(raw | {"model": model}, Protocol, where, at)
+
+
+def read_method(raw: Any, where: str, at: Path = ()) -> tuple[Intervention, ...]:
+    """A method's slug, or a list of interventions, found at the path ``at``.
+
+    Raises:
+        ConfigError: for an unknown slug or a bad setting.
+    """
+    known = methods.catalogue()
+    if isinstance(raw, str) and raw in known:
+        return known[raw].interventions
+    if not isinstance(raw, list):
+        problem = (
+            unknown(raw, known)
+            if isinstance(raw, str)
+            else (f"expected the name of a method or a list of interventions, got {shown(raw)}")
+        )
+        raise ConfigError(f"{where}: {dotted((*at, 'method'))}: {problem}")
+    return reader().read({"method": raw}, _Interventions, where, at).method
+
+
+@dataclass(frozen=True)
+class _Interventions:
+    method: tuple[Intervention, ...]
+
+
+def read_run(raw: Raw, where: str) -> RunSpec:
+    """A run from the tables of a run file.
+
+    Raises:
+        ConfigError: for an unknown or missing key, a wrong type, or a refused value.
+    """
+    sections = {key: value for key, value in raw.items() if key in SECTIONS}
+    rest = reader().read({k: v for k, v in raw.items() if k not in SECTIONS}, _RunKeys, where)
+    return RunSpec(
+        protocol=read_protocol(sections, where),
+        method=read_method(raw.get("method", "baseline"), where),
+        learning_rate=rest.learning_rate,
+        seeds=rest.seeds,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunKeys:
+    learning_rate: float
+    seeds: Seeds = field(default_factory=lambda: Seeds.all_equal(0))
+    method: Any = "baseline"
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")

@@ -1,0 +1,178 @@
+"""What one run is: every setting that determines its numbers, defaults included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Literal, cast
+
+import torch
+from torch import nn
+
+from trimtab.config import Raw, to_plain
+from trimtab.data import Classics, TokenSource
+from trimtab.intervention import Intervention
+from trimtab.interventions import GlobalClip
+from trimtab.models.gpt import GPTConfig
+from trimtab.optim import OptimizerConfig, ScheduleConfig
+
+ModelBuilder = Callable[[GPTConfig], nn.Module]
+OptimizerBuilder = Callable[[nn.Module, float], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """How long, how much at a time, and on what.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: sequences per optimizer step.
+        accumulate: micro-batches the step is split into; must divide batch_size.
+        threads: of one run on the CPU; another number gives other bits, so it is part of the run's identity.
+
+    Raises:
+        ValueError: if a count is not positive, or accumulate does not divide batch_size.
+    """
+
+    steps: int = 300
+    batch_size: int = 32
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    threads: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """When the held-out loss is taken, and when a run that exploded is given up.
+
+    Attributes:
+        evaluations: spread over the run.
+        final_evaluations: more of them within the last 5 % of steps; their median is the final loss.
+        num_sequences: held-out windows, the same every time.
+        explosion_margin: a held-out loss above ln V + this counts as exploded, in nats.
+        explosion_patience: exploded evaluations in a row, after half the steps, that end the run.
+
+    Raises:
+        ValueError: if a count is not positive or the margin is negative.
+    """
+
+    evaluations: int = 20
+    final_evaluations: int = 5
+    num_sequences: int = 128
+    explosion_margin: float = 0.1
+    explosion_patience: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("evaluations", "final_evaluations", "num_sequences", "explosion_patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.explosion_margin < 0:
+            raise ValueError(f"explosion_margin must not be negative, got {self.explosion_margin}")
+
+    def steps_of(self, num_steps: int) -> tuple[int, ...]:
+        """The steps after which to evaluate, ascending; 0 is before training."""
+        spread = {round(i * num_steps / self.evaluations) for i in range(self.evaluations + 1)}
+        return tuple(sorted(spread | set(self.final_steps_of(num_steps))))
+
+    def final_steps_of(self, num_steps: int) -> tuple[int, ...]:
+        """The steps whose median loss is the final loss."""
+        last = max(1, num_steps // 20)
+        ends = (
+            num_steps - last + round(last * (i + 1) / self.final_evaluations) for i in range(self.final_evaluations)
+        )
+        return tuple(sorted({max(1, end) for end in ends}))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seeds:
+    """Separate random streams: initial weights, order of the data, everything else."""
+
+    init: int
+    data: int
+    other: int
+
+    def __post_init__(self) -> None:
+        for name in ("init", "data", "other"):
+            if not 0 <= getattr(self, name) < 1 << 32:
+                raise ValueError(f"{name} must lie between 0 and 2^32 - 1, got {getattr(self, name)}")
+
+    @classmethod
+    def all_equal(cls, seed: int) -> Seeds:
+        """The same number for every stream."""
+        return cls(init=seed, data=seed, other=seed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Protocol:
+    """What the runs of one arm share: everything but method, learning rate and seed.
+
+    Attributes:
+        common: interventions that come before those of any method, such as global clipping.
+    """
+
+    model: GPTConfig = field(default_factory=GPTConfig)
+    data: TokenSource = field(default_factory=Classics)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    common: tuple[Intervention, ...] = (GlobalClip(),)
+
+    def __post_init__(self) -> None:
+        if self.model.vocab_size != self.data.vocab_size:
+            raise ValueError(
+                f"model.vocab_size {self.model.vocab_size} differs from the {self.data.vocab_size} of the data"
+            )
+        if self.schedule.warmup_steps >= self.training.steps:
+            raise ValueError(
+                f"schedule.warmup_steps {self.schedule.warmup_steps} must be below training.steps {self.training.steps}"
+            )
+
+
+SECTIONS = tuple(f.name for f in fields(Protocol))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """One run, completely.
+
+    Attributes:
+        method: the interventions of the arm, after the common ones.
+        learning_rate: peak LR.
+        build_model: the user's own model builder, called with ``protocol.model``; None builds our GPT.
+        build_optimizer: the user's own optimizer builder; None builds AdamW.
+    """
+
+    protocol: Protocol
+    method: tuple[Intervention, ...] = ()
+    learning_rate: float = 1e-3
+    seeds: Seeds = field(default_factory=lambda: Seeds.all_equal(0))
+    build_model: ModelBuilder | None = None
+    build_optimizer: OptimizerBuilder | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """All interventions in order of installation."""
+        return (*self.protocol.common, *self.method)
+
+    def table(self) -> Raw:
+        """The run as the TOML that ``read_run`` reads; user code is named by the identity, not here."""
+        protocol = cast(Raw, to_plain(self.protocol))
+        return protocol | {
+            "method": to_plain(self.method),
+            "learning_rate": self.learning_rate,
+            "seeds": to_plain(self.seeds),
+        }

@@ -1,0 +1,27 @@
+"""The model-free check on the posterior: centred isotonic regression of failure on log2 LR (Oron and Flournoy 2017)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trimtab.stats.posterior import Trials
+
+
+def centred_isotonic_level(trials: Trials, level: float = 0.5) -> float:
+    """log2 LR at which the fitted failure rate crosses ``level``; -inf or inf where it never does; nan without runs."""
+    if len(trials.x) == 0:
+        return float("nan")
+    pools: list[list[float]] = []  # failures, runs, sum of x over the runs
+    for x in np.unique(trials.x):
+        here = trials.x == x
+        pools.append([float(trials.failed[here].sum()), float(here.sum()), float(x * here.sum())])
+        while len(pools) > 1 and pools[-2][0] / pools[-2][1] >= pools[-1][0] / pools[-1][1]:
+            last = pools.pop()
+            pools[-1] = [a + b for a, b in zip(pools[-1], last, strict=True)]
+    rates = np.array([failures / runs for failures, runs, _ in pools])
+    centres = np.array([total / runs for _, runs, total in pools])
+    if rates[-1] < level:
+        return float("inf")
+    if rates[0] > level:
+        return float("-inf")
+    return float(np.interp(level, rates, centres))

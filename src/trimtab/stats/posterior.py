@@ -1,0 +1,140 @@
+r"""Where training breaks: a Bayesian grid posterior of the edge in log2 LR.
+
+.. math:: P(\mathrm{fail} \mid x) = \lambda + (1 - \lambda)\,\mathrm{logistic}((x - x_{50}) / s)
+
+with :math:`x = \log_2 \mathrm{LR}`.
+
+Complete separation, the normal case, has no maximum-likelihood answer, hence the posterior. Priors: x50 flat, s
+log-normal with location and spread shared by the arms of a study (some edges are sharp, some are slopes) within
+0.05 to 1.5 octaves, lapse Beta(1, 30), mostly below 6 %. Levels are those of the lapse-free curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+STEP = 1 / 16  # octaves between grid points, and between learning rates that may be proposed
+PAD = 3.0  # octaves of the grid beyond the tested range on each side
+WIDTHS = np.geomspace(0.05, 1.5, 14)
+LAPSES = np.array([0.0, 0.01, 0.02, 0.04, 0.06, 0.09, 0.13])
+LAPSE_PRIOR = (1 - LAPSES) ** 29 * np.gradient(LAPSES)
+HYPER_LOCATIONS = np.log(np.geomspace(0.05, 1.5, 9))
+HYPER_SPREADS = np.array([0.2, 0.5, 1.0, 2.0])
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """Tested learning rates of one arm.
+
+    Attributes:
+        x: log2 LR of each run.
+        failed: whether it failed.
+    """
+
+    x: Floats
+    failed: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[float, bool]]) -> Trials:
+        """From pairs (log2 LR, failed)."""
+        return cls(np.array([x for x, _ in pairs], float), np.array([f for _, f in pairs], bool))
+
+
+@dataclass(frozen=True, slots=True)
+class EdgePosterior:
+    """What is known of one arm's edge.
+
+    Attributes:
+        x50: grid of log2 LR50, ascending.
+        weight: probability of each (x50, width), summing to 1.
+        low, high: the tested range in log2 LR; nothing outside it is ever claimed.
+    """
+
+    x50: Floats
+    weight: Floats
+    low: float
+    high: float
+
+    def density(self, level: float = 0.5) -> Floats:
+        """Probability of each point of ``x50`` for the LR at which a share ``level`` of runs fails."""
+        if level == 0.5:
+            return self.weight.sum(1)
+        shifted = self.x50[:, None] + WIDTHS * np.log(level / (1 - level))
+        index = np.clip((shifted - self.x50[0]) / STEP, 0, len(self.x50) - 1)
+        lower = np.floor(index).astype(int)
+        upper = np.minimum(lower + 1, len(self.x50) - 1)
+        share = index - lower
+        density = np.zeros(len(self.x50))
+        np.add.at(density, lower, self.weight * (1 - share))
+        np.add.at(density, upper, self.weight * share)
+        return density
+
+    def quantiles(self, probabilities: Sequence[float], level: float = 0.5) -> Floats:
+        """Quantiles of log2 LR at a failure level."""
+        return grid_quantiles(self.x50, self.density(level), probabilities)
+
+    def width_quantiles(self, probabilities: Sequence[float]) -> Floats:
+        """Quantiles of the edge width s, in octaves."""
+        return 2 ** np.interp(probabilities, np.cumsum(self.weight.sum(0)), np.log2(WIDTHS))
+
+
+def grid_quantiles(grid: Floats, density: Floats, probabilities: Sequence[float]) -> Floats:
+    """Quantiles of a density on an even grid, each point standing for the cell around it."""
+    cumulative = np.concatenate(([0.0], np.cumsum(density)))
+    half = (grid[1] - grid[0]) / 2
+    edges = np.concatenate((grid - half, [grid[-1] + half]))
+    # A tiny slope keeps the inverse defined where no probability lies.
+    return np.interp(probabilities, cumulative / cumulative[-1] + np.arange(len(edges)) * 1e-12, edges)
+
+
+class EdgeModel:
+    """The posterior over one study's tested range; keeps what can be reused between rounds.
+
+    Raises:
+        ValueError: if the range is empty or reversed.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        if not low < high:
+            raise ValueError(f"the range of log2 LR is empty: {low} to {high}")
+        self.low, self.high = low, high
+        self.x50 = np.arange(np.floor((low - PAD) / STEP), np.ceil((high + PAD) / STEP) + 1) * STEP
+        deviation = (np.log(WIDTHS) - HYPER_LOCATIONS[:, None, None]) / HYPER_SPREADS[:, None]
+        table = np.exp(-0.5 * deviation**2).reshape(-1, len(WIDTHS))
+        self.width_given_hyper = table / table.sum(1, keepdims=True)
+        self._log_likelihood: dict[tuple[float, bool], Floats] = {}
+
+    def fit(self, arms: Mapping[str, Trials]) -> dict[str, EdgePosterior]:
+        """Posterior of every arm; the edge widths of all arms inform each other. No runs at all give the prior."""
+        likelihood = {name: self._marginal(trials) for name, trials in arms.items()}
+        by_width = {name: table.sum(0) for name, table in likelihood.items()}
+        log_evidence = {name: np.log(self.width_given_hyper @ widths) for name, widths in by_width.items()}
+        total = sum(log_evidence.values(), np.zeros(len(self.width_given_hyper)))
+        posteriors: dict[str, EdgePosterior] = {}
+        for name, table in likelihood.items():
+            others = total - log_evidence[name]
+            hyper = np.exp(others - others.max())
+            weight = table * (hyper @ self.width_given_hyper)
+            posteriors[name] = EdgePosterior(self.x50, weight / weight.sum(), self.low, self.high)
+        return posteriors
+
+    def _marginal(self, trials: Trials) -> Floats:
+        """Likelihood over (x50, width), the lapse summed out, scaled to a largest value near 1."""
+        total = np.zeros((len(self.x50), len(WIDTHS), len(LAPSES)))
+        for x, failed in zip(trials.x.tolist(), trials.failed.tolist(), strict=True):
+            total += self._one(x, failed)
+        return np.exp(total - total.max()) @ LAPSE_PRIOR
+
+    def _one(self, x: float, failed: bool) -> Floats:
+        key = (x, failed)
+        if key not in self._log_likelihood:
+            edge = 1 / (1 + np.exp(np.clip((self.x50[:, None] - x) / WIDTHS, -500, 500)))
+            fail = LAPSES + (1 - LAPSES) * edge[:, :, None]
+            self._log_likelihood[key] = np.log(np.maximum(fail if failed else 1 - fail, 1e-12))
+        return self._log_likelihood[key]

@@ -1,0 +1,126 @@
+"""What a person sees while a study runs: live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from trimtab.run.folder import Outcome
+from trimtab.study.search import Trial
+
+PHASES = {0: "sweep", 1: "replicates"}
+
+
+class Clock:
+    """Time left in a round, from the pace so far."""
+
+    def __init__(self) -> None:
+        self.started, self.done, self.total = time.monotonic(), 0, 0
+
+    def start(self, total: int) -> None:
+        """A round of ``total`` runs begins."""
+        self.started, self.done, self.total = time.monotonic(), 0, total
+
+    def left(self) -> str:
+        """'2:05 left in this round', or nothing before the first run ended."""
+        if not self.done:
+            return ""
+        seconds = (time.monotonic() - self.started) / self.done * (self.total - self.done)
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d} left in this round"
+
+
+class PlainDisplay:
+    """One line a finished run."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.clock = console, Clock()
+
+    def round_started(self, number: int, total: int, to_train: int) -> None:
+        """A heading for the round."""
+        self.clock.start(to_train)
+        self.console.print(Text(f"{round_name(number)}: {total} runs, {to_train} to train"))
+
+    def progress(self, trial: Trial, step: int, loss: float) -> None:
+        """Too much for plain lines."""
+
+    def finished(self, trial: Trial, outcome: Outcome | None, message: str) -> None:
+        """The run and what it came to."""
+        self.clock.done += 1
+        line = f"[{self.clock.done}/{self.clock.total}] {describe(trial)}: {result(outcome, message)}"
+        self.console.print(Text(f"{line}  {self.clock.left()}".rstrip()), soft_wrap=True)
+
+
+class ProgressDisplay:
+    """A bar for the round and a line for each run at work."""
+
+    def __init__(self, console: Console) -> None:
+        self.clock = Clock()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+        )
+        self.task = self.bar.add_task("", left="")
+        self.at_work: dict[Trial, str] = {}
+        self.live = Live(console=console, refresh_per_second=4, transient=True)
+
+    def round_started(self, number: int, total: int, to_train: int) -> None:
+        """The bar starts over."""
+        self.clock.start(to_train)
+        self.at_work.clear()
+        self.bar.reset(
+            self.task, total=max(1, to_train), completed=0 if to_train else 1, description=round_name(number), left=""
+        )
+        self._show()
+
+    def progress(self, trial: Trial, step: int, loss: float) -> None:
+        """The line of one run."""
+        self.at_work[trial] = f"  {describe(trial)}: step {step}, loss {loss:.3f}"
+        self._show()
+
+    def finished(self, trial: Trial, outcome: Outcome | None, message: str) -> None:
+        """The bar advances."""
+        self.clock.done += 1
+        self.at_work.pop(trial, None)
+        self.bar.update(self.task, advance=1, left=self.clock.left())
+        if outcome is None:
+            self.live.console.print(Text(f"{describe(trial)}: {result(outcome, message)}"))
+        self._show()
+
+    def __enter__(self) -> ProgressDisplay:
+        self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.stop()
+
+    def _show(self) -> None:
+        self.live.update(Group(self.bar, *(Text(line) for line in self.at_work.values())))
+
+
+def round_name(number: int) -> str:
+    """'sweep', 'replicates', 'probes 1', ..."""
+    return PHASES.get(number, f"probes {number - 1}")
+
+
+def describe(trial: Trial) -> str:
+    """'qk_norm at LR 0.0312, seed 0'."""
+    name = "".join(character if character.isprintable() else "?" for character in trial.arm)
+    return f"{name} at LR {trial.learning_rate:.3g}, seed {trial.seed}"
+
+
+def result(outcome: Outcome | None, message: str) -> str:
+    """'loss 2.153 in 7.1 s', or why there is no outcome."""
+    if outcome is None:
+        return f"no outcome: {message}"
+    stopped = f" (stopped: {outcome.stopped})" if outcome.stopped else ""
+    return f"loss {outcome.final_loss:.3f} in {outcome.seconds:.1f} s{stopped}"

@@ -1,0 +1,266 @@
+"""Run a study to its end: ask the search for a round, make the runs that are missing, and again until it is answered.
+
+Killing it at any moment loses nothing but the runs at work: every finished run is a folder named by its content.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+
+from trimtab.config import ConfigError, Raw, canonical, dump_toml
+from trimtab.data import TokenData, TokenSource
+from trimtab.host import SiteUnavailableError
+from trimtab.hosts import UnknownFamilyError
+from trimtab.intervention import ConflictError
+from trimtab.run.execute import build
+from trimtab.run.folder import Outcome, load_outcome, write_whole
+from trimtab.run.identity import run_id
+from trimtab.study.analysis import Findings, analyse
+from trimtab.study.executors.protocol import Executor, Job, Report
+from trimtab.study.ledger import Ledger, no_outcomes
+from trimtab.study.search import Results, Trial, rounds
+from trimtab.study.spec import SIXTEENTH, StudySpec
+
+MOST_ATTEMPTS = 3
+MOST_KILLS = 10
+POLL_SECONDS = 0.5
+
+
+class StorageError(OSError):
+    """A folder cannot be written; what was finished before is whole, and the same command goes on from there."""
+
+
+class Display(Protocol):
+    """Shows what goes on."""
+
+    def round_started(self, number: int, total: int, to_train: int) -> None: ...
+
+    def progress(self, trial: Trial, step: int, loss: float) -> None: ...
+
+    def finished(self, trial: Trial, outcome: Outcome | None, message: str) -> None: ...
+
+
+class Silence:
+    """Shows nothing."""
+
+    def round_started(self, number: int, total: int, to_train: int) -> None: ...
+
+    def progress(self, trial: Trial, step: int, loss: float) -> None: ...
+
+    def finished(self, trial: Trial, outcome: Outcome | None, message: str) -> None: ...
+
+
+def run_study(spec: StudySpec, folder: Path, executor: Executor, display: Display | None = None) -> Findings:
+    """Carry out or resume a study in a folder.
+
+    Raises:
+        ConfigError: if an arm cannot be built, or the folder holds something else; nothing was changed.
+        StudyLockedError: if another live process works on the folder.
+        IntegrityError: if a finished run is damaged.
+        StorageError: if the disk refuses.
+    """
+    display = display or Silence()
+    check_arms(spec)
+    open_folder(spec, folder)
+    with Ledger(folder) as ledger:
+        _claim(spec, folder)
+        try:
+            with executor:
+                return _drive(spec, folder, executor, ledger, display)
+        except OSError as error:
+            if isinstance(error, ConnectionError):
+                raise
+            raise StorageError(
+                f"{folder}: {error.strerror or error}; make room or check the disk, then run the same command again"
+            ) from error
+
+
+def replay(spec: StudySpec, folder: Path) -> Findings:
+    """The findings of a finished study, from its folder alone; trains and writes nothing.
+
+    Raises:
+        ConfigError: if the folder holds no such study, or one that is not finished.
+        IntegrityError: if a finished run is damaged.
+    """
+    if not (folder / "protocol.json").exists():
+        raise ConfigError(f"{folder}: not a study folder")
+    open_folder(spec, folder)
+    errors = no_outcomes(folder)
+
+    def obtain(batch: Sequence[Trial], names: Mapping[Trial, str]) -> Results:
+        found = {trial: load_outcome(folder / "runs" / names[trial]) for trial in batch}
+        for trial, outcome in found.items():
+            if outcome is None and names[trial] not in errors:
+                raise ConfigError(
+                    f"{folder}: the study is not finished (no run of '{trial.arm}' at LR {trial.learning_rate:.4g}, "
+                    f"seed {trial.seed}); run 'trimtab study', or the script that defines it, to finish it"
+                )
+        return found
+
+    results, names = _search(spec, obtain)
+    return analyse(spec, results, names, folder, errors)
+
+
+def _drive(spec: StudySpec, folder: Path, executor: Executor, ledger: Ledger, display: Display) -> Findings:
+    runs = folder / "runs"
+    runs.mkdir(exist_ok=True)
+
+    def obtain(batch: Sequence[Trial], names: Mapping[Trial, str]) -> Results:
+        ledger.plan([(names[t], t.arm, t.tick, t.seed, t.round) for t in batch])
+        present = {trial: load_outcome(runs / names[trial]) for trial in batch}
+        missing = [trial for trial, outcome in present.items() if outcome is None]
+        ledger.finish([names[trial] for trial, outcome in present.items() if outcome is not None])
+        display.round_started(batch[0].round, len(batch), len(missing))
+        _train(spec, missing, names, runs, executor, ledger, display)
+        return {trial: load_outcome(runs / names[trial]) for trial in batch}
+
+    results, names = _search(spec, obtain)
+    return analyse(spec, results, names, folder, ledger.errors())
+
+
+def _search(
+    spec: StudySpec, obtain: Callable[[Sequence[Trial], Mapping[Trial, str]], Results]
+) -> tuple[Results, Mapping[Trial, str]]:
+    results: dict[Trial, Outcome | None] = {}
+    names: dict[Trial, str] = {}
+    search = rounds(spec)
+    batch = next(search)
+    while True:
+        names |= {trial: name_of(spec, trial) for trial in batch}
+        results |= obtain(batch, names)
+        try:
+            batch = search.send(results)
+        except StopIteration:
+            return results, names
+
+
+def _train(
+    spec: StudySpec,
+    missing: Sequence[Trial],
+    names: Mapping[Trial, str],
+    runs: Path,
+    executor: Executor,
+    ledger: Ledger,
+    display: Display,
+) -> None:
+    waiting = list(reversed(missing))
+    trial_of = {names[trial]: trial for trial in missing}
+    attempts = dict.fromkeys(trial_of, 0)
+    kills = dict.fromkeys(trial_of, 0)
+    at_work: set[str] = set()
+    while waiting or at_work:
+        while waiting and len(at_work) < executor.capacity:
+            trial = waiting.pop()
+            at_work.add(names[trial])
+            executor.submit(Job(names[trial], spec.arms[trial.arm].run(trial.tick, trial.seed), runs))
+        for report in executor.poll(POLL_SECONDS):
+            trial = trial_of[report.name]
+            if report.kind == "progress":
+                display.progress(trial, report.step, report.loss)
+                continue
+            at_work.discard(report.name)
+            if report.kind == "done":
+                ledger.finish([report.name])
+                display.finished(trial, load_outcome(runs / report.name), "")
+            elif report.kind == "storage":
+                raise OSError(report.message)
+            else:
+                final = _count(report, attempts, kills)
+                ledger.fail(report.name, report.message, killed=report.kind == "killed", final=final)
+                if final:
+                    display.finished(trial, None, report.message)
+                else:
+                    waiting.append(trial)
+
+
+def _count(report: Report, attempts: dict[str, int], kills: dict[str, int]) -> bool:
+    tally, most = (kills, MOST_KILLS) if report.kind == "killed" else (attempts, MOST_ATTEMPTS)
+    tally[report.name] += 1
+    return tally[report.name] >= most
+
+
+def name_of(spec: StudySpec, trial: Trial) -> str:
+    """The run id of a trial."""
+    run = spec.arms[trial.arm].run(trial.tick, trial.seed)
+    return run_id(run, tokens_of(run.protocol.data).fingerprint)
+
+
+@cache
+def tokens_of(source: TokenSource) -> TokenData:
+    """The tokens of a source, loaded once by the driver."""
+    return source.load()
+
+
+def check_arms(spec: StudySpec) -> None:
+    """Build every arm's model once, so that what cannot be built is refused before anything is written.
+
+    Raises:
+        ConfigError: naming the arm.
+        CorpusError: if the data cannot be used.
+    """
+    for arm in spec.arms.values():
+        tokens_of(arm.protocol.data)
+        try:
+            build(arm.run(-8 * SIXTEENTH, 0), torch.device("cpu"))
+        except (SiteUnavailableError, ConflictError, UnknownFamilyError) as error:
+            raise ConfigError(f"arms.{arm.name}: {error}") from error
+        if arm.protocol.training.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"arms.{arm.name}: training.device is cuda, but torch sees no CUDA device")
+
+
+def open_folder(spec: StudySpec, folder: Path) -> None:
+    """Make the study folder, or check that the one there belongs to this study.
+
+    Raises:
+        ConfigError: if it holds other things, or a study of another protocol.
+        StorageError: if it cannot be made or written.
+    """
+    protocol = folder / "protocol.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise StorageError(f"{folder}: not writable; use another --out")
+        if not protocol.exists():
+            strangers = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+            if strangers:
+                raise ConfigError(
+                    f"{folder}: not a study folder, yet it holds {sorted(strangers)[0]}; use another --out"
+                )
+            return
+        stored = protocol.read_text(encoding="utf-8")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{folder}: a file is in the way; use another --out") from error
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror or error}; use another --out") from error
+    wanted = spec.fixed()
+    if stored.strip() != canonical(wanted):
+        raise ConfigError(
+            f"{folder}: holds a study of another protocol ({_first_difference(stored, wanted)}); use another --out"
+        )
+
+
+def _claim(spec: StudySpec, folder: Path) -> None:
+    write_whole(folder / "protocol.json", canonical(spec.fixed()) + "\n")
+    write_whole(folder / "study.toml", dump_toml(spec.table()))
+
+
+def _first_difference(stored: str, wanted: Raw) -> str:
+    try:
+        old: object = json.loads(stored)
+    except ValueError:
+        return "its protocol.json is damaged"
+    new: object = json.loads(canonical(wanted))
+    path: list[str] = []
+    while isinstance(old, dict) and isinstance(new, dict):
+        before, after = cast(Raw, old), cast(Raw, new)
+        key = next(k for k in sorted({*before, *after}) if before.get(k) != after.get(k))
+        path.append(key)
+        old, new = before.get(key), after.get(key)
+    return f"{'.'.join(path)} is {canonical(old)} there and {canonical(new)} here"

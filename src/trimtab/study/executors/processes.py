@@ -1,0 +1,162 @@
+"""Persistent worker processes: importing torch costs seconds, so a worker lives as long as the study."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import cast
+
+from trimtab.study.executors.protocol import Job, Report, Task, train_job
+
+PROGRESS_SECONDS = 0.5
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    job: Job | None = None
+
+
+class ProcessExecutor:
+    """A pool of spawned workers, one job each at a time; on CUDA they share the devices in turn.
+
+    Args:
+        num_workers: processes; on the CPU one per core, each with the threads that its run asks for.
+        devices: ``CUDA_VISIBLE_DEVICES`` of the workers in turn; empty leaves it as it is.
+
+    Raises:
+        ValueError: if num_workers is not positive.
+    """
+
+    def __init__(self, num_workers: int, *, devices: tuple[str, ...] = (), task: Task = train_job) -> None:
+        if num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, got {num_workers}")
+        self.capacity = num_workers
+        self.devices = devices
+        self.task = task
+        self.workers: list[_Worker] = []
+        self.context = multiprocessing.get_context("spawn")
+
+    def submit(self, job: Job) -> None:
+        """Hand the job to a free worker, starting one if need be."""
+        worker = next((w for w in self.workers if w.job is None), None) or self._start()
+        worker.job = job
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            worker.pipe.send(job)  # to a worker that died while idle: poll reports the job as killed
+
+    def poll(self, timeout: float) -> list[Report]:
+        """News from all workers; a dead worker's job is reported as killed and its place is free again."""
+        busy = [worker for worker in self.workers if worker.job is not None]
+        waiting = [worker.pipe for worker in busy] + [worker.process.sentinel for worker in busy]
+        connection.wait(waiting, timeout)
+        reports: list[Report] = []
+        for worker in busy:
+            reports += self._news_of(worker)
+        return reports
+
+    def cancel(self) -> None:
+        """Kill every worker."""
+        for worker in self.workers:
+            worker.process.kill()
+        for worker in self.workers:
+            worker.process.join()
+            worker.pipe.close()
+        self.workers.clear()
+
+    def __enter__(self) -> ProcessExecutor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def _news_of(self, worker: _Worker) -> list[Report]:
+        reports: list[Report] = []
+        with contextlib.suppress(EOFError, ConnectionResetError, OSError):
+            while worker.pipe.poll():
+                report = worker.pipe.recv()
+                reports.append(report)
+                if report.kind != "progress":
+                    worker.job = None
+        if worker.job is not None and not worker.process.is_alive():
+            code = worker.process.exitcode
+            reports.append(Report(worker.job.name, "killed", message=f"its worker ended with exit code {code}"))
+            worker.job = None
+        if not worker.process.is_alive():
+            worker.pipe.close()
+            self.workers.remove(worker)
+        return reports
+
+    def _start(self) -> _Worker:
+        ours, theirs = self.context.Pipe()
+        device = self.devices[len(self.workers) % len(self.devices)] if self.devices else None
+        process = self.context.Process(target=_work, args=(theirs, self.task, os.getpid(), device), daemon=True)
+        with _environment(dict.fromkeys(THREAD_VARIABLES, "1")):
+            process.start()
+        theirs.close()
+        worker = _Worker(process, cast(Connection, ours))
+        self.workers.append(worker)
+        return worker
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]):
+    """Variables a spawned interpreter must see before it imports torch; a run sets its own thread count later."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _work(pipe: Connection, task: Task, driver: int, device: str | None) -> None:
+    """A worker's life: jobs come in, news go out; it ends with the driver, however that ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        while True:
+            _carry_out(pipe, task, pipe.recv())
+
+
+def _carry_out(pipe: Connection, task: Task, job: Job) -> None:
+    last = time.monotonic()
+
+    def progress(step: int, loss: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_SECONDS:
+            last = time.monotonic()
+            pipe.send(Report(job.name, "progress", step, loss))
+
+    try:
+        task(job, progress)
+        pipe.send(Report(job.name, "done"))
+    except OSError as error:
+        pipe.send(Report(job.name, "storage", message=str(error)))
+    except Exception as error:  # whatever the user's model raises is news of that job, not the end of the worker
+        pipe.send(Report(job.name, "failed", message=f"{type(error).__name__}: {error}"))
+
+
+def _end_with(driver: int) -> None:
+    while os.getppid() == driver:
+        time.sleep(0.5)
+    os._exit(1)

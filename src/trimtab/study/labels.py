@@ -1,0 +1,72 @@
+"""From the facts of a run to its label, by a rule fixed before the study starts; labels are never stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+
+from trimtab.run.folder import Outcome
+from trimtab.study.spec import Criterion
+
+
+class Label(StrEnum):
+    """What became of a run; the first that matches, in this order."""
+
+    NO_OUTCOME = "no_outcome"  # the machine's fault; never evidence
+    NON_FINITE = "non_finite"
+    EXPLODED = "exploded"
+    STUCK = "stuck"
+    DEGRADED = "degraded"
+    UNDERTRAINED = "undertrained"  # too slow, at an LR below the arm's best: no failure, and no success
+    RECOVERED = "recovered"
+    STABLE = "stable"
+
+
+FAILURES: Collection[Label] = (Label.NON_FINITE, Label.EXPLODED, Label.STUCK, Label.DEGRADED)
+STRICT_FAILURES: Collection[Label] = (Label.NON_FINITE, Label.EXPLODED)
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What a run is measured against.
+
+    Attributes:
+        best_loss: the arm's own best for "breaks", the reference's for "usable".
+        best_tick: the arm's best LR, in sixteenths of an octave; it separates degraded from undertrained.
+        reference_loss: best loss of the reference arm ("L*"), which says what stuck means.
+    """
+
+    best_loss: float
+    best_tick: int
+    reference_loss: float
+
+
+def label(outcome: Outcome | None, tick: int, yardstick: Yardstick, criterion: Criterion, margin: float) -> Label:
+    """The label of one run at LR 2^(tick/16), for a margin in nats."""
+    if outcome is None:
+        return Label.NO_OUTCOME
+    if outcome.stopped == "non_finite":
+        return Label.NON_FINITE
+    final = outcome.final_loss
+    if final > outcome.log_vocab + criterion.explosion_margin or outcome.norm_ratio > criterion.explosion_norm_ratio:
+        return Label.EXPLODED
+    learned = outcome.unigram_entropy - yardstick.reference_loss
+    if final > outcome.unigram_entropy - criterion.stuck_share * learned:
+        return Label.STUCK
+    if final > yardstick.best_loss + margin:
+        return Label.DEGRADED if tick > yardstick.best_tick else Label.UNDERTRAINED
+    return Label.RECOVERED if outcome.spike > criterion.spike_margin else Label.STABLE
+
+
+def failed(one: Label, *, strict: bool = False) -> bool | None:
+    """Whether a label is a failure; None where it is evidence of nothing."""
+    if one in (Label.NO_OUTCOME, Label.UNDERTRAINED):
+        return None
+    return one in (STRICT_FAILURES if strict else FAILURES)
+
+
+def reference_never_learned(reference_loss: float, unigram_entropy: float) -> bool:
+    """Whether even the reference's best run is no better than unigram frequencies."""
+    return not math.isfinite(reference_loss) or reference_loss >= unigram_entropy

@@ -1,0 +1,66 @@
+"""What a study will take, before anything starts: runs, hours and disk, from a few timed steps."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice, pairwise
+
+import torch
+
+from trimtab.data.batches import held_out_batch
+from trimtab.run.execute import EVALUATION_BATCH, build, build_optimizer, training_batches
+from trimtab.study.driver import check_arms, tokens_of
+from trimtab.study.spec import SIXTEENTH, StudySpec
+from trimtab.train import held_out_loss, train
+
+TIMED_STEPS = 5
+ROW_BYTES = 130
+FOLDER_BYTES = 8192
+
+
+def plan(spec: StudySpec, workers: int) -> str:
+    """Lines that say what the study will take.
+
+    Raises:
+        ConfigError: if an arm cannot be built.
+        CorpusError: if the data cannot be used.
+    """
+    check_arms(spec)
+    seconds = seconds_per_run(spec)
+    rates = spec.learning_rates
+    first, most = spec.first_runs() * len(spec.arms), spec.most_runs()
+    disk = most * (spec.protocol.training.steps * ROW_BYTES + FOLDER_BYTES)
+    return "\n".join(
+        [
+            f"study '{spec.name}': {len(spec.arms)} arms, {len(rates.sweep())} learning rates from {rates.low:.4g} to "
+            f"{rates.high:.4g}, {spec.protocol.training.steps} steps a run",
+            f"runs:  {first} in the first phase, at most {most} in all",
+            f"hours: {first * seconds / workers / 3600:.2f} for the first phase, at most "
+            f"{most * seconds / workers / 3600:.2f} in all ({workers} workers, {seconds:.1f} s a run, timed on "
+            f"'{spec.reference}')",
+            f"disk:  at most {disk / 1e6:.0f} MB",
+        ]
+    )
+
+
+def seconds_per_run(spec: StudySpec) -> float:
+    """Time of one run of the reference arm, from a few steps and one evaluation on this machine."""
+    arm = spec.arms[spec.reference]
+    run = arm.run(-8 * SIXTEENTH, 0)
+    protocol, training = run.protocol, run.protocol.training
+    torch.set_num_threads(training.threads)
+    device = torch.device(training.device)
+    data = tokens_of(protocol.data)
+    model = build(run, device)
+    held_out = held_out_batch(
+        data.held_out, num_sequences=protocol.evaluation.num_sequences, context=protocol.model.context
+    ).to(device)
+    batches = islice(training_batches(protocol, data, 0, device), TIMED_STEPS)
+    times = [time.perf_counter()]
+    for record in train(model, batches, build_optimizer(model, run), learning_rate=lambda step: 1e-6):
+        float(record.loss)
+        times.append(time.perf_counter())
+    float(held_out_loss(model, held_out, EVALUATION_BATCH))
+    evaluation = time.perf_counter() - times[-1]
+    steps = [after - before for before, after in pairwise(times)][1:]  # the first warms up
+    return training.steps * min(steps) + len(protocol.evaluation.steps_of(training.steps)) * evaluation

@@ -1,0 +1,121 @@
+"""A study as a Python object: from arms and a model builder, from a file, or from a folder of results."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trimtab.config import ConfigError, Raw, load_toml
+from trimtab.method import Method
+from trimtab.run.spec import ModelBuilder, OptimizerBuilder
+from trimtab.study.analysis import Findings
+from trimtab.study.driver import Display, run_study
+from trimtab.study.executors.inline import InlineExecutor
+from trimtab.study.executors.processes import ProcessExecutor
+from trimtab.study.executors.protocol import Executor
+from trimtab.study.spec import StudySpec, read_study
+
+ArmTable = str | Method | Mapping[str, Any]
+
+
+class Study:
+    """A comparison of arms, ready to run.
+
+    Args:
+        arms: slugs or methods, or a name for each: a slug, a method, or a table like those of a study file.
+        learning_rates: a table with low, high and octaves_apart.
+        model: the user's builder, called with a ``GPTConfig`` for its vocab_size and context; returns a module that
+            maps tokens (B, T) to logits (B, T, V). None builds our GPT. Its code is part of every run's identity.
+        optimizer: the user's builder, called with the model and the peak LR. None builds AdamW.
+        settings: the other tables of a study file: training, schedule, criterion, search, data, ...
+
+    Raises:
+        ConfigError: as for a study file.
+    """
+
+    def __init__(
+        self,
+        *,
+        arms: Sequence[str | Method] | Mapping[str, ArmTable],
+        learning_rates: Mapping[str, object],
+        model: ModelBuilder | None = None,
+        optimizer: OptimizerBuilder | None = None,
+        **settings: Any,
+    ) -> None:
+        if not isinstance(arms, Mapping):
+            arms = {arm.slug if isinstance(arm, Method) else arm: {"method": arm} for arm in arms}
+        tables = {name: dict(arm) if isinstance(arm, Mapping) else {"method": arm} for name, arm in arms.items()}
+        raw: Raw = {**settings, "learning_rates": dict(learning_rates), "arms": tables}
+        if settings.get("reference") is None and "baseline" not in tables:
+            raw["reference"] = next(iter(tables), "baseline")
+        self.spec = read_study(raw, "Study", build_model=model, build_optimizer=optimizer)
+
+    @classmethod
+    def of(cls, spec: StudySpec) -> Study:
+        """A study from its specification."""
+        study = cls.__new__(cls)
+        study.spec = spec
+        return study
+
+    def run(
+        self,
+        out: str | Path = "trimtab-study",
+        *,
+        workers: int | None = None,
+        executor: Executor | None = None,
+        display: Display | None = None,
+    ) -> Findings:
+        """Carry out the study, or what is missing of it, in the folder ``out``.
+
+        Args:
+            out: the study folder; the same study in the same folder trains nothing twice.
+            workers: processes; 0 trains in this process; None means one per core or, on CUDA, per device.
+            executor: anything that carries out jobs, in place of processes.
+            display: shows what goes on; silent by default.
+
+        Raises:
+            ConfigError: if an arm cannot be built, cannot be sent to a worker, or the folder holds something else.
+            StudyLockedError: if another live process works on the folder.
+            StorageError: if the folder cannot be written.
+        """
+        chosen = executor or executor_for(self.spec, workers)
+        return run_study(self.spec, Path(out), chosen, display)
+
+
+def executor_for(spec: StudySpec, workers: int | None, workers_per_gpu: int = 1) -> Executor:
+    """Processes for a study: one per core and thread asked for, or ``workers_per_gpu`` on each CUDA device.
+
+    Raises:
+        ConfigError: if the study holds code that cannot be sent to a worker.
+    """
+    if workers == 0:
+        return InlineExecutor()
+    try:
+        pickle.dumps(spec)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"the study cannot be sent to a worker ({error}); define its functions at the top of a module, "
+            "or use workers=0"
+        ) from error
+    training = spec.protocol.training
+    if training.device == "cuda":
+        devices = tuple(str(index) for index in range(torch.cuda.device_count()))
+        return ProcessExecutor(workers or max(1, len(devices)) * workers_per_gpu, devices=devices)
+    return ProcessExecutor(workers or max(1, (os.cpu_count() or 1) // training.threads))
+
+
+def load_study(path: str | Path) -> Study:
+    """The study of a TOML file, or of a study folder.
+
+    Raises:
+        ConfigError: if the file is missing or refused.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file /= "study.toml"
+    return Study.of(read_study(load_toml(file), str(file)))

@@ -1,0 +1,145 @@
+"""What every method owes every model: it acts, it can be taken out, it leaves nothing behind, it trains and saves."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trimtab.host import Host
+from trimtab.intervention import ModelIntervention
+from trimtab.method import Method, RemovalError, installed_in
+
+TRAINING_STEPS = 3
+
+
+class MethodContract(ABC):
+    """Subclass, fill in the two hooks, and let pytest collect the tests."""
+
+    @abstractmethod
+    def make_method(self) -> Method:
+        """The method under test."""
+
+    @abstractmethod
+    def make_host(self) -> Host:
+        """A fresh host with random weights, the same ones on every call."""
+
+    def tokens(self, host: Host) -> Tensor:
+        """Token ids (B, T) that the model takes."""
+        return torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(1))
+
+    def test_every_edit_changes_a_large_input(self) -> None:
+        """Each module put in is tried by itself: a change of attention kernel cannot pass for an effect."""
+        host = self.make_host()
+        for one in self.make_method().install(host):
+            for change in one.changes:
+                edit = getattr(change, "edit", None)
+                if isinstance(edit, nn.Module):
+                    tap = next(t for t in host.find_taps() if edit in list(t.slot))
+                    generator = torch.Generator().manual_seed(2)
+                    x = torch.randn(2, 2, 8, tap.width or 8, generator=generator) * 100 + 3
+                    if tap.width == 0:
+                        x = x if tap.site == "scores" else x.softmax(-1)
+                    assert not torch.equal(edit(x), x), f"{one.slug} at {tap.site} changes nothing"
+
+    def test_every_edit_keeps_the_shape(self) -> None:
+        """A forward pass succeeds: slots refuse an edit that changes a shape."""
+        host = self.make_host()
+        plain = host.model(self.tokens(host))
+        self.make_method().install(host)
+        assert host.model(self.tokens(host)).shape == plain.shape
+
+    def test_the_method_is_somewhere(self) -> None:
+        """A method with interventions on the model changes it."""
+        host, method = self.make_host(), self.make_method()
+        wanted = [i for i in method.interventions if isinstance(i, ModelIntervention)]
+        assert len(method.install(host)) == len(wanted)
+        assert all(len(one.changes) > 0 for one in installed_in(host.model))
+
+    def test_removal_restores_outputs_keys_and_order_bitwise(self) -> None:
+        """Right after install, removal leaves no trace."""
+        host = self.make_host()
+        tokens = self.tokens(host)
+        plain, keys = host.model(tokens), list(host.model.state_dict())
+        parameters = [id(p) for p in host.model.parameters()]
+        hooks = _num_hooks(host.model)
+        with self.make_method().applied(host):
+            host.model(tokens)
+        assert torch.equal(host.model(tokens), plain)
+        assert list(host.model.state_dict()) == keys
+        assert [id(p) for p in host.model.parameters()] == parameters
+        assert _num_hooks(host.model) == hooks
+        assert installed_in(host.model) == ()
+
+    def test_family_keys_stay_and_method_keys_are_marked(self) -> None:
+        """Saved weights hold the family's keys, less those of parts taken out, plus ``trimtab.<slug>.``."""
+        host, method = self.make_host(), self.make_method()
+        plain = set(host.model.state_dict())
+        slugs = tuple(f"trimtab.{i.slug()}." for i in method.interventions)
+        method.install(host)
+        fresh = set(host.model.state_dict()) - plain
+        assert all(key.startswith(slugs) for key in fresh), sorted(fresh)
+
+    def test_saved_weights_load_into_another_model_with_the_method(self) -> None:
+        """A round trip through the state dict gives the same outputs."""
+        first, second = self.make_host(), self.make_host()
+        method = self.make_method()
+        method.install(first)
+        self.train_a_little(first)
+        method.install(second)
+        second.model.load_state_dict(first.model.state_dict())
+        first.model.eval()
+        second.model.eval()
+        tokens = self.tokens(first)
+        assert torch.equal(first.model(tokens), second.model(tokens))
+
+    def test_every_parameter_gets_a_gradient_in_training(self) -> None:
+        """Nothing the method adds is dead, and it cuts nothing off."""
+        host = self.make_host()
+        self.make_method().install(host)
+        self.train_a_little(host)
+        without = [name for name, p in host.model.named_parameters() if p.grad is None]
+        assert not without, f"no gradient: {without}"
+
+    def test_after_training_it_is_removed_merged_or_refused(self) -> None:
+        """Merging keeps the outputs; a refusal changes nothing."""
+        host = self.make_host()
+        installed = self.make_method().install(host)
+        self.train_a_little(host)
+        host.model.eval()
+        tokens = self.tokens(host)
+        trained = host.model(tokens)
+        for one in reversed(installed):
+            try:
+                one.remove()
+                continue
+            except RemovalError:
+                assert torch.equal(host.model(tokens), trained), "a refused removal changed the model"
+            if all(type(change).__name__ == "WeightChange" for change in one.changes):
+                one.merge()
+                assert torch.allclose(host.model(tokens), trained, atol=1e-5)
+            break
+
+    def train_a_little(self, host: Host) -> None:
+        """A few SGD steps on random tokens; gradients of the last are kept."""
+        host.model.train()
+        tokens = self.tokens(host)
+        for _ in range(TRAINING_STEPS):
+            host.model.zero_grad(set_to_none=True)
+            logits = host.model(tokens[:, :-1])
+            F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+            with torch.no_grad():
+                for parameter in host.model.parameters():
+                    if parameter.grad is not None:
+                        parameter -= 0.05 * parameter.grad
+
+
+def _num_hooks(model: nn.Module) -> int:
+    return sum(
+        len(hooks)
+        for module in model.modules()
+        for name, hooks in vars(module).items()
+        if name.endswith("_hooks") and isinstance(hooks, dict)
+    )
