@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = WIDTH_OF_FILES  # a log has no width of its own, and a table folded at 80 columns is hard to read
+        console.width = WIDTH_OF_FILES  # a log has no width of its own; 80 columns would fold the table
     signal.signal(signal.SIGTERM, _preempt)
     # Imported here, so that --help and a mistyped command answer without torch.
     from trimtab.data import CorpusError

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import nn
 
-from trimtab.host import Host
+from trimtab.host import Host, Part
 from trimtab.hosts.gpt import GPTHost
 
 FAMILIES: tuple[type[GPTHost], ...] = (GPTHost,)
@@ -28,3 +30,20 @@ def host_for(model: nn.Module) -> Host:
         f"no host knows {type(model).__name__}; known families: {known}. "
         "Subclass trimtab.host.Host with find_taps and find_parts to adapt another"
     )
+
+
+def parameter_counts(host: Host) -> Counter[Part]:
+    """Parameters by part, each counted once: a tied head has none of its own, a shared QKV matrix is shared out.
+
+    Parameters that belong to no part, such as learned positions, are not counted.
+    """
+    views = host.find_parts()
+    sharers = Counter(id(view.module) for view in views)
+    counts: Counter[Part] = Counter()
+    seen: dict[int, int] = {}
+    for view in views:
+        for parameter in view.module.parameters():
+            owner = seen.setdefault(id(parameter), id(view.module))
+            if owner == id(view.module):
+                counts[view.part] += parameter.numel() // sharers[owner]
+    return counts

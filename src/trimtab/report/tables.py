@@ -64,10 +64,10 @@ def limit(estimate: Mapping[str, Any], *, interval: bool = True) -> str:
     bound = estimate["bound"]
     if bound in BOUNDS:
         return BOUNDS[bound]
-    text = f"{sign(bound)}{number(estimate['estimate'], '.3g')}"
+    text = f"{sign(bound)}{number(estimate['estimate'], '#.3g')}"
     if bound or not interval:
         return text
-    return f"{text} [{number(estimate['low'], '.2g')}, {number(estimate['high'], '.2g')}]"
+    return f"{text} [{number(estimate['low'], '#.2g')}, {number(estimate['high'], '#.2g')}]"
 
 
 def ratio(estimate: Mapping[str, Any]) -> str:
@@ -75,8 +75,8 @@ def ratio(estimate: Mapping[str, Any]) -> str:
     bound = estimate["bound"]
     if bound in BOUNDS:
         return BOUNDS[bound]
-    low, high = number(estimate["low"], ".2g"), number(estimate["high"], ".2g")
-    return f"{sign(bound)}{number(estimate['estimate'], '.2g')}x [{low}, {high}]"
+    low, high = number(estimate["low"], "#.2g"), number(estimate["high"], "#.2g")
+    return f"{sign(bound)}{number(estimate['estimate'], '#.2g')}x [{low}, {high}]"
 
 
 def reported(method: str) -> str:
@@ -95,7 +95,7 @@ def sign(bound: str | None) -> str:
 
 def number(value: float | None, style: str) -> str:
     """A number, or a dash where there is none."""
-    return "-" if value is None else format(value, style)
+    return "-" if value is None else format(value, style).rstrip(".")
 
 
 def conclusions(results: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ def centred_isotonic_level(trials: Trials, level: float = 0.5) -> float:
     for x in np.unique(trials.x):
         here = trials.x == x
         pools.append([float(trials.failed[here].sum()), float(here.sum()), float(x * here.sum())])
-        while len(pools) > 1 and pools[-2][0] / pools[-2][1] >= pools[-1][0] / pools[-1][1]:
+        while len(pools) > 1 and _to_pool(pools[-2][0] / pools[-2][1], pools[-1][0] / pools[-1][1]):
             last = pools.pop()
             pools[-1] = [a + b for a, b in zip(pools[-1], last, strict=True)]
     rates = np.array([failures / runs for failures, runs, _ in pools])
@@ -25,3 +25,8 @@ def centred_isotonic_level(trials: Trials, level: float = 0.5) -> float:
     if rates[0] > level:
         return float("-inf")
     return float(np.interp(level, rates, centres))
+
+
+def _to_pool(lower: float, upper: float) -> bool:
+    # Flat stretches are centred too, but for those at 0 and 1: the edge lies at their ends, not at their middles.
+    return lower > upper or (lower == upper and 0 < lower < 1)

@@ -21,6 +21,7 @@ from trimtab.study.spec import StudySpec
 Bound = Literal["above", "below", "no_clear_boundary", "no_data", "undetermined"]
 CRITERIA: Mapping[str, float] = {"half_d": 0.5, "d": 1.0, "double_d": 2.0, "strict": 1.0}
 INTERVAL = (0.025, 0.5, 0.975)
+ISOTONIC_SLACK = 2**0.25  # the model-free estimate has noise of its own
 LATE_SHARE = 0.2  # the last fifth of the steps
 
 
@@ -242,7 +243,8 @@ def _ratio(arm: str, reference: str, posteriors: Mapping[str, EdgePosterior], tr
             return Estimate(1.0, 1.0, 1.0)
         if arm not in posteriors or reference not in posteriors:
             return Estimate(None, None, None, "no_clear_boundary")
-        own, other = (_bound(posteriors[name], trials[name], level) for name in (arm, reference))
+        own = _bound(posteriors[arm], trials[arm], level)
+        other = _bound(posteriors[reference], trials[reference], level)
         if "no_data" in (own, other):
             return Estimate(None, None, None, "no_data")
         found = difference(posteriors[arm], posteriors[reference], level)
@@ -339,8 +341,9 @@ def _warnings(
     for arm, findings in arms.items():
         limit = findings.criteria["d"].breaks.lr50
         iso = findings.isotonic_lr50
-        if limit.bound is None and iso is not None and not (limit.low or 0) <= iso <= (limit.high or math.inf):
-            found.append(f"{arm}: the model-free estimate {iso:.4g} lies outside the interval of LR50")
+        low, high = limit.low or 0.0, limit.high or math.inf
+        if limit.bound is None and iso is not None and not low / ISOTONIC_SLACK <= iso <= high * ISOTONIC_SLACK:
+            found.append(f"{arm}: the model-free estimate {iso:.3g} lies well outside the interval of LR50")
     return found
 
 

@@ -1,0 +1,41 @@
+"""Ready-made shapes of the reference GPT, from a tenth of a million parameters to the paper's 830 million.
+
+Everything but vocabulary and context scales with the name; ``dataclasses.replace`` changes what does not suit.
+"""
+
+from __future__ import annotations
+
+from trimtab.models.gpt import GPTConfig
+
+
+def _bytes(num_layers: int, width: int, num_heads: int, context: int) -> GPTConfig:
+    return GPTConfig(
+        num_layers=num_layers, width=width, num_heads=num_heads, context=context, positions="rotary", tied=False
+    )
+
+
+# Counts are of all parameters, with the byte vocabulary of 256 but for the last two.
+SIZES: dict[str, GPTConfig] = {
+    "0.1M": _bytes(4, 40, 4, 64),
+    "1M": _bytes(4, 128, 4, 128),
+    "3M": _bytes(4, 256, 4, 256),
+    "10M": _bytes(6, 384, 6, 256),
+    "25M": _bytes(8, 512, 8, 512),
+    # GPT-2 small as published: learned positions, tied head, biases, GELU.
+    "gpt2-124M": GPTConfig(vocab_size=50_257, context=1024, num_layers=12, num_heads=12, width=768),
+    # arXiv 2410.16682: 24 x 1024, 16 heads, context 4096; vocabulary, activation, biases and rotary share are not
+    # stated there: those of the published recipe that its other settings coincide with.
+    "paper-830M": GPTConfig(
+        vocab_size=256_000,
+        context=4096,
+        num_layers=24,
+        num_heads=16,
+        width=1024,
+        positions="rotary",
+        rotary_share=0.5,
+        activation="squared_relu",
+        bias=False,
+        tied=False,
+        init_std=0.01,
+    ),
+}
