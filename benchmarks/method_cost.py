@@ -10,8 +10,8 @@ import torch
 
 from trimtab import GPT, GPTConfig, host_for, methods
 from trimtab.interventions import GlobalClip
+from trimtab.loop import train
 from trimtab.optim import OptimizerConfig, adamw
-from trimtab.train import train
 
 SHAPES = {
     "width 32, 2 layers, context 32, batch 32": (

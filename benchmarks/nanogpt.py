@@ -18,8 +18,8 @@ import torch
 
 from trimtab import GPT, GPTConfig
 from trimtab.interventions import GlobalClip
+from trimtab.loop import train
 from trimtab.optim import OptimizerConfig, adamw
-from trimtab.train import train
 
 
 def nanogpt_step(path: str, config: GPTConfig, batch: torch.Tensor) -> Callable[[], None]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from trimtab import interventions, methods
     from trimtab.hosts import host_for
+    from trimtab.loop import train
     from trimtab.method import Method
     from trimtab.models.gpt import GPT, GPTConfig
     from trimtab.study import Study, load_study
-    from trimtab.train import train
 
 __version__ = "0.1.0"
 
@@ -24,14 +24,16 @@ _HOME = {
     "Study": "trimtab.study",
     "host_for": "trimtab.hosts",
     "load_study": "trimtab.study",
-    "train": "trimtab.train",
+    "train": "trimtab.loop",
 }
 
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used, so that a part which needs no torch stays light."""
     if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
     if name in __all__:
         return importlib.import_module(f"trimtab.{name}")
     raise AttributeError(f"module 'trimtab' has no attribute '{name}'")

@@ -21,7 +21,7 @@ from trimtab.config import ConfigError, Raw, apply_settings, load_toml, unknown
 OK, INTERNAL, BAD_CONFIG, NO_OUTCOMES, DAMAGED, LOCKED, STORAGE, OUT_OF_MEMORY, PREEMPTED, INTERRUPTED = (
     0, 1, 2, 10, 30, 31, 32, 33, 75, 130,
 )  # fmt: skip
-WIDTH_OF_FILES = 150
+WIDTH_OF_FILES = 175
 EXIT_CODES = """exit codes:
   0   finished
   1   internal error: always a bug, please report it

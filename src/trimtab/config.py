@@ -61,14 +61,7 @@ def apply_settings(raw: Raw, settings: Sequence[str]) -> Raw:
     """
     changed = cast(Raw, json.loads(json.dumps(raw, default=str)))
     for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as training.steps=200")
-        try:
-            keys = _keys_of(path)
-            value: object = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            keys, value = path.strip().split("."), text
+        keys, value = _setting(setting)
         table: Any = changed
         for key in keys[:-1]:
             table = table.setdefault(key, {})
@@ -76,6 +69,26 @@ def apply_settings(raw: Raw, settings: Sequence[str]) -> Raw:
                 raise ConfigError(f"--set {setting}: '{key}' is not a table")
         table[keys[-1]] = value
     return changed
+
+
+# A bare or a quoted key, as in TOML, without escapes.
+_KEY = r"""(?:[A-Za-z0-9_-]+|"[^"\\\x00-\x1f\x7f]*"|'[^'\x00-\x1f\x7f]*')"""
+
+
+def _setting(setting: str) -> tuple[list[str], object]:
+    """Keys and value of ``a."b c".d=value``."""
+    key = re.match(rf"\s*({_KEY}(?:\.{_KEY})*)\s*=", setting)
+    if key is None:
+        raise ConfigError(f"--set {shown(setting)}: expected KEY=VALUE, such as training.steps=200")
+    text = setting[key.end() :].strip()
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+        value: object = parsed["value"] if list(parsed) == ["value"] else text
+    except tomllib.TOMLDecodeError:
+        value = text
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--set {key[1]}: {shown(text)} cannot be read ({type(error).__name__})") from error
+    return _keys_of(key[1]), value
 
 
 def _keys_of(path: str) -> list[str]:
@@ -131,8 +144,10 @@ class Reader:
         # By the type itself: subclasses are read field by field.
         self.converter.register_structure_hook_func(lambda asked: asked is kind, read)
 
-    def read(self, raw: object, kind: type[T], where: str, at: Sequence[str | int] = ()) -> T:
+    def read(self, raw: object, kind: type[T], where: str, at: Sequence[str | int] = (), also: Sequence[str] = ()) -> T:
         """One dataclass from the plain tables found in file ``where`` at the path ``at``.
+
+        ``also`` names the keys beside those of the dataclass that a misspelt key may have meant.
 
         Raises:
             ConfigError: for an unknown or missing key, a wrong type, or a refused value.
@@ -140,7 +155,7 @@ class Reader:
         try:
             return self.converter.structure(raw, kind)
         except (BaseValidationError, ValueError, TypeError, KeyError, AttributeError) as error:
-            path, message = _first_problem(error)
+            path, message = _first_problem(error, also)
             raise ConfigError(": ".join(part for part in (where, dotted([*at, *path]), message) if part)) from error
 
     def _tuple_hook(self, kind: Any) -> Callable[[Any, Any], Any]:
@@ -175,8 +190,16 @@ def to_plain(value: object) -> object:
 
 
 def canonical(value: object) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, shortest round-trip floats; NaN is refused."""
-    return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """The one JSON text of a value: sorted keys, no spaces, 50 for 50.0 too; NaN is refused."""
+    return json.dumps(_whole_as_int(to_plain(value)), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _whole_as_int(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _whole_as_int(item) for key, item in cast(Raw, value).items()}
+    if isinstance(value, list):
+        return [_whole_as_int(item) for item in cast("list[object]", value)]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def unknown(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
@@ -227,7 +250,7 @@ def _is_variadic_tuple(kind: Any) -> bool:
     return get_origin(kind) is tuple and get_args(kind)[1:] == (Ellipsis,)
 
 
-def _first_problem(error: BaseException) -> tuple[list[str | int], str]:
+def _first_problem(error: BaseException, also: Sequence[str]) -> tuple[list[str | int], str]:
     path: list[str | int] = []
     while True:
         for note in reversed(getattr(error, "__notes__", [])):
@@ -239,13 +262,19 @@ def _first_problem(error: BaseException) -> tuple[list[str | int], str]:
             break
         error = error.exceptions[0]
     if isinstance(error, ForbiddenExtraKeysError):
-        takes = [f.name for f in fields(cast(Any, error.cl))]
+        takes = [f.name for f in fields(cast(Any, error.cl))] + ([] if path else list(also))
         wrong = sorted(error.extra_fields)[0]
         near = difflib.get_close_matches(wrong, takes, n=1)
         hint = f"it takes '{near[0]}'" if near else f"it takes {', '.join(takes) or 'no keys'}"
-        return path, f"unknown '{wrong}'; {hint}"
+        return path, f"unknown {wrong!r}; {hint}"
     if isinstance(error, KeyError):
         return path, "missing"
+    # What the generated reader says of a value that is no table.
+    if re.search(r"object (has no|is not)|argument of type .* is not", str(error)):
+        return path, "expected a table"
+    choices = re.search(r"(.*) not in literal typing\.Literal\[(.*)\]", str(error))
+    if choices:
+        return path, f"expected one of {choices[2]}, got '{choices[1]}'"
     return path, " ".join(str(error).split())
 
 

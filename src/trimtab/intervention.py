@@ -49,8 +49,8 @@ class Change(Protocol):
 
     def merge(self) -> None: ...
 
-    def claim(self) -> object:
-        """What no two changes may alter at once; None where changes stack."""
+    def claims(self) -> Sequence[object]:
+        """What no two changes may alter at once; nothing where changes stack."""
         ...
 
     def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
@@ -79,8 +79,8 @@ class SlotChange:
     def merge(self) -> None:
         raise MergeError("an edit of activations has no effective weight to merge; use remove()")
 
-    def claim(self) -> object:
-        return None
+    def claims(self) -> Sequence[object]:
+        return ()
 
     def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
         path = paths[id(self.slot)]
@@ -109,8 +109,9 @@ class SwapChange:
     def merge(self) -> None:
         raise MergeError(f"the swapped {self.view.part} has no effective weight to merge")
 
-    def claim(self) -> object:
-        return (id(self.view.owner), self.view.attribute)
+    def claims(self) -> Sequence[object]:
+        # The weight too: a rule on the module that is swapped out would be silently inactive.
+        return ((id(self.view.owner), self.view.attribute), (id(self.original), "weight"))
 
     def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
         path = f"{paths[id(self.view.owner)]}.{self.view.attribute}".lstrip(".")
@@ -143,8 +144,8 @@ class WeightChange:
         weight = self.module._parameters.pop("weight")
         self.module._parameters = {"weight": weight} | self.module._parameters
 
-    def claim(self) -> object:
-        return (id(self.module), "weight")
+    def claims(self) -> Sequence[object]:
+        return ((id(self.module), "weight"),)
 
     def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
         path = paths[id(self.module)]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from trimtab.host import Host, PartView
+from trimtab.host import Host
 from trimtab.intervention import (
     Change,
     ConflictError,
@@ -84,7 +86,7 @@ class Installed:
     slug: str
     host: Host
     changes: Sequence[Change]
-    _versions: tuple[int, ...] = field(default=(), repr=False)
+    _weights: str = field(default="", repr=False)
 
     def remove(self) -> None:
         """Restore the model bit for bit.
@@ -93,9 +95,7 @@ class Installed:
             RemovalError: if weights have been trained since and the method does more than edit activations.
         """
         self.check_removable()
-        for change in reversed(self.changes):
-            change.undo()
-        self._forget()
+        self._take_out([change.undo for change in reversed(self.changes)])
 
     def merge(self) -> None:
         """Bake the effective weights into the plain ones and take the method out; outputs stay the same.
@@ -105,9 +105,8 @@ class Installed:
         """
         if not all(isinstance(change, WeightChange) for change in self.changes):
             raise MergeError(f"{self.slug} has no effective weight to merge")
-        for change in self.changes:
-            change.merge()
-        self._forget()
+        self._check_installed()
+        self._take_out([change.merge for change in self.changes])
 
     def check_removable(self) -> None:
         """Do nothing if ``remove`` would succeed.
@@ -115,25 +114,38 @@ class Installed:
         Raises:
             RemovalError: if it would not.
         """
-        if not all(change.freely_removable for change in self.changes) and not self.untouched:
+        self._check_installed()
+        if not self.untouched:
             raise RemovalError(
                 f"{self.slug}: the weights changed since it was installed, and mean something only with it; "
                 "merge() bakes in an effective weight where one exists"
             )
 
     @property
+    def freely_removable(self) -> bool:
+        """Whether training makes no difference to the removal."""
+        return all(change.freely_removable for change in self.changes)
+
+    @property
     def untouched(self) -> bool:
-        """Whether no weight of the model changed since the installation."""
-        return self._versions == _versions(self.host.model)
+        """Whether removal would restore the model: it edits activations only, or no weight has changed since."""
+        return self.freely_removable or self._weights == _fingerprint(self.host.model)
 
     def mark(self) -> None:
         """Take the present weights as those of the installation."""
-        self._versions = _versions(self.host.model)
+        self._weights = "" if self.freely_removable else _fingerprint(self.host.model)
 
-    def _forget(self) -> None:
+    def _check_installed(self) -> None:
+        if self not in installed_in(self.host.model):
+            raise RemovalError(f"{self.slug} is not in the model any more")
+
+    def _take_out(self, actions: Sequence[Callable[[], None]]) -> None:
+        others = [one for one in installed_in(self.host.model) if one is not self and one.untouched]
+        for action in actions:
+            action()
         registry = _Registry.of(self.host.model)
         registry.installed.remove(self)
-        for other in registry.installed:
+        for other in others:
             other.mark()
         if not registry.installed:
             registry.detach(self.host.model)
@@ -150,17 +162,13 @@ def install(interventions: Sequence[ModelIntervention], host: Host) -> tuple[Ins
     for slug in sorted(host.built_in & {i.slug() for i in interventions}):
         raise ConflictError(f"{host.family} has {slug} built in")
     fresh = [Installed(i.slug(), host, i.prepare(host)) for i in interventions]
-    _refuse_double_claims((*installed, *fresh))
+    _refuse_double_claims(installed, fresh)
     untouched = [one for one in installed if one.untouched]
-    registry = _Registry.of(host.model)
-    for one in fresh:
-        for change in one.changes:
-            change.apply()
-        registry.installed.append(one)
+    _apply_all([change for one in fresh for change in one.changes])
+    if fresh:
+        _Registry.of(host.model).installed.extend(fresh)
     for one in (*untouched, *fresh):
         one.mark()
-    if not registry.installed:
-        registry.detach(host.model)
     return tuple(fresh)
 
 
@@ -181,15 +189,18 @@ def method_parameters(model: nn.Module) -> set[nn.Parameter]:
     }
 
 
-def family_matrices(host: Host) -> Sequence[nn.Parameter | Any]:
-    """The effective weight matrices of the family's own parts, each once."""
-    modules = {id(view.module): view for view in host.find_parts() if _owns_matrix(view)}
-    return [cast(Any, view.module).weight for view in modules.values()]
+def family_matrices(host: Host) -> Sequence[Tensor]:
+    """The effective weight matrices of the family's own parts, each once, also where parts share or tie one."""
+    modules = {id(_stored(view.module)): view.module for view in host.find_parts()}
+    weights = [cast("Tensor | None", getattr(module, "weight", None)) for module in modules.values()]
+    return [weight for weight in weights if weight is not None and weight.ndim >= 2]
 
 
-def _owns_matrix(view: PartView) -> bool:
-    weight = getattr(view.module, "weight", None)
-    return weight is not None and weight.ndim >= 2
+def _stored(module: nn.Module) -> object:
+    """The parameter behind a module's weight, seen through a parametrization; the module itself if it has none."""
+    if parametrize.is_parametrized(module, "weight"):
+        return cast(Any, module).parametrizations.weight.original
+    return getattr(module, "weight", module)
 
 
 class _Registry:
@@ -241,8 +252,26 @@ def _rename(state: dict[str, Any], prefix: str, renames: dict[str, str]) -> None
             state[prefix + new + key[len(prefix + old) :]] = state.pop(key)
 
 
-def _versions(model: nn.Module) -> tuple[int, ...]:
-    return tuple(parameter._version for parameter in model.parameters())
+def _fingerprint(model: nn.Module) -> str:
+    # Contents, not version counters: torch's fused optimizers and writes through .data do not raise those.
+    digest = hashlib.blake2b(digest_size=16)
+    for parameter in model.parameters():
+        if not parameter.is_meta:
+            flat = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(flat.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _apply_all(changes: Sequence[Change]) -> None:
+    applied: list[Change] = []
+    try:
+        for change in changes:
+            change.apply()
+            applied.append(change)
+    except BaseException:
+        for change in reversed(applied):
+            change.undo()
+        raise
 
 
 def _refuse_compiled_or_sharded(model: nn.Module) -> None:
@@ -253,14 +282,14 @@ def _refuse_compiled_or_sharded(model: nn.Module) -> None:
         raise NotInstallableError("the model is sharded: install methods first, then fully_shard")
 
 
-def _refuse_double_claims(receipts: Sequence[Installed]) -> None:
-    owner: dict[object, str] = {}
-    for one in receipts:
+def _refuse_double_claims(installed: Sequence[Installed], fresh: Sequence[Installed]) -> None:
+    owner = {claim: one.slug for one in installed for change in one.changes for claim in change.claims()}
+    for one in fresh:
         for change in one.changes:
-            claim = change.claim()
-            if claim is not None and owner.setdefault(claim, one.slug) != one.slug:
-                raise ConflictError(f"{owner[claim]} and {one.slug} both replace the same weight or part")
-            module = getattr(change, "module", None)
-            already = module is not None and parametrize.is_parametrized(module, "weight")
-            if already and owner[claim] == one.slug and one not in installed_in(one.host.model):
-                raise ConflictError(f"{one.slug}: the weight of a {type(module).__name__} is parametrized already")
+            for claim in change.claims():
+                if claim in owner:
+                    raise ConflictError(f"{owner[claim]} and {one.slug} both replace the same weight or part")
+            owner |= dict.fromkeys(change.claims(), one.slug)
+            if isinstance(change, WeightChange) and parametrize.is_parametrized(change.module, "weight"):
+                kind = type(change.module).__name__
+                raise ConflictError(f"{one.slug}: the weight of a {kind} is parametrized already")

@@ -30,7 +30,7 @@ MODERN = GPTConfig(
     vocab_size=13, context=10, num_layers=2, num_heads=2, width=16,
     positions="rotary", rotary_share=0.5, tied=False, norm="rms_norm", bias=False, activation="squared_relu",
 )  # fmt: skip
-# MODERN but for the rotation, which the library computes in float32 and which therefore needs a loose tolerance.
+# MODERN but for the rotation, whose tables the library keeps in float32 and which therefore needs a loose tolerance.
 UNROTATED = dataclasses.replace(MODERN, positions="learned")
 CONVENTIONS = pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
 # Fused attention builds no scores for a watcher to see.

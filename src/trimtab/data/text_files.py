@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+import numpy as np
 from typing_extensions import override
 
 from trimtab.data.source import CorpusError, TokenData, TokenSource, check_length
@@ -47,8 +48,9 @@ class TextFiles(TokenSource):
             cut = len(text.decode()[: int(len(text.decode()) * (1 - self.held_out_share))].encode())
             train.append(text[:cut])
             held_out.append(text[cut:])
-        data = encode(b"".join(train), {"text": b"".join(held_out)}, self.vocab_size)
         named = ", ".join(self.paths)
+        check_length(named, np.frombuffer(b"".join(train), dtype=np.uint8))
+        data = encode(b"".join(train), {"text": b"".join(held_out)}, self.vocab_size)
         check_length(named, data.train)
         check_length(f"{named} (held out)", data.held_out["text"], least=256)
         return data

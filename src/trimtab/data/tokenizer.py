@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,13 +39,20 @@ def encode(train: bytes, held_out: Mapping[str, bytes], vocab_size: int) -> Toke
     for name, text in sorted(held_out.items()):
         digest.update(name.encode() + hashlib.sha256(text).digest())
     cached = cache_folder() / f"bpe-{digest.hexdigest()[:16]}-{vocab_size}.npz"
-    if not cached.exists():
-        _write_whole(cached, _encode_by_bpe(train, held_out, vocab_size))
-    with np.load(cached, allow_pickle=False) as arrays:
-        ids = {name: arrays[name] for name in arrays.files}
-    return TokenData(
-        ids["train"], {name: ids[f"held_out.{name}"] for name in held_out}, vocab_size, len(train) / len(ids["train"])
-    )
+    ids = _read_cached(cached)
+    if ids is None:
+        ids = _encode_by_bpe(train, held_out, vocab_size)
+        _write_whole(cached, ids)
+    parts = {name: ids[f"held_out.{name}"] for name in held_out}
+    return TokenData(ids["train"], parts, vocab_size, len(train) / len(ids["train"]))
+
+
+def _read_cached(path: Path) -> dict[str, Tokens] | None:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None  # missing or damaged: made anew
 
 
 def cache_folder() -> Path:

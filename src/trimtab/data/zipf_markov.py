@@ -16,6 +16,7 @@ from typing_extensions import override
 from trimtab.data.source import TokenData, TokenSource
 
 CHAINS = 256
+GROWTH = 8  # of the blocks within which ranks are permuted
 
 
 @final
@@ -53,14 +54,23 @@ class ZipfMarkov(TokenSource):
         return weight / weight.sum()
 
     @property
+    def blocks(self) -> NDArray[np.int64]:
+        """First rank of each block: 0, 8, 72, 584, ... A block of 8 makes the commonest tokens depend on the state."""
+        starts = [0]
+        while starts[-1] + GROWTH ** len(starts) < self.vocab_size:
+            starts.append(starts[-1] + GROWTH ** len(starts))
+        return np.array(starts)
+
+    @property
     def entropy_rate(self) -> float:
         """Entropy of the next token given the past, in nats: the loss no model can beat."""
         return float(-(self.law * np.log(self.law)).sum())
 
     def next_token(self, state: NDArray[np.integer], rank: NDArray[np.integer]) -> NDArray[np.int64]:
         """The token that a rank stands for in a state: a rotation inside the rank's block."""
-        start = (1 << np.log2(rank + 1).astype(np.int64)) - 1  # blocks 0, 1-2, 3-6, 7-14, ...
-        size = np.minimum(start + 1, self.vocab_size - start)
+        block = np.searchsorted(self.blocks, rank, side="right") - 1
+        start = self.blocks[block]
+        size = np.append(self.blocks, self.vocab_size)[block + 1] - start
         return start + (rank - start + state) % size
 
     @override

@@ -57,11 +57,12 @@ class _SpectralReparam(nn.Module):
 
     @override
     def forward(self, weight: Tensor) -> Tensor:
-        u = cast(Tensor, self.u)
+        stored = cast(Tensor, self.u)
+        u = stored.float()  # the model may have been cast after the method went in
         with torch.no_grad():
             v = F.normalize(weight.detach().float() @ u, dim=0)
             if self.training:
-                u.copy_(F.normalize(weight.detach().float().T @ v, dim=0))
-        # clone: the next training forward overwrites u, and backward still needs this one.
-        sigma = torch.dot(v, weight.float() @ u.clone())
+                u = F.normalize(weight.detach().float().T @ v, dim=0)
+                stored.copy_(u)
+        sigma = torch.dot(v, weight.float() @ u)
         return (self.gamma / sigma).to(weight.dtype) * weight

@@ -176,7 +176,8 @@ class Rotary(nn.Module):
     def forward(self, x_BHTK: Tensor) -> Tensor:
         T = x_BHTK.shape[2]
         cos, sin = cast(Tensor, self.cos_TK)[:T], cast(Tensor, self.sin_TK)[:T]
-        turned = x_BHTK[..., : self.width].float()
+        turned = x_BHTK[..., : self.width]
+        turned = turned.double() if turned.dtype is torch.float64 else turned.float()
         # A roll by half the width swaps the two halves: three operations instead of eight.
         turned = torch.addcmul(turned * cos, turned.roll(self.width // 2, -1), sin).type_as(x_BHTK)
         if self.width == x_BHTK.shape[-1]:

@@ -71,11 +71,11 @@ def _script_safe(chart: Figure) -> str:
 
 
 def _environment(findings: Findings) -> str:
-    for run in findings.runs:
-        file = findings.folder / "runs" / run.run_id / "environment.json"
+    beside_runs = (findings.folder / "runs" / run.run_id / "environment.json" for run in findings.runs)
+    for file in (*beside_runs, findings.folder / "environment.json"):
         if file.is_file():
             return file.read_text(encoding="utf-8")
-    return "{}"
+    return "not recorded"
 
 
 def _resource(name: str) -> str:

@@ -21,13 +21,13 @@ from trimtab.data import TokenData
 from trimtab.data.batches import held_out_batch, training_batch
 from trimtab.hosts import UnknownFamilyError, host_for
 from trimtab.intervention import GradientRule, ModelIntervention
+from trimtab.loop import held_out_loss, train
 from trimtab.method import family_matrices, install, method_parameters
 from trimtab.models.gpt import GPT
 from trimtab.optim import adamw
 from trimtab.run.folder import Outcome, RunFolder
 from trimtab.run.identity import run_id
 from trimtab.run.spec import Protocol, RunSpec
-from trimtab.train import held_out_loss, train
 
 EVALUATION_BATCH = 64
 SPIKE_WINDOW = 201
@@ -175,7 +175,7 @@ class _Facts:
         steps = protocol.training.steps
         self.evaluation, self.warmup_steps, self.half = protocol.evaluation, protocol.schedule.warmup_steps, steps / 2
         self.exploded_above = data.log_vocab + protocol.evaluation.explosion_margin
-        self.final = deque[float](maxlen=len(protocol.evaluation.final_steps_of(steps)))
+        self.final_steps = protocol.evaluation.final_steps_of(steps)
         self.held_out: list[tuple[int, float]] = []
         self.recent = deque[float](maxlen=SPIKE_WINDOW)
         self.steps, self.exploded_in_a_row = 0, 0
@@ -198,7 +198,6 @@ class _Facts:
             if step == 0:
                 self.initial_loss, self.initial_norm = held_out, norm
             self.norm_ratio = max(self.norm_ratio, norm / self.initial_norm)
-            self.final.append(held_out)
             self.held_out.append((step, held_out))
             exploded = step > self.half and held_out > self.exploded_above
             self.exploded_in_a_row = self.exploded_in_a_row + 1 if exploded else 0
@@ -210,13 +209,16 @@ class _Facts:
 
     def outcome(self, name: str, data: TokenData, seconds: float) -> Outcome:
         """The facts so far."""
+        final = [loss for step, loss in self.held_out if step in self.final_steps]
+        if len(final) < len(self.final_steps):  # given up before its end
+            final = [loss for _, loss in self.held_out][-len(self.final_steps) :]
         broken = self.stopped == "non_finite"
         return Outcome(
             run_id=name,
             stopped=self.stopped,
             steps=self.steps,
             initial_loss=self.initial_loss,
-            final_loss=math.nan if broken else statistics.median(self.final),
+            final_loss=math.nan if broken else statistics.median(final),
             norm_ratio=self.norm_ratio,
             spike=self.spike,
             log_vocab=data.log_vocab,

@@ -10,10 +10,12 @@ import hashlib
 import importlib
 import inspect
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Callable, Iterable
 from functools import cache
-from types import CodeType, ModuleType
+from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ CORE = (
     "trimtab.models.gpt",
     "trimtab.hosts.gpt",
     "trimtab.optim",
-    "trimtab.train",
+    "trimtab.loop",
     "trimtab.data.source",
     "trimtab.data.batches",
     "trimtab.data.tokenizer",
@@ -39,51 +41,110 @@ CORE = (
 
 
 def run_id(spec: RunSpec, data_fingerprint: str) -> str:
-    """20 hexadecimal digits that name a run's folder; equal runs have equal names."""
-    modules = {*CORE, type(spec.protocol.data).__module__}
-    modules |= {type(intervention).__module__ for intervention in spec.interventions}
+    """20 hexadecimal digits that name a run's folder; equal runs have equal names.
+
+    Raises:
+        ValueError: if the user's own code has no source or holds what has no stable value.
+    """
+    parts = [type(spec.protocol.data), *(type(intervention) for intervention in spec.interventions)]
     facts = {
         "spec": spec.table(),
         "data": data_fingerprint,
         "torch": torch.__version__.split("+")[0],
-        "code": {name: _module_hash(name) for name in sorted(modules)},
+        "code": {name: _module_hash(name) for name in CORE},
+        "parts": {part.slug(): _part_hash(part) for part in parts},
         "user_code": [code_hash(thing) for thing in (spec.build_model, spec.build_optimizer) if thing is not None],
     }
     return hashlib.sha256(canonical(facts).encode()).hexdigest()[:20]
 
 
-def code_hash(function: Callable[..., Any]) -> str:
-    """Hash of a user's function or class, and of everything of the same module that it uses by name.
+def _part_hash(part: type[Any]) -> str:
+    ours = part.__module__.startswith("trimtab.")
+    return _module_hash(part.__module__) if ours else code_hash(part)
+
+
+def code_hash(thing: Callable[..., Any]) -> str:
+    """Hash of a user's function or class, and of all user code and plain constants that it uses by name.
 
     Raises:
-        ValueError: if the source cannot be found, as for a function typed at a prompt.
+        ValueError: if the source cannot be found, as for a function typed at a prompt, or a closure holds what has no
+            stable value.
     """
-    module = sys.modules[function.__module__]
-    seen: dict[str, str] = {}
-    waiting: list[Any] = [function]
+    if not (inspect.isfunction(thing) or inspect.isclass(thing)):
+        raise ValueError(f"{thing!r} is neither a function nor a class, so its runs have no identity; wrap it in one")
+    seen: dict[str, object] = {}
+    waiting: list[Any] = [thing]
     while waiting:
-        thing = waiting.pop()
-        name = thing.__qualname__  # not its module: a script is __main__ here and __mp_main__ in a worker
+        one = waiting.pop()
+        name = one.__qualname__  # not its module: a script is __main__ here and __mp_main__ in a worker
         if name in seen:
             continue
         try:
-            seen[name] = _normalised(textwrap.dedent(inspect.getsource(thing)))
-        except (OSError, TypeError) as error:
+            source = _normalised(textwrap.dedent(inspect.getsource(one)))
+        except (OSError, TypeError, SyntaxError) as error:
             raise ValueError(
-                f"{name}: its source cannot be found, so its runs have no identity; define it in a file"
+                f"{name}: its source cannot be found, so its runs have no identity; define it by def or class in a file"
             ) from error
-        waiting += _named_in_module(thing, module)
+        constants, code = _used_by(one)
+        seen[name] = [source, constants]
+        waiting += code
     return hashlib.sha256(canonical(seen).encode()).hexdigest()
 
 
-def _named_in_module(thing: Any, module: ModuleType) -> Iterable[Any]:
+def _used_by(thing: Any) -> tuple[dict[str, object], list[Any]]:
+    """Constants and user code that a function or class refers to."""
     functions = [thing] if inspect.isfunction(thing) else [v for v in vars(thing).values() if inspect.isfunction(v)]
-    bases = [base for base in getattr(thing, "__mro__", ())[1:] if base.__module__ == module.__name__]
-    names = {name for function in functions for code in _nested(function.__code__) for name in code.co_names}
-    found = (vars(module).get(name) for name in sorted(names))
-    return bases + [
-        v for v in found if inspect.isfunction(v) or (inspect.isclass(v) and v.__module__ == module.__name__)
-    ]
+    code: list[Any] = [base for base in getattr(thing, "__mro__", ())[1:] if _is_users(base)]
+    constants: dict[str, object] = {}
+    for function in functions:
+        names = sorted({name for nested in _nested(function.__code__) for name in nested.co_names})
+        found = {name: function.__globals__[name] for name in names if name in function.__globals__}
+        modules = [value for value in found.values() if inspect.ismodule(value) and _is_users(value)]
+        found |= {name: getattr(module, name) for module in modules for name in names if hasattr(module, name)}
+        for name, value in {**inspect.getclosurevars(function).nonlocals, **_defaults(function)}.items():
+            if not _is_users(value):
+                constants[f"{function.__qualname__}.{name}"] = _plain(value, f"{function.__qualname__}: {name}")
+            found[name] = value
+        for name, value in found.items():
+            if _is_users(value) and not inspect.ismodule(value):
+                code.append(value)
+            elif isinstance(value, bool | int | float | str | bytes | tuple | frozenset | list | dict):
+                constants.setdefault(name, _plain(value, name))
+    return constants, code
+
+
+def _defaults(function: FunctionType) -> dict[str, object]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _plain(value: object, where: str) -> str:
+    if inspect.isroutine(value) or inspect.isclass(value) or inspect.ismodule(value):
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', getattr(value, '__name__', ''))}"
+    try:
+        return canonical(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where} holds a {type(value).__name__}, which has no stable value, so its runs have no identity; "
+            "use plain numbers and text"
+        ) from error
+
+
+def _is_users(thing: object) -> bool:
+    """Whether this is a function, class or module of the user's: not built in, not installed, not ours."""
+    if not (inspect.isfunction(thing) or inspect.isclass(thing) or inspect.ismodule(thing)):
+        return False
+    module = thing if inspect.ismodule(thing) else sys.modules.get(thing.__module__)
+    file = getattr(module, "__file__", None)
+    if file is None or getattr(module, "__name__", "").split(".")[0] == "trimtab":
+        return False
+    path = Path(file).resolve()
+    return not any(path.is_relative_to(folder) for folder in _installed())
+
+
+@cache
+def _installed() -> tuple[Path, ...]:
+    return tuple({Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def _nested(code: CodeType) -> Iterable[CodeType]:
@@ -101,6 +162,9 @@ def _module_hash(name: str) -> str:
 def _normalised(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
-            node.body = node.body[1:]
-    return ast.dump(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node, clean=False
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    # Unparsed, not dumped: the form of a dump changes from one Python to the next.
+    return ast.unparse(tree)

@@ -68,7 +68,7 @@ def read_run(raw: Raw, where: str) -> RunSpec:
         ConfigError: for an unknown or missing key, a wrong type, or a refused value.
     """
     sections = {key: value for key, value in raw.items() if key in SECTIONS}
-    rest = reader().read({k: v for k, v in raw.items() if k not in SECTIONS}, _RunKeys, where)
+    rest = reader().read({k: v for k, v in raw.items() if k not in SECTIONS}, _RunKeys, where, also=SECTIONS)
     return RunSpec(
         protocol=read_protocol(sections, where),
         method=read_method(raw.get("method", "baseline"), where),

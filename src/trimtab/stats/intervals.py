@@ -22,7 +22,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     if n == 1:
         return mean, math.nan, math.nan
     sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    half = (_T975[n - 2] if n - 2 < len(_T975) else 1.96) * sd / math.sqrt(n)
+    half = (_T975[n - 2] if n - 2 < len(_T975) else 1.96 + 2.372 / (n - 1)) * sd / math.sqrt(n)
     return mean, mean - half, mean + half
 
 

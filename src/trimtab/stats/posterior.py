@@ -81,7 +81,8 @@ class EdgePosterior:
 
     def width_quantiles(self, probabilities: Sequence[float]) -> Floats:
         """Quantiles of the edge width s, in octaves."""
-        return 2 ** np.interp(probabilities, np.cumsum(self.weight.sum(0)), np.log2(WIDTHS))
+        found = 2 ** grid_quantiles(np.log2(WIDTHS), self.weight.sum(0), probabilities)
+        return np.clip(found, WIDTHS[0], WIDTHS[-1])
 
 
 def grid_quantiles(grid: Floats, density: Floats, probabilities: Sequence[float]) -> Floats:

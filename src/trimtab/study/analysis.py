@@ -249,9 +249,17 @@ def _ratio(arm: str, reference: str, posteriors: Mapping[str, EdgePosterior], tr
             return Estimate(None, None, None, "no_data")
         found = difference(posteriors[arm], posteriors[reference], level)
         bound = _RATIO_BOUNDS.get((own, other), "undetermined")
-        low, high = 2.0**found.low, 2.0**found.high
         if bound == "undetermined":
             return Estimate(None, None, None, bound)
+        # An end is open where it rests on an end that left the tested range.
+        lows, highs = zip(
+            *(posteriors[name].quantiles((0.025, 0.975), level) for name in (arm, reference)), strict=True
+        )
+        tested = posteriors[arm]
+        open_above = highs[0] > tested.high or lows[1] < tested.low
+        open_below = lows[0] < tested.low or highs[1] > tested.high
+        low = None if open_below else 2.0**found.low
+        high = None if open_above else 2.0**found.high
         return Estimate(2.0**found.median, None if bound == "below" else low, None if bound == "above" else high, bound)
 
     return Limit(one(0.5), one(0.1))
@@ -332,7 +340,7 @@ def _warnings(
             f"{len(late)} of {len(failures)} failures began in the last fifth of the steps: "
             "the horizon is too short for a limit to be final"
         )
-    orders = {name: _order(arms, name) for name in ("half_d", "d", "double_d")}
+    orders = _orders(arms, ("half_d", "d", "double_d"))
     if len(set(orders.values())) > 1:
         found.append(
             "the order of the arms depends on the margin: "
@@ -354,10 +362,15 @@ def departure(outcome: Outcome, margin: float) -> int | None:
         away = loss > lowest + margin or not math.isfinite(loss)
         start = (step if start is None else start) if away else None
         lowest = min(lowest, loss) if math.isfinite(loss) else lowest
-    return start
+    return outcome.steps if start is None and outcome.stopped is not None else start
 
 
-def _order(arms: Mapping[str, ArmFindings], criterion: str) -> tuple[str, ...]:
-    limits = {arm: findings.criteria[criterion].breaks.lr50.estimate for arm, findings in arms.items()}
-    known = {arm: limit for arm, limit in limits.items() if limit is not None}
-    return tuple(sorted(known, key=lambda arm: (round(math.log2(known[arm]) * SIXTEENTH), arm)))
+def _orders(arms: Mapping[str, ArmFindings], criteria: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Per criterion the arms by LR50, of those that have one under all of them; ties within 1/16 octave by name."""
+
+    def tick(arm: str, criterion: str) -> int | None:
+        limit = arms[arm].criteria[criterion].breaks.lr50.estimate
+        return None if limit is None else round(math.log2(limit) * SIXTEENTH)
+
+    known = [arm for arm in arms if all(tick(arm, criterion) is not None for criterion in criteria)]
+    return {c: tuple(sorted(known, key=lambda arm: (tick(arm, c) or 0, arm))) for c in criteria}

@@ -47,16 +47,18 @@ def label(outcome: Outcome | None, tick: int, yardstick: Yardstick, criterion: C
     """The label of one run at LR 2^(tick/16), for a margin in nats."""
     if outcome is None:
         return Label.NO_OUTCOME
-    if outcome.stopped == "non_finite":
-        return Label.NON_FINITE
     final = outcome.final_loss
+    if outcome.stopped == "non_finite" or math.isnan(final):
+        return Label.NON_FINITE
+    if outcome.stopped == "exploded":
+        return Label.EXPLODED
     if final > outcome.log_vocab + criterion.explosion_margin or outcome.norm_ratio > criterion.explosion_norm_ratio:
         return Label.EXPLODED
     learned = outcome.unigram_entropy - yardstick.reference_loss
     if final > outcome.unigram_entropy - criterion.stuck_share * learned:
         return Label.STUCK
     if final > yardstick.best_loss + margin:
-        return Label.DEGRADED if tick > yardstick.best_tick else Label.UNDERTRAINED
+        return Label.DEGRADED if tick >= yardstick.best_tick else Label.UNDERTRAINED
     return Label.RECOVERED if outcome.spike > criterion.spike_margin else Label.STABLE
 
 

@@ -8,10 +8,10 @@ from itertools import islice, pairwise
 import torch
 
 from trimtab.data.batches import held_out_batch
+from trimtab.loop import held_out_loss, train
 from trimtab.run.execute import EVALUATION_BATCH, build, build_optimizer, training_batches
 from trimtab.study.driver import check_arms, tokens_of
 from trimtab.study.spec import SIXTEENTH, StudySpec
-from trimtab.train import held_out_loss, train
 
 TIMED_STEPS = 5
 ROW_BYTES = 130

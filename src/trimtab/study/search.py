@@ -91,7 +91,9 @@ def rounds(spec: StudySpec) -> Generator[Sequence[Trial], Results, None]:
     if not phase.learned:
         return
     if spec.search.design == "grid":
-        yield _grid(spec, sweep)
+        further = _grid(spec, sweep)
+        if further:
+            yield further
         return
     model = EdgeModel(sweep[0] / SIXTEENTH, sweep[-1] / SIXTEENTH)
     number = 2
@@ -108,8 +110,9 @@ def phase_one(spec: StudySpec, results: Results) -> PhaseOne:
     early = {trial: outcome for trial, outcome in results.items() if trial.round <= 1}
     best = {arm: best_of(arm, early) for arm in spec.arms}
     reference = best[spec.reference].loss
-    entropies = [outcome.unigram_entropy for outcome in early.values() if outcome is not None]
-    phase = PhaseOne(best, reference, entropies[0] if entropies else math.nan, _seed_sd(early, best), ())
+    own = (early[trial] for trial in sorted(early) if trial.arm == spec.reference)
+    entropy = next((outcome.unigram_entropy for outcome in own if outcome is not None), math.nan)
+    phase = PhaseOne(best, reference, entropy, _seed_sd(early, best), ())
     unclear = [arm for arm in spec.arms if not one_edge(arm, early, phase.yardstick(arm), spec.criterion)]
     return PhaseOne(best, reference, phase.unigram_entropy, phase.seed_sd, tuple(unclear))
 
@@ -188,11 +191,11 @@ def _probes(spec: StudySpec, phase: PhaseOne, model: EdgeModel, results: Results
     probes: list[Trial] = []
     for arm, posterior in posteriors.items():
         spent = sum(trial.arm == arm for trial in results)
-        left = min(search.probes_per_round, search.most_runs - spent)
-        if left <= 0 or interval_width(posterior) < search.enough:
+        # Whole rounds only, so that a study extended by a larger cap asks for the same runs again.
+        if spent + search.probes_per_round > search.most_runs or interval_width(posterior) < search.enough:
             continue
         used = sum(trial.arm == arm and trial.round >= 2 for trial in results)
-        ticks = propose(posterior, left)
+        ticks = propose(posterior, search.probes_per_round)
         probes += [Trial(number, arm, tick, FIRST_PROBE_SEED + used + i) for i, tick in enumerate(ticks)]
     return probes
 

@@ -169,6 +169,11 @@ class StudySpec:
             raise ValueError("arms: a study needs at least one arm")
         if self.reference not in self.arms:
             raise ValueError(f"reference: '{self.reference}' is not an arm; arms are {', '.join(self.arms)}")
+        room = self.learning_rates.ticks_high - self.learning_rates.ticks_low + 1
+        if self.search.probes_per_round > room:
+            raise ValueError(
+                f"search.probes_per_round {self.search.probes_per_round} is more than the {room} rates there are"
+            )
         most = self.most_runs()
         if most > MOST_TRIALS:
             raise ValueError(f"search: up to {most} trials are asked for, more than {MOST_TRIALS}")
@@ -248,7 +253,8 @@ def read_study(
     Raises:
         ConfigError: for an unknown or missing key, a wrong type, a refused value, or an arm given twice.
     """
-    keys = reader().read({k: v for k, v in raw.items() if k not in SECTIONS}, _StudyKeys, where)
+    rest = {key: value for key, value in raw.items() if key not in SECTIONS}
+    keys = reader().read(rest, _StudyKeys, where, also=SECTIONS)
     sections = {key: value for key, value in raw.items() if key in SECTIONS}
     if not isinstance(keys.arms, dict) or not keys.arms:
         raise ConfigError(f"{where}: arms: expected at least one table such as [arms.baseline], got {shown(keys.arms)}")

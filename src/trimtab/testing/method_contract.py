@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimtab.host import Host
-from trimtab.intervention import ModelIntervention
-from trimtab.method import Method, RemovalError, installed_in
+from trimtab.host import Host, Slot
+from trimtab.intervention import ModelIntervention, SwapChange, WeightChange
+from trimtab.method import Method, RemovalError, installed_in, method_parameters
+from trimtab.optim import OptimizerConfig, adamw
 
 TRAINING_STEPS = 3
 
@@ -35,6 +36,13 @@ class MethodContract(ABC):
         host = self.make_host()
         for one in self.make_method().install(host):
             for change in one.changes:
+                if isinstance(change, WeightChange):
+                    stored = parametrized(change.module)
+                    assert stored is not None
+                    weight = torch.randn(stored.shape, generator=torch.Generator().manual_seed(2))
+                    assert not torch.equal(change.rule(weight), weight), f"{one.slug}: the rule changes nothing"
+                if isinstance(change, SwapChange):
+                    assert change.replacement is not change.original, f"{one.slug}: the part is swapped for itself"
                 edit = getattr(change, "edit", None)
                 if isinstance(edit, nn.Module):
                     tap = next(t for t in host.find_taps() if edit in list(t.slot))
@@ -96,12 +104,17 @@ class MethodContract(ABC):
         assert torch.equal(first.model(tokens), second.model(tokens))
 
     def test_every_parameter_gets_a_gradient_in_training(self) -> None:
-        """Nothing the method adds is dead, and it cuts nothing off."""
+        """Nothing the method adds is dead, and it cuts no part of the family off."""
         host = self.make_host()
         self.make_method().install(host)
         self.train_a_little(host)
         without = [name for name, p in host.model.named_parameters() if p.grad is None]
         assert not without, f"no gradient: {without}"
+        for view in host.find_parts():
+            stored = parametrized(view.module)
+            if stored is not None and stored.grad is not None:
+                grad = stored.grad if view.rows is None else stored.grad[view.rows]
+                assert grad.count_nonzero() > 0, f"the gradient of {view.part} in layer {view.layer} is zero"
 
     def test_after_training_it_is_removed_merged_or_refused(self) -> None:
         """Merging keeps the outputs; a refusal changes nothing."""
@@ -117,27 +130,35 @@ class MethodContract(ABC):
                 continue
             except RemovalError:
                 assert torch.equal(host.model(tokens), trained), "a refused removal changed the model"
-            if all(type(change).__name__ == "WeightChange" for change in one.changes):
+            if all(isinstance(change, WeightChange) for change in one.changes):
                 one.merge()
                 assert torch.allclose(host.model(tokens), trained, atol=1e-5)
             break
 
     def train_a_little(self, host: Host) -> None:
-        """A few SGD steps on random tokens; gradients of the last are kept."""
+        """A few steps of the library's AdamW on random tokens; gradients of the last are kept."""
         host.model.train()
         tokens = self.tokens(host)
+        optimizer = adamw(host.model, OptimizerConfig(), 1e-2, exempt=method_parameters(host.model))
         for _ in range(TRAINING_STEPS):
             host.model.zero_grad(set_to_none=True)
             logits = host.model(tokens[:, :-1])
             F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
-            with torch.no_grad():
-                for parameter in host.model.parameters():
-                    if parameter.grad is not None:
-                        parameter -= 0.05 * parameter.grad
+            optimizer.step()
+
+
+def parametrized(module: nn.Module) -> nn.Parameter | None:
+    """The stored weight of a module, also behind a parametrization; None where it has none."""
+    if hasattr(module, "parametrizations"):
+        return module.parametrizations.weight.original  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, nn.Parameter) else None
 
 
 def _num_hooks(model: nn.Module) -> int:
-    return sum(
+    """Hooks and slot watchers together."""
+    watchers = sum(len(module.watchers) for module in model.modules() if isinstance(module, Slot))
+    return watchers + sum(
         len(hooks)
         for module in model.modules()
         for name, hooks in vars(module).items()

@@ -62,6 +62,7 @@ def train(
     if evaluate is not None and 0 in evaluate_after:
         yield StepRecord(0, 0.0, nan, nan, evaluate())
     model.train()
+    optimizer.zero_grad(set_to_none=True)  # what a caller left there is not of these batches
     for step, micro_batches in enumerate(batches, start=1):
         lr = learning_rate(step - 1)
         for group in optimizer.param_groups:

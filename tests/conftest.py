@@ -1,0 +1,45 @@
+"""A study so small that a run takes a tenth of a second, yet whose runs learn, degrade and explode."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+TINY_STUDY: dict[str, Any] = {
+    "name": "tiny",
+    "learning_rates": {"low": "2^-6", "high": "2^3", "octaves_apart": 3},
+    "model": {"width": 16, "num_layers": 1, "num_heads": 2, "context": 8, "tied": False},
+    "training": {"steps": 20, "batch_size": 4},
+    "schedule": {"warmup_steps": 2},
+    "evaluation": {"evaluations": 4, "final_evaluations": 2, "num_sequences": 8},
+    "search": {"replicates": 1, "probes_per_round": 2, "most_runs": 9},
+    "arms": {"baseline": {}, "qk_norm": {}},
+}
+
+
+@pytest.fixture(scope="session")
+def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight ids in an endless circle: unigram entropy is ln 8, and a few steps learn the order."""
+    path = tmp_path_factory.mktemp("tokens") / "circle.bin"
+    np.tile(np.arange(8), 2000).astype("<u2").tofile(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_tables(token_file: Path):
+    """The tables of the tiny study, with changes laid over: ``tiny_tables(training={"steps": 30})``."""
+
+    def tables(**changes: Any) -> dict[str, Any]:
+        raw = copy.deepcopy(TINY_STUDY)
+        source = {"train": str(token_file), "held_out": str(token_file), "vocab_size": 8}
+        raw["data"] = {"token_files": source}
+        for key, value in changes.items():
+            merged = isinstance(value, dict) and isinstance(raw.get(key), dict) and key not in ("arms", "data")
+            raw[key] = {**raw[key], **value} if merged else value
+        return raw
+
+    return tables

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimtab.run.folder import Outcome
+from trimtab.study.analysis import Findings, analyse
+from trimtab.study.search import Trial, rounds
+from trimtab.study.spec import StudySpec, read_study
+
+LOG_VOCAB = math.log(256)
+UNIGRAM = 3.1
+STEPS = 400
+
+
+def outcome_at(trial: Trial, edge: float) -> Outcome | None:
+    """A run whose loss is lowest at 2^-4 and departs at the edge; one seed of the sweep has no outcome."""
+    x = trial.tick / 16
+    noise = 0.02 * math.sin(trial.tick + 10 * trial.seed)
+    beyond = x + 0.3 * noise / 0.02 - edge
+    final = 2.0 + 0.03 * abs(x + 4) + noise
+    stopped = None
+    if beyond > 3:
+        stopped, final = "non_finite", math.nan
+    elif beyond > 1.5:
+        stopped, final = "exploded", 5.9
+    elif beyond > 0:
+        final += 0.5 + beyond * 0.8
+    shown = 6.0 if math.isnan(final) else final
+    steps = [round(i * STEPS / 20) for i in range(21)]
+    curve = tuple((step, shown + (LOG_VOCAB - shown) * math.exp(-step / 60)) for step in steps)
+    return Outcome(
+        run_id=run_id_of(trial),
+        stopped=stopped,
+        steps=STEPS if stopped is None else STEPS // 2,
+        initial_loss=LOG_VOCAB,
+        final_loss=final,
+        norm_ratio=2.0,
+        spike=0.3 if -0.5 < beyond <= 0 else 0.01,
+        log_vocab=LOG_VOCAB,
+        unigram_entropy=UNIGRAM,
+        bytes_per_token=1.0,
+        held_out=curve,
+        seconds=1.5,
+    )
+
+
+def run_id_of(trial: Trial) -> str:
+    return f"{abs(hash((trial.tick, trial.seed, trial.round))) % 10**12:012d}{len(trial.arm):08d}"
+
+
+@pytest.fixture
+def make_findings(tmp_path: Path) -> Callable[..., Findings]:
+    """Findings of a study that never trained: ``make_findings(edges={"baseline": -1.0, "qk_norm": 1.0})``.
+
+    An edge is the log2 LR from which on an arm's runs fail. ``lose`` names trials whose outcome is lost.
+    """
+
+    def make(
+        edges: Mapping[str, float] | None = None,
+        *,
+        name: str = "a study",
+        lose: Callable[[Trial], bool] = lambda trial: False,
+        **changes: Any,
+    ) -> Findings:
+        edges = edges or {"baseline": -1.0, "qk_norm": 0.9, "soft_cap": 0.1}
+        safe = {f"arm {index}": arm for index, arm in enumerate(edges)}
+        from trimtab.methods import catalogue
+
+        slugs = list(catalogue())
+        tables = {
+            "name": name,
+            "reference": "arm 0",
+            "learning_rates": {"low": "2^-6", "high": "2^2"},
+            "training": {"steps": STEPS},
+            "search": {"most_runs": 20, "replicates": 2},
+            "arms": {
+                alias: {"method": arm if arm in slugs else slugs[index % len(slugs)]}
+                for index, (alias, arm) in enumerate(safe.items())
+            },
+        } | changes
+        spec = renamed(read_study(tables, "test"), safe)
+        results: dict[Trial, Outcome | None] = {}
+        search = rounds(spec)
+        batch = next(search)
+        while True:
+            results |= {trial: None if lose(trial) else outcome_at(trial, edges[trial.arm]) for trial in batch}
+            try:
+                batch = search.send(results)
+            except StopIteration:
+                break
+        identities = {trial: run_id_of(trial) for trial in results}
+        errors = {identities[trial]: "RuntimeError: <b>lost</b>" for trial in results if results[trial] is None}
+        return analyse(spec, results, identities, tmp_path, errors)
+
+    return make
+
+
+def renamed(spec: StudySpec, names: Mapping[str, str]) -> StudySpec:
+    """The study with other names of arms, also such as a study file may not hold."""
+    arms = {names[old]: dataclasses.replace(arm, name=names[old]) for old, arm in spec.arms.items()}
+    return dataclasses.replace(spec, arms=arms, reference=names[spec.reference])

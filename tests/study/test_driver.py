@@ -1,0 +1,595 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimtab import Study, load_study, methods
+from trimtab.config import ConfigError
+from trimtab.data import CorpusError
+from trimtab.interventions import SoftCap
+from trimtab.method import Method
+from trimtab.report import write_report
+from trimtab.run.folder import IntegrityError
+from trimtab.study import driver
+from trimtab.study.analysis import Findings
+from trimtab.study.driver import StorageError, replay
+from trimtab.study.executors.inline import InlineExecutor
+from trimtab.study.executors.processes import ProcessExecutor
+from trimtab.study.executors.protocol import Job, Progress, train_job
+from trimtab.study.labels import Label
+from trimtab.study.ledger import Ledger, StudyLockedError
+
+Make = Callable[..., Study]
+Text = Callable[[Findings], str]
+Contents = Callable[[Path], dict[str, tuple[int, str]]]
+
+
+class Trained:
+    """A task that notes what it trains."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __call__(self, job: Job, progress: Progress) -> None:
+        self.names.append(job.name)
+        train_job(job, progress)
+
+
+def rows(folder: Path) -> dict[str, tuple[str, int, int, str]]:
+    with sqlite3.connect(folder / "study.sqlite") as database:
+        found = database.execute("SELECT run_id, state, attempts, kills, error FROM trials").fetchall()
+    return {run_id: rest for run_id, *rest in ((r[0], r[1], r[2], r[3], r[4]) for r in found)}  # type: ignore[misc]
+
+
+def children() -> list[str]:
+    """Command lines of the live children of this process, but for multiprocessing's own bookkeeper."""
+    found: list[str] = []
+    for entry in Path("/proc").iterdir():
+        try:
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            command = (entry / "cmdline").read_text()
+        except (OSError, ValueError):
+            continue
+        if int(parent) == os.getpid() and state != "Z" and "resource_tracker" not in command:
+            found.append(command)
+    return found
+
+
+# The same study, however it is carried out.
+
+
+def test_the_tiny_study_learns_and_breaks(tiny: Make, finished: Path) -> None:
+    findings = replay(tiny().spec, finished)
+    labels = {run.label for run in findings.runs}
+    assert findings.learned
+    assert Label.STABLE in labels
+    assert labels & {Label.EXPLODED, Label.DEGRADED, Label.STUCK}
+    assert max(run.trial.round for run in findings.runs) >= 2, "the search never probed"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_are_the_same_on_any_number_of_workers(
+    tiny: Make, finished: Path, tmp_path: Path, text_of: Text, workers: int
+) -> None:
+    study = tiny()
+    assert text_of(study.run(tmp_path / "study", workers=workers)) == text_of(replay(study.spec, finished))
+
+
+def test_results_file_is_the_same_byte_for_byte_outside_provenance(tiny: Make, finished: Path, tmp_path: Path) -> None:
+    texts: list[str] = []
+    for folder in (finished, tmp_path / "again"):
+        write_report(tiny().run(folder, workers=0))
+        lines = (folder / "results.json").read_text().split('"provenance"')
+        assert len(lines) == 2
+        texts.append(lines[0])
+    assert texts[0] == texts[1]
+
+
+def test_running_again_trains_nothing(tiny: Make, finished: Path, contents: Contents, text_of: Text) -> None:
+    before = contents(finished / "runs")
+    trained = Trained()
+    findings = tiny().run(finished, executor=InlineExecutor(trained))
+    assert trained.names == []
+    assert contents(finished / "runs") == before
+    assert text_of(findings) == text_of(replay(tiny().spec, finished))
+
+
+def test_a_further_arm_reuses_every_run_of_the_first_phase(
+    tiny: Make, finished: Path, tmp_path: Path, text_of: Text
+) -> None:
+    first_phase = {run.run_id for run in replay(tiny().spec, finished).runs if run.trial.round <= 1}
+    more = tiny(arms={"baseline": {}, "qk_norm": {}, "soft_cap": {}})
+    trained = Trained()
+    extended = more.run(finished, executor=InlineExecutor(trained))
+    assert len(trained.names) == len(set(trained.names))
+    assert not first_phase & set(trained.names)
+    assert text_of(extended) == text_of(more.run(tmp_path / "fresh", workers=0))
+
+
+def test_more_runs_an_arm_reuse_every_whole_round(tiny: Make, finished: Path, tmp_path: Path, text_of: Text) -> None:
+    before = {run.run_id for run in replay(tiny().spec, finished).runs}
+    more = tiny(search={"replicates": 1, "probes_per_round": 2, "most_runs": 11})
+    trained = Trained()
+    extended = more.run(finished, executor=InlineExecutor(trained))
+    assert trained.names
+    assert not before & set(trained.names)
+    assert before <= {run.run_id for run in extended.runs}
+    assert text_of(extended) == text_of(more.run(tmp_path / "fresh", workers=0))
+
+
+def test_an_interrupted_study_goes_on_to_the_same_results(
+    tiny: Make, finished: Path, tmp_path: Path, text_of: Text
+) -> None:
+    def interrupted(job: Job, progress: Progress) -> None:
+        if len(list(job.runs.iterdir())) == 4:
+            raise KeyboardInterrupt
+        train_job(job, progress)
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny().run(tmp_path / "study", executor=InlineExecutor(interrupted))
+    findings = tiny().run(tmp_path / "study", workers=0)
+    assert text_of(findings) == text_of(replay(tiny().spec, finished))
+
+
+def test_a_half_written_run_is_trained_again(tiny: Make, finished: Path, text_of: Text) -> None:
+    expected = text_of(replay(tiny().spec, finished))
+    victim = sorted((finished / "runs").iterdir())[0]
+    (victim / "outcome.json").unlink()
+    steps = victim / "steps.jsonl"
+    steps.write_bytes(steps.read_bytes()[:-7])
+    trained = Trained()
+    assert text_of(tiny().run(finished, executor=InlineExecutor(trained))) == expected
+    assert trained.names == [victim.name]
+
+
+def test_a_grid_study_without_room_for_another_sweep_ends(tiny: Make, tmp_path: Path) -> None:
+    findings = tiny(search={"design": "grid", "most_runs": 6}).run(tmp_path / "study", workers=0)
+    assert len(findings.runs) == 10
+
+
+def test_a_grid_study_repeats_its_sweep(tiny: Make, tmp_path: Path) -> None:
+    findings = tiny(search={"design": "grid", "most_runs": 9}).run(tmp_path / "study", workers=0)
+    assert len(findings.runs) == 18
+
+
+def test_a_study_whose_reference_never_learns_says_so_and_spends_no_probes(
+    tiny: Make, tiny_tables: Any, tmp_path: Path
+) -> None:
+    rates = {"low": "2^-20", "high": "2^-16", "octaves_apart": 2}
+    # Half of the vocabulary never occurs, so a model that learned nothing is far above unigram entropy.
+    data = {"token_files": {**tiny_tables()["data"]["token_files"], "vocab_size": 16}}
+    findings = tiny(learning_rates=rates, data=data).run(tmp_path / "study", workers=0)
+    assert not findings.learned
+    assert max(run.trial.round for run in findings.runs) == 1
+    assert "never learned" in findings.warnings[0]
+    assert write_report(findings)["study"]["learned"] is False
+
+
+# Folders that must not be touched.
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"training": {"steps": 21}}, "training.steps"),
+        ({"model": {"width": 32}}, "model.width"),
+        ({"learning_rates": {"high": "2^4"}}, "learning_rates.high"),
+        ({"criterion": {"margin": 0.3}}, "criterion.margin"),
+        ({"search": {"replicates": 2}}, "search.replicates"),
+        ({"reference": "qk_norm"}, "reference"),
+        ({"common": []}, "common"),
+    ],
+)
+def test_another_protocol_is_refused_by_the_name_of_the_key(
+    tiny: Make, finished: Path, contents: Contents, change: dict[str, Any], key: str
+) -> None:
+    before = contents(finished)
+    with pytest.raises(ConfigError, match=key):
+        tiny(**change).run(finished, workers=0)
+    assert contents(finished) == before
+
+
+def test_a_folder_of_other_things_is_refused(tiny: Make, tmp_path: Path, contents: Contents) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter.txt").write_text("irreplaceable")
+    before = contents(folder)
+    with pytest.raises(ConfigError, match=r"chapter\.txt"):
+        tiny().run(folder, workers=0)
+    assert contents(folder) == before
+
+
+def test_a_file_in_the_way_is_refused(tiny: Make, tmp_path: Path) -> None:
+    (tmp_path / "study").write_text("a file")
+    with pytest.raises(ConfigError, match="in the way"):
+        tiny().run(tmp_path / "study", workers=0)
+    assert (tmp_path / "study").read_text() == "a file"
+
+
+def test_a_reformatted_protocol_is_still_the_same_protocol(tiny: Make, finished: Path, text_of: Text) -> None:
+    expected = text_of(replay(tiny().spec, finished))
+    protocol = finished / "protocol.json"
+    protocol.write_text(json.dumps(json.loads(protocol.read_text()), indent=2))
+    assert text_of(tiny().run(finished, workers=0)) == expected
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[1]", b"null"])
+def test_a_damaged_protocol_is_refused(tiny: Make, finished: Path, damage: bytes) -> None:
+    (finished / "protocol.json").write_bytes(damage)
+    with pytest.raises((ConfigError, IntegrityError), match=r"protocol"):
+        tiny().run(finished, workers=0)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def lower_final_loss(path: Path) -> None:
+    record = json.loads(path.read_text())
+    record["final_loss"] = 0.001
+    path.write_text(json.dumps(record, indent=1))
+
+
+@pytest.mark.parametrize(
+    ("file", "harm"),
+    [
+        ("outcome.json", cut),
+        ("outcome.json", lambda path: path.write_bytes(b"")),
+        ("outcome.json", lower_final_loss),
+        ("steps.jsonl", cut),
+        ("steps.jsonl", flip),
+        ("steps.jsonl", Path.unlink),
+    ],
+    ids=["outcome cut", "outcome empty", "outcome edited", "steps cut", "steps flipped", "steps missing"],
+)
+def test_a_damaged_run_is_refused_by_name(tiny: Make, finished: Path, file: str, harm: Callable[[Path], None]) -> None:
+    victim = sorted((finished / "runs").iterdir())[3]
+    harm(victim / file)
+    with pytest.raises(IntegrityError, match=victim.name):
+        tiny().run(finished, workers=0)
+    with pytest.raises(IntegrityError, match=victim.name):
+        replay(tiny().spec, finished)
+
+
+def test_a_second_driver_is_refused_by_the_owners_process_number(tiny: Make, finished: Path) -> None:
+    with Ledger(finished), pytest.raises(StudyLockedError, match=str(os.getpid())):
+        tiny().run(finished, workers=0)
+
+
+def test_a_second_driver_is_refused_while_the_first_starts(tiny: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    with Ledger(folder), pytest.raises(StudyLockedError):
+        tiny().run(folder, workers=0)
+
+
+def test_a_study_killed_while_it_claims_its_folder_can_go_on(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "_claim", die)
+        with pytest.raises(KilledError):
+            tiny().run(tmp_path / "study", workers=0)
+    assert len(tiny().run(tmp_path / "study", workers=0).runs) == 18
+
+
+# The machine's faults.
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_raises_is_tried_three_times_and_the_others_go_on(
+    tiny: Make, user_code: Any, tmp_path: Path, workers: int
+) -> None:
+    task = user_code.raise_for_one_arm
+    executor = ProcessExecutor(workers, task=task) if workers else InlineExecutor(task)
+    findings = tiny().run(tmp_path / "study", executor=executor)
+    missing = [run for run in findings.runs if run.label is Label.NO_OUTCOME]
+    assert missing
+    assert {run.trial.arm for run in missing} == {"qk_norm"}
+    for run in findings.runs:
+        tries = len((tmp_path / "marks" / run.run_id).read_bytes())
+        assert tries == (3 if run in missing else 1), run
+    assert {run.run_id for run in missing} == set(findings.errors)
+    assert all("no luck" in reason for reason in findings.errors.values())
+    assert findings.arms["qk_norm"].counts["no_outcome"] == len(missing)
+    assert write_report(findings)["excluded"]
+
+
+def test_a_run_without_outcome_gets_another_chance_when_the_study_is_run_again(
+    tiny: Make, user_code: Any, tmp_path: Path, finished: Path, text_of: Text
+) -> None:
+    folder = tmp_path / "study"
+    tiny().run(folder, executor=InlineExecutor(user_code.raise_for_one_arm))
+    findings = tiny().run(folder, workers=0)
+    assert not findings.errors
+    assert text_of(findings) == text_of(replay(tiny().spec, finished))
+
+
+def test_a_study_in_which_no_run_has_an_outcome_still_ends_in_a_report(
+    tiny: Make, user_code: Any, tmp_path: Path
+) -> None:
+    findings = tiny().run(tmp_path / "study", executor=InlineExecutor(user_code.raise_always))
+    assert all(run.label is Label.NO_OUTCOME for run in findings.runs)
+    results = write_report(findings)
+    assert all("no luck" in one["reason"] for one in results["excluded"])
+
+
+def test_a_missing_file_of_the_users_is_no_disk_failure(tiny: Make, user_code: Any, tmp_path: Path) -> None:
+    executor = InlineExecutor(user_code.missing_file_for_one_arm)
+    findings = tiny().run(tmp_path / "study", executor=executor)
+    assert all("table.npy" in reason for reason in findings.errors.values())
+
+
+def test_a_killed_worker_is_replaced_and_its_run_repeated(
+    tiny: Make, user_code: Any, tmp_path: Path, finished: Path, text_of: Text
+) -> None:
+    folder = tmp_path / "study"
+    findings = tiny().run(folder, executor=ProcessExecutor(2, task=user_code.die_once))
+    assert (tmp_path / "marks" / "died").exists(), "the fault never fired"
+    assert text_of(findings) == text_of(replay(tiny().spec, finished))
+    kills = [row[2] for row in rows(folder).values()]
+    attempts = [row[1] for row in rows(folder).values()]
+    assert sum(kills) == 1
+    assert sum(attempts) == 0, "a kill was counted as an attempt"
+
+
+@pytest.mark.slow
+def test_a_run_that_always_kills_its_worker_is_given_up(
+    tiny: Make, user_code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "MOST_KILLS", 3)
+    rates = {"low": "2^-3", "high": "2^3", "octaves_apart": 6}
+    search = {"replicates": 0, "most_runs": 2}
+    study = tiny(learning_rates=rates, search=search)
+    findings = study.run(tmp_path / "study", executor=ProcessExecutor(1, task=user_code.die_always))
+    assert len((tmp_path / "marks" / "died").read_bytes()) == 3
+    assert [run.trial.arm for run in findings.runs if run.label is Label.NO_OUTCOME] == ["qk_norm"]
+
+
+def test_no_child_process_is_left(tiny: Make, user_code: Any, tmp_path: Path) -> None:
+    tiny().run(tmp_path / "study", executor=ProcessExecutor(2))
+    assert multiprocessing.active_children() == []
+    with pytest.raises(StorageError):
+        tiny().run(tmp_path / "other", executor=ProcessExecutor(2, task=user_code.fill_disk))
+    deadline = time.monotonic() + 5
+    while children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert children() == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_stops_the_study_and_room_lets_it_go_on(
+    tiny: Make, user_code: Any, tmp_path: Path, finished: Path, text_of: Text, workers: int
+) -> None:
+    folder = tmp_path / "study"
+    task = user_code.fill_disk
+    executor = ProcessExecutor(workers, task=task) if workers else InlineExecutor(task)
+    with pytest.raises(StorageError, match="No space left"):
+        tiny().run(folder, executor=executor)
+    findings = tiny().run(folder, workers=0)
+    assert text_of(findings) == text_of(replay(tiny().spec, finished))
+
+
+def test_a_full_disk_under_the_ledger_is_a_storage_error(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path, text_of: Text
+) -> None:
+    def full(self: Ledger, run_ids: list[str]) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "finish", full)
+        with pytest.raises(StorageError):
+            tiny().run(tmp_path / "study", workers=0)
+    assert text_of(tiny().run(tmp_path / "study", workers=0)) == text_of(replay(tiny().spec, finished))
+
+
+def test_a_damaged_ledger_is_reported_by_name(tiny: Make, finished: Path) -> None:
+    (finished / "study.sqlite").write_bytes(b"not a database, by any means" * 100)
+    with pytest.raises((IntegrityError, StorageError), match=r"study\.sqlite"):
+        tiny().run(finished, workers=0)
+
+
+def test_a_lost_ledger_is_rebuilt(tiny: Make, finished: Path, text_of: Text) -> None:
+    expected = text_of(replay(tiny().spec, finished))
+    (finished / "study.sqlite").unlink()
+    assert text_of(replay(tiny().spec, finished)) == expected
+    assert text_of(tiny().run(finished, workers=0)) == expected
+    assert all(row[0] == "done" for row in rows(finished).values())
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "a%20b", "a b", "ä"])
+def test_a_study_folder_may_have_any_name(tiny: Make, finished: Path, name: str, text_of: Text) -> None:
+    expected = text_of(replay(tiny().spec, finished))
+    moved = Path(shutil.move(finished, finished.parent / name))
+    beside = sorted(moved.parent.iterdir())
+    assert text_of(replay(tiny().spec, moved)) == expected
+    assert sorted(moved.parent.iterdir()) == beside, "something was written outside the study folder"
+
+
+# A study of one's own.
+
+
+def test_own_model_optimizer_and_workers_go_together(tiny: Make, user_code: Any, tmp_path: Path, text_of: Text) -> None:
+    rates = {"low": "2^-9", "high": "2^6", "octaves_apart": 5}
+    settings = {"learning_rates": rates, "arms": {"baseline": {}}, "training": {"steps": 30}}
+    study = tiny(build_model=user_code.build_bigram, build_optimizer=user_code.sgd, **settings)
+    inline = study.run(tmp_path / "inline", workers=0)
+    assert inline.learned
+    assert text_of(inline) == text_of(study.run(tmp_path / "workers", workers=1))
+
+
+def test_own_method_is_compared_under_its_own_name(tiny: Make, user_code: Any, tmp_path: Path) -> None:
+    method = user_code.own_method()
+    study = tiny(arms={"baseline": {}, "mine": {"method": method}})
+    findings = study.run(tmp_path / "study", workers=1)
+    assert findings.arms["mine"].method == "halved"
+    losses = {(run.trial.arm, run.trial.tick): run.outcome for run in findings.runs if run.trial.round == 0}
+    mine, base = (losses[arm, -48] for arm in ("mine", "baseline"))
+    assert mine is not None
+    assert base is not None
+    assert mine.final_loss != base.final_loss, "the method did nothing"
+
+
+def test_a_named_method_keeps_its_name_when_the_study_is_read_from_its_folder(
+    tiny: Make, tmp_path: Path, text_of: Text
+) -> None:
+    source = methods.soft_cap.source
+    method = Method("tight_cap", (SoftCap(cap=5.0),), source)
+    study = tiny(arms={"baseline": {}, "capped": {"method": method}})
+    findings = study.run(tmp_path / "study", workers=0)
+    assert text_of(replay(load_study(tmp_path / "study").spec, tmp_path / "study")) == text_of(findings)
+
+
+def test_study_takes_model_settings_from_python_as_from_a_file(tiny_tables: Any, tmp_path: Path) -> None:
+    tables = tiny_tables()
+    study = Study(**{**tables, "arms": ["baseline", "qk_norm"]})
+    assert study.spec.protocol.model.width == 16
+
+
+def test_own_model_learns_its_context_from_the_settings(tiny_tables: Any, user_code: Any) -> None:
+    tables = tiny_tables(arms=["baseline"])
+    context = tables.pop("model")["context"]
+    study = Study(**tables, model=user_code.build_bigram)
+    assert study.spec.protocol.model.vocab_size == 8
+    arms = {"baseline": {"method": "baseline", "model": {"context": context}}}
+    study = Study(**{**tables, "arms": arms}, model=user_code.build_bigram)
+    assert study.spec.arms["baseline"].protocol.model.context == context
+
+
+def test_a_lambda_is_refused_with_workers_and_fine_without(tiny: Make, user_code: Any, tmp_path: Path) -> None:
+    study = tiny(
+        arms={"baseline": {}},
+        learning_rates={"low": "2^-6", "high": "2^0", "octaves_apart": 6},
+        build_model=lambda config: user_code.Bigram(config.vocab_size),
+    )
+    with pytest.raises(ConfigError, match="workers=0"):
+        study.run(tmp_path / "study", workers=2)
+    assert not (tmp_path / "study").exists()
+    assert not study.run(tmp_path / "study", workers=0).errors
+
+
+def test_a_lambda_among_other_arguments_is_fine(tiny: Make, user_code: Any, tmp_path: Path) -> None:
+    rates = {"low": "2^-6", "high": "2^0", "octaves_apart": 6}
+    # fmt: off
+    study = tiny(
+        arms={"baseline": {}}, build_model=lambda config: user_code.Bigram(config.vocab_size),
+        learning_rates=rates,
+    )
+    # fmt: on
+    assert not study.run(tmp_path / "study", workers=0).errors
+
+
+def test_a_builder_that_reads_another_constant_has_other_runs(
+    tiny: Make, user_code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"low": "2^-6", "high": "2^0", "octaves_apart": 6}
+    study = tiny(build_model=user_code.build_bigram, arms={"baseline": {}}, learning_rates=rates)
+    study.run(tmp_path / "study", workers=0)
+    monkeypatch.setattr(user_code, "WIDTH", 4)
+    trained = Trained()
+    study.run(tmp_path / "study", executor=InlineExecutor(trained))
+    assert trained.names, "runs of a model of another width were reused"
+
+
+def test_builders_that_captured_other_values_have_other_runs(tiny: Make, tmp_path: Path, user_code: Any) -> None:
+    def builder(width: int) -> Any:
+        def build(config: Any) -> Any:
+            model = user_code.Bigram(config.vocab_size)
+            model.embedding.weight.data.mul_(width)
+            return model
+
+        return build
+
+    rates = {"low": "2^-6", "high": "2^0", "octaves_apart": 6}
+    settings = {"arms": {"baseline": {}}, "learning_rates": rates}
+    tiny(build_model=builder(1), **settings).run(tmp_path / "study", workers=0)
+    trained = Trained()
+    tiny(build_model=builder(100), **settings).run(tmp_path / "study", executor=InlineExecutor(trained))
+    assert trained.names, "runs of another closure were reused"
+
+
+def test_data_shorter_than_the_context_is_refused_before_anything_is_written(
+    tiny: Make, tiny_tables: Any, tmp_path: Path
+) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("abcdefgh" * 400)
+    data = {"text_files": {"paths": [str(text)]}}
+    study = tiny(data=data, model={"context": 512}, arms={"baseline": {}})
+    with pytest.raises((ConfigError, CorpusError), match=r"context|sequence"):
+        study.run(tmp_path / "study", workers=0)
+    assert not (tmp_path / "study").exists()
+
+
+def test_text_changed_between_two_studies_of_one_process_is_noticed(tiny: Make, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefgh" * 400)
+    settings = {"data": {"text_files": {"paths": [str(text)]}}, "arms": {"baseline": {}}, "training": {"steps": 10}}
+    first = tiny(**settings).run(tmp_path / "study", workers=0)
+    text.write_text("hgfedcba" * 400)
+    second = tiny(**settings).run(tmp_path / "study", workers=0)
+    assert {run.run_id for run in second.runs}.isdisjoint(run.run_id for run in first.runs)
+    assert not second.errors
+
+
+def test_an_arm_that_cannot_be_built_is_refused_by_name(tiny: Make, user_code: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="qk_norm"):
+        tiny(build_model=user_code.build_bigram).run(tmp_path / "study", workers=0)
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_script_that_defines_its_own_model_can_use_workers(tmp_path: Path, tiny_tables: Any) -> None:
+    tables = tiny_tables(arms={"baseline": {}}, learning_rates={"low": "2^-6", "high": "2^0", "octaves_apart": 6})
+    del tables["model"]
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            from torch import nn
+            from trimtab import Study, load_study, methods
+
+            class Bigram(nn.Module):
+                def __init__(self, vocab_size):
+                    super().__init__()
+                    self.layers = nn.Sequential(nn.Embedding(vocab_size, 16), nn.Linear(16, vocab_size))
+
+                def forward(self, tokens):
+                    return self.layers(tokens)
+
+            def build(config):
+                return Bigram(config.vocab_size)
+
+            if __name__ == "__main__":
+                findings = Study(model=build, **{tables!r}).run("out", workers=1)
+                print(len(findings.runs), len(findings.errors))
+            """
+        )
+    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    total, missing = map(int, done.stdout.split())
+    assert total >= 3
+    assert missing == 0

@@ -1,0 +1,213 @@
+"""Kill the driver, or a worker, whenever: the same command must go on to the same results and leave nobody behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+KILLS = int(os.environ.get("TRIMTAB_TEST_KILLS", "20"))
+SEED = int(os.environ.get("TRIMTAB_TEST_SEED", "20260401"))
+ORPHAN_SECONDS = 10
+
+
+@pytest.fixture(scope="module")
+def study_file(tiny_tables: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of 24 runs of a second or so each."""
+    path = tmp_path_factory.mktemp("kill") / "study.toml"
+    tables = tiny_tables(
+        training={"steps": 200},
+        search={"replicates": 2, "probes_per_round": 3, "most_runs": 12},
+    )
+    path.write_text(tomli_w.dumps(tables), encoding="utf-8")
+    return path
+
+
+@dataclass
+class Undisturbed:
+    """The study that nobody disturbed: its results and how long it took."""
+
+    results: bytes
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def undisturbed(study_file: Path) -> Undisturbed:
+    folder = study_file.parent / "undisturbed"
+    started = time.monotonic()
+    driver = Driver(study_file, folder)
+    assert driver.wait() == 0, driver.errors()
+    return Undisturbed(results(folder), time.monotonic() - started)
+
+
+class Driver:
+    """``trimtab study`` in a session of its own."""
+
+    def __init__(self, study_file: Path, folder: Path) -> None:
+        self.log = folder.with_suffix(".stderr")
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "trimtab", "study", study_file, "--out", folder, "--workers", "2"],
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def wait(self, timeout: float = 600) -> int:
+        return self.process.wait(timeout)
+
+    def ended_within(self, seconds: float) -> bool:
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def errors(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def session(self) -> dict[int, str]:
+        """Live processes of the session, the driver included: number and command line."""
+        found: dict[int, str] = {}
+        for entry in Path("/proc").iterdir():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                command = (entry / "cmdline").read_text().replace("\0", " ")
+            except (OSError, ValueError):
+                continue
+            if int(fields[3]) == self.process.pid and fields[0] != "Z":
+                found[int(entry.name)] = command
+        return found
+
+    def workers(self) -> list[int]:
+        return [number for number, command in self.session().items() if "spawn_main" in command]
+
+    def assert_nobody_left(self) -> None:
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while self.session() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert self.session() == {}
+
+
+def results(folder: Path) -> bytes:
+    content, separator, _ = (folder / "results.json").read_bytes().partition(b'"provenance"')
+    assert separator
+    return content
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [str(path) for path in folder.rglob("*.tmp")] + [str(path) for path in folder.glob("study.sqlite-*")]
+
+
+def test_kills_of_the_driver_change_nothing(study_file: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    chance = random.Random(SEED)
+    print(f"seed {SEED}")
+    latest = max(8.0, 0.6 * undisturbed.seconds)  # busy cores start slowly, and a kill must also meet training
+    kills = completed = 0
+    folder = tmp_path / "study-0"
+    while kills < KILLS:
+        driver = Driver(study_file, folder)
+        seconds = chance.uniform(1, latest)
+        if driver.ended_within(seconds):
+            assert driver.process.returncode == 0, driver.errors()
+            assert results(folder) == undisturbed.results
+            completed += 1
+            folder = tmp_path / f"study-{completed}"
+        else:
+            driver.process.kill()
+            driver.wait()
+            kills += 1
+            print(f"kill {kills} after {seconds:.2f} s, {len(list(folder.glob('runs/*/outcome.json')))} runs done")
+        driver.assert_nobody_left()
+        assert "Traceback" not in driver.errors(), driver.errors()
+    driver = Driver(study_file, folder)
+    assert driver.wait() == 0, driver.errors()
+    assert results(folder) == undisturbed.results
+    assert leftovers(folder) == []
+    driver.assert_nobody_left()
+    print(f"{kills} kills, {completed + 1} studies finished, 0 violations")
+
+
+def test_killed_workers_change_nothing(study_file: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    chance = random.Random(SEED + 1)
+    folder = tmp_path / "study"
+    driver = Driver(study_file, folder)
+    kills = 0
+    while not driver.ended_within(chance.uniform(1, 3)):
+        workers = driver.workers()
+        if workers and kills < 4:
+            os.kill(chance.choice(workers), signal.SIGKILL)
+            kills += 1
+    assert kills >= 2, "too few kills for a finding"
+    assert driver.process.returncode == 0, driver.errors()
+    assert results(folder) == undisturbed.results
+    driver.assert_nobody_left()
+
+
+def wait_for_a_run(folder: Path, driver: Driver) -> None:
+    while not list(folder.glob("runs/*/outcome.json")):
+        assert not driver.ended_within(0.1), driver.errors()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("whole_group", [False, True], ids=["the driver", "the process group"])
+def test_signals_end_with_their_codes_and_the_study_goes_on(
+    study_file: Path, undisturbed: Undisturbed, tmp_path: Path, number: signal.Signals, code: int, whole_group: bool
+) -> None:
+    folder = tmp_path / "study"
+    driver = Driver(study_file, folder)
+    wait_for_a_run(folder, driver)
+    (os.killpg if whole_group else os.kill)(driver.process.pid, number)
+    assert driver.wait(60) == code, driver.errors()
+    assert driver.errors().count("\n") == 1, driver.errors()
+    assert "goes on from there" in driver.errors()
+    driver.assert_nobody_left()
+    driver = Driver(study_file, folder)
+    assert driver.wait() == 0, driver.errors()
+    assert results(folder) == undisturbed.results
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_signals_while_starting_end_with_their_codes_or_by_the_signal(
+    study_file: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    chance = random.Random(SEED + 2)
+    for attempt in range(4):
+        driver = Driver(study_file, tmp_path / "study")
+        seconds = chance.uniform(0.5, 2.5)
+        assert not driver.ended_within(seconds)
+        os.killpg(driver.process.pid, number)
+        # Before Python has read the command line, the signal alone ends it.
+        assert driver.wait(60) in (code, -number), (attempt, seconds, driver.errors())
+        assert "Traceback" not in driver.errors(), (attempt, seconds, driver.errors())
+        driver.assert_nobody_left()
+
+
+def test_a_second_driver_leaves_at_once_with_31(study_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    first = Driver(study_file, folder)
+    wait_for_a_run(folder, first)
+    other = subprocess.run(
+        [sys.executable, "-m", "trimtab", "study", study_file, "--out", folder, "--workers", "2"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert other.returncode == 31, other.stderr
+    assert str(first.process.pid) in other.stderr
+    assert first.process.poll() is None, "the first driver ended"
+    first.process.kill()
+    first.wait()
+    first.assert_nobody_left()

@@ -1,0 +1,512 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from safetensors.torch import load_file
+
+from trimtab import cli
+from trimtab.data import CorpusError
+from trimtab.data.classics import Classics
+from trimtab.methods import catalogue
+from trimtab.study import driver
+from trimtab.study.ledger import Ledger
+from trimtab.study.plan import plan
+
+Tables = Callable[..., dict[str, Any]]
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def trimtab(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: str | Path) -> Ended:
+        capsys.readouterr()
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            code = int(error.code or 0)
+        return Ended(code, *capsys.readouterr())
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def study_file(tiny_tables: Tables, tmp_path: Path) -> Callable[..., Path]:
+    """A study file of the tiny study with changes."""
+
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "study.toml"
+        path.write_text(tomli_w.dumps(tiny_tables(**changes)), encoding="utf-8")
+        return path
+
+    return write
+
+
+def contents(folder: Path) -> dict[str, tuple[int, str]]:
+    return {
+        str(path.relative_to(folder)): (
+            path.lstat().st_mtime_ns,
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
+        )
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def assert_refused(ended: Ended, code: int, *words: str) -> None:
+    assert ended.code == code, ended
+    assert ended.err.count("\n") == 1, f"not one line: {ended.err!r}"
+    assert ended.err.startswith("trimtab: ")
+    assert "Traceback" not in ended.err
+    for word in words:
+        assert word in ended.err, ended.err
+
+
+# Bad input: one line, the right code, nothing changed.
+
+SMALL = {"low": "2^-6", "high": "2^0", "octaves_apart": 6}
+BAD_TABLES = {
+    "unknown key": ({"lerning_rates": {}}, ("lerning_rates", "learning_rates")),
+    "unknown nested key": ({"training": {"stepz": 3}}, ("training", "stepz", "'steps'")),
+    "unknown arm key": ({"arms": {"baseline": {"lr": 1}}}, ("arms.baseline", "lr")),
+    "wrong type": ({"training": {"steps": "many"}}, ("training.steps", "whole number")),
+    "boolean for a number": ({"training": {"steps": True}}, ("training.steps", "whole number")),
+    "number as text": ({"criterion": {"margin": "1e-3"}}, ("criterion.margin",)),
+    "fraction for a count": ({"training": {"steps": 2.5}}, ("training.steps",)),
+    "NaN for an LR": ({"learning_rates": {"low": float("nan")}}, ("learning_rates.low", "finite")),
+    "infinite LR": ({"learning_rates": {"high": float("inf")}}, ("learning_rates.high", "finite")),
+    "negative LR": ({"learning_rates": {"low": -1.0}}, ("learning_rates", "positive")),
+    "zero LR": ({"learning_rates": {"low": 0.0}}, ("learning_rates", "positive")),
+    "reversed LRs": ({"learning_rates": {"low": "2^3", "high": "2^-3"}}, ("learning_rates", "not below")),
+    "narrow LRs": ({"learning_rates": {"low": 1.0, "high": 1.001}}, ("learning_rates", "1/16")),
+    "odd spacing": ({"learning_rates": {"octaves_apart": 0.3}}, ("learning_rates", "octaves_apart")),
+    "missing LRs": ({"learning_rates": {"low": "2^-6", "high": None}}, ("learning_rates.high", "missing")),
+    "no arms": ({"arms": {}}, ("arms",)),
+    "arms as a list": ({"arms": ["baseline"]}, ("arms",)),
+    "arm as a number": ({"arms": {"baseline": 3}}, ("arms.baseline", "table")),
+    "unknown method": ({"arms": {"baseline": {}, "x": {"method": "qk_nrom"}}}, ("arms.x.method", "'qk_norm'")),
+    "method missing": ({"arms": {"baseline": {}, "mine": {}}}, ("arms.mine", "method")),
+    "bad setting of a method": (
+        {"arms": {"baseline": {}, "x": {"method": [{"soft_cap": {"cap": -1.0}}]}}},
+        ("arms.x.method[0].soft_cap", "cap"),
+    ),
+    "the same arm under two names": ({"arms": {"baseline": {}, "twin": {"method": "baseline"}}}, ("baseline", "twin")),
+    "reference is no arm": ({"arms": {"qk_norm": {}}}, ("reference", "baseline")),
+    "arm name with a control character": ({"arms": {"baseline": {}, "a\x1b[2J": {}}}, ("printable",)),
+    "arm name of 101 characters": ({"arms": {"baseline": {}, "a" * 101: {}}}, ("100",)),
+    "too many trials": ({"search": {"most_runs": 5001}}, ("10002", "10000")),
+    "range that asks for too many trials": (
+        {"learning_rates": {"low": "2^-500", "high": "2^500", "octaves_apart": 0.0625}},
+        ("10000",),
+    ),
+    "steps beyond 64 bits": ({"training": {"steps": 2**63}}, ("training.steps", "64 bits")),
+    "no steps": ({"training": {"steps": 0}}, ("training", "steps")),
+    "warm-up as long as the run": ({"schedule": {"warmup_steps": 20}}, ("warmup_steps",)),
+    "accumulate that does not divide": ({"training": {"accumulate": 3}}, ("accumulate",)),
+    "heads that do not divide": ({"model": {"num_heads": 3}}, ("num_heads",)),
+    "unknown data source": ({"data": {"classic": {}}}, ("data", "'classics'")),
+    "two data sources": ({"data": {"classics": {}, "zipf_markov": {}}}, ("data", "one key")),
+    "data file missing": ({"data": {"text_files": {"paths": ["nowhere.txt"]}}}, ("nowhere.txt",)),
+    "vocabulary of model and data differ": ({"model": {"vocab_size": 9}}, ("vocab_size", "9", "8")),
+    "two common interventions of one kind": ({"common": [{"qk_norm": {}}, {"qk_norm": {}}]}, ("qk_norm", "twice")),
+    "cuda without a device": ({"training": {"device": "cuda"}}, ("cuda",)),
+    "unknown precision": ({"training": {"precision": "fp8"}}, ("training.precision",)),
+    "study name of the wrong type": ({"name": 3}, ("name",)),
+}
+
+
+def without_none(value: Any) -> Any:
+    return {k: without_none(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_bad_study_is_refused_in_one_line(
+    trimtab: Any, tiny_tables: Tables, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    changes, words = BAD_TABLES[case]
+    file = tmp_path / "bad.toml"
+    file.write_text(tomli_w.dumps(without_none(tiny_tables(**changes))), encoding="utf-8")
+    before = contents(tmp_path)
+    assert_refused(trimtab("study", file, "--out", "out", "--workers", "0"), 2, *words)
+    assert contents(tmp_path) == before
+
+
+BAD_TEXTS = {
+    "an arm given twice": b"[arms.baseline]\n[arms.baseline]\n",
+    "no TOML": b"name = \n",
+    "NUL": b"name = 'a\0b'\n",
+    "byte-order mark in the middle": b"name = 'a'\n\xef\xbb\xbfx = 1\n",
+    "no UTF-8": b"name = '\xff'\n",
+    "nested too deeply": b"x = " + b"[" * 100_000,
+    "a number of 5000 digits": b"x = " + b"9" * 5000,
+    "larger than a config can be": b"#" * (1 << 20) + b"\nx = 1",
+    "nothing at all": b"",
+    "YAML": b"arms: !!python/object/apply:os.system ['true']\n",
+}
+
+
+@pytest.mark.parametrize("case", BAD_TEXTS)
+def test_unreadable_study_is_refused_in_one_line(trimtab: Any, tmp_path: Path, case: str) -> None:
+    (tmp_path / "bad.toml").write_bytes(BAD_TEXTS[case])
+    before = contents(tmp_path)
+    assert_refused(trimtab("study", "bad.toml", "--out", "out"), 2, "bad.toml")
+    assert contents(tmp_path) == before
+
+
+BAD_SETTINGS = {
+    "no equals sign": "training.steps",
+    "no key": "=3",
+    "through a value": "name.x=3",
+    "unknown key": "training.stepz=3",
+    "wrong type": "training.steps=many",
+    "NaN": "learning_rates.low=nan",
+    "nested too deeply": "name=" + "[" * 50_000,
+    "a number of 5000 digits": "training.steps=" + "9" * 5000,
+    "a whole table as text": "training=[",
+    "empty value": "training.steps=",
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_malformed_setting_is_refused_in_one_line(
+    trimtab: Any, study_file: Callable[..., Path], tmp_path: Path, case: str
+) -> None:
+    file = study_file()
+    before = contents(tmp_path)
+    ended = trimtab("study", file, "--out", "out", "--workers", "0", "--set", BAD_SETTINGS[case])
+    assert_refused(ended, 2)
+    assert contents(tmp_path) == before
+
+
+def test_missing_study_file_is_named(trimtab: Any) -> None:
+    assert_refused(trimtab("study", "nowhere.toml", "--out", "out"), 2, "nowhere.toml", "no such file")
+
+
+def test_file_and_preset_together_or_neither_are_refused(trimtab: Any, study_file: Callable[..., Path]) -> None:
+    assert_refused(trimtab("study", "--out", "out"), 2, "FILE", "--preset")
+    assert_refused(trimtab("study", study_file(), "--preset", "demo", "--out", "out"), 2, "FILE", "--preset")
+
+
+def test_unknown_preset_is_answered_with_the_nearest(trimtab: Any) -> None:
+    assert_refused(trimtab("study", "--preset", "dmeo", "--out", "out"), 2, "did you mean 'demo'?")
+    assert_refused(trimtab("study", "--preset", "../demo", "--out", "out"), 2)
+
+
+def test_missing_out_is_refused(trimtab: Any, study_file: Callable[..., Path]) -> None:
+    assert_refused(trimtab("study", study_file()), 2, "--out")
+
+
+@pytest.mark.parametrize("option", [("--workers", "-1"), ("--workers-per-gpu", "0")])
+def test_impossible_number_of_workers_is_refused(
+    trimtab: Any, study_file: Callable[..., Path], option: tuple[str, str]
+) -> None:
+    assert_refused(trimtab("study", study_file(), "--out", "out", *option), 2, option[0])
+
+
+@pytest.mark.parametrize("arguments", [(), ("stdy",), ("study", "--wrkers", "2"), ("study", "--workers", "two")])
+def test_mistyped_command_is_a_usage_error(trimtab: Any, arguments: tuple[str, ...]) -> None:
+    ended = trimtab(*arguments)
+    assert ended.code == 2
+    assert "Traceback" not in ended.err
+    assert ended.err.splitlines()[-1].startswith("trimtab")
+
+
+def test_damaged_corpus_is_refused_before_anything_is_written(
+    trimtab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(self: Classics) -> None:
+        raise CorpusError("austen.txt.xz: the text is damaged (SHA-256 differs); install trimtab again")
+
+    monkeypatch.setattr(Classics, "load", damaged)
+    driver.tokens_of.cache_clear()
+    assert_refused(trimtab("study", "--preset", "demo", "--out", "out"), 2, "austen.txt.xz", "damaged")
+    assert not (tmp_path / "out").exists()
+
+
+def test_ids_outside_the_vocabulary_are_refused_by_offset(
+    trimtab: Any, study_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "ids.bin").write_bytes(b"\1\0" * 3000 + b"\xff\0" + b"\1\0" * 3000)
+    data = {"token_files": {"train": "ids.bin", "held_out": "ids.bin", "vocab_size": 8}}
+    assert_refused(trimtab("study", study_file(data=data), "--out", "out"), 2, "ids.bin", "255", "offset 3000")
+
+
+def test_file_in_the_way_of_the_folder_is_refused(
+    trimtab: Any, study_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    for out in ("taken", "taken/below"):
+        assert_refused(trimtab("study", study_file(), "--out", out, "--workers", "0"), 2, "taken", "--out")
+
+
+def test_folder_that_cannot_be_written_is_a_storage_error(
+    trimtab: Any, study_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert_refused(trimtab("study", study_file(), "--out", "out", "--workers", "0"), 32, "out", "not writable")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_error_message_cannot_steer_the_terminal(trimtab: Any) -> None:
+    ended = trimtab("study", "\x1b[31mred\nsecond line.toml", "--out", "out")
+    assert_refused(ended, 2)
+    assert "\x1b" not in ended.err
+
+
+def test_study_name_cannot_steer_the_terminal(trimtab: Any, study_file: Callable[..., Path]) -> None:
+    file = study_file(name="\x1b]0;owned\x07\x1b[2Jname", learning_rates=SMALL, arms={"baseline": {}})
+    planned = trimtab("study", file, "--plan", "--workers", "0")
+    studied = trimtab("study", file, "--out", "out", "--workers", "0")
+    assert planned.code == 0
+    assert studied.code == 0
+    assert "\x1b" not in planned.out
+    assert "\x1b" not in studied.out
+
+
+# Folders.
+
+
+@pytest.fixture
+def done(trimtab: Any, study_file: Callable[..., Path], tmp_path: Path) -> Path:
+    """The folder of a small finished study."""
+    file = study_file(learning_rates=SMALL)
+    ended = trimtab("study", file, "--out", "done", "--workers", "0")
+    assert ended.code == 0, ended
+    return tmp_path / "done"
+
+
+def test_study_prints_a_table_and_writes_three_files(trimtab: Any, done: Path, tmp_path: Path) -> None:
+    ended = trimtab("study", tmp_path / "study.toml", "--out", done, "--workers", "0")
+    assert ended.code == 0
+    assert ended.err == ""
+    for word in ("baseline", "qk_norm", "LR50", "report.html"):
+        assert word in ended.out
+    for name in ("results.json", "results.csv", "report.html"):
+        assert (done / name).stat().st_size > 100
+
+
+def test_folder_of_another_protocol_is_refused(
+    trimtab: Any, done: Path, study_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = study_file(learning_rates=SMALL, training={"steps": 21})
+    before = contents(tmp_path)
+    assert_refused(trimtab("study", file, "--out", done, "--workers", "0"), 2, "training.steps", "20", "21")
+    assert contents(tmp_path) == before
+
+
+def test_folder_at_work_is_refused_with_its_owner(trimtab: Any, done: Path, tmp_path: Path) -> None:
+    with Ledger(done):
+        ended = trimtab("study", tmp_path / "study.toml", "--out", done, "--workers", "0")
+    assert_refused(ended, 31, str(os.getpid()))
+
+
+def test_damaged_run_ends_with_30(trimtab: Any, done: Path, tmp_path: Path) -> None:
+    victim = sorted((done / "runs").iterdir())[0]
+    (victim / "outcome.json").write_text("{")
+    before = contents(tmp_path)
+    assert_refused(trimtab("study", tmp_path / "study.toml", "--out", done, "--workers", "0"), 30, victim.name)
+    assert_refused(trimtab("report", done), 30, victim.name)
+    assert {k: v[1] for k, v in contents(tmp_path).items() if "study" not in k and "lock" not in k} == {
+        k: v[1] for k, v in before.items() if "study" not in k and "lock" not in k
+    }
+
+
+def test_trials_without_outcome_end_with_10(
+    trimtab: Any, study_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trimtab.study import study
+    from trimtab.study.executors.inline import InlineExecutor
+    from trimtab.study.executors.protocol import Job, Progress, train_job
+
+    def fails_once(job: Job, progress: Progress) -> None:
+        if job.spec.learning_rate == 1.0 and job.spec.seeds.init == 0 and len(job.spec.method) == 0:
+            raise RuntimeError("no luck")
+        train_job(job, progress)
+
+    monkeypatch.setattr(study, "InlineExecutor", lambda: InlineExecutor(fails_once))
+    ended = trimtab("study", study_file(learning_rates=SMALL), "--out", "out", "--workers", "0")
+    assert ended.code == 10
+    assert "no luck" in ended.out
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["excluded"][0]["reason"].endswith("no luck")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert trimtab("study", tmp_path / "study.toml", "--out", "out", "--workers", "0").code == 0
+
+
+def test_memory_error_ends_with_33(trimtab: Any, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(driver, "replay", hungry)
+    assert_refused(trimtab("report", done), 33, "memory")
+
+
+# report
+
+
+def test_report_writes_the_same_results_again(trimtab: Any, done: Path) -> None:
+    before = {name: (done / name).read_bytes() for name in ("results.json", "results.csv", "report.html")}
+    runs = contents(done / "runs")
+    for name in before:
+        (done / name).unlink()
+    ended = trimtab("report", done)
+    assert ended.code == 0, ended
+    assert {name: (done / name).read_bytes() for name in before} == before
+    assert contents(done / "runs") == runs
+
+
+def test_report_of_an_unfinished_study_is_refused(trimtab: Any, done: Path, tmp_path: Path) -> None:
+    victim = sorted((done / "runs").iterdir())[0]
+    (victim / "outcome.json").unlink()
+    before = contents(tmp_path)
+    assert_refused(trimtab("report", done), 2, "not finished")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_report_of_no_study_is_refused(trimtab: Any, tmp_path: Path, folder: str) -> None:
+    assert_refused(trimtab("report", folder), 2, "not a study folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --plan, presets, methods, run, --help
+
+
+def test_plan_writes_nothing_and_says_runs_hours_disk(
+    trimtab: Any, study_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = study_file()
+    before = contents(tmp_path)
+    ended = trimtab("study", file, "--plan", "--out", "out", "--workers", "2")
+    assert ended.code == 0
+    assert ended.err == ""
+    assert contents(tmp_path) == before
+    assert "10 in the first phase, at most 18 in all" in ended.out
+    for word in ("runs:", "hours:", "disk:", "MB", "2 workers"):
+        assert word in ended.out
+
+
+def test_setting_changes_the_study(trimtab: Any, study_file: Callable[..., Path]) -> None:
+    ended = trimtab("study", study_file(), "--plan", "--workers", "0", "--set", "training.steps=33")
+    assert ended.code == 0
+    assert "33 steps a run" in ended.out
+
+
+@pytest.mark.parametrize("preset", cli.presets())
+def test_every_preset_is_a_study_that_can_be_built(preset: str) -> None:
+    from trimtab.config import load_toml
+    from trimtab.study.spec import read_study
+
+    path = Path(cli.__file__).parent / "presets" / f"{preset}.toml"
+    spec = read_study(load_toml(path), preset)
+    assert spec.name == preset
+    assert read_study(tomllib.loads(tomli_w.dumps(spec.table())), preset) == spec
+    text = plan(spec, 2)
+    assert f"at most {spec.most_runs()} in all" in text
+
+
+def test_methods_lists_all_ten_with_equation_and_paper(trimtab: Any) -> None:
+    ended = trimtab("methods")
+    assert ended.code == 0
+    blocks = ended.out.strip().split("\n\n")
+    assert [block.splitlines()[0] for block in blocks] == list(catalogue())
+    assert len(blocks) == 10
+    for block in blocks:
+        equation = next(line for line in block.splitlines() if "equation:" in line)
+        assert len(equation.split("equation:")[1].strip()) > 3, block
+        assert "arXiv 2" in block or "arXiv 1" in block, block
+
+
+def test_methods_shows_one_and_refuses_an_unknown_one(trimtab: Any) -> None:
+    assert trimtab("methods", "soft_cap").out.startswith("soft_cap\n")
+    assert_refused(trimtab("methods", "softcap"), 2, "did you mean 'soft_cap'?")
+
+
+@pytest.fixture
+def run_file(tiny_tables: Tables, tmp_path: Path) -> Callable[..., Path]:
+    """A run file of the tiny protocol."""
+
+    def write(**changes: Any) -> Path:
+        tables = tiny_tables(**changes)
+        keys = ("model", "data", "training", "schedule", "evaluation", "common", "method", "learning_rate")
+        path = tmp_path / "run.toml"
+        path.write_text(tomli_w.dumps({"learning_rate": 0.03} | {k: tables[k] for k in keys if k in tables}))
+        return path
+
+    return write
+
+
+def test_run_writes_weights_that_load(trimtab: Any, run_file: Callable[..., Path], tmp_path: Path) -> None:
+    ended = trimtab("run", run_file(method="qk_norm"), "--out", "runs")
+    assert ended.code == 0, ended
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert str(folder.name) in ended.out
+    weights = load_file(folder / "checkpoints" / "final.safetensors")
+    assert any(key.startswith("trimtab.qk_norm") for key in weights)
+    assert {entry.name for entry in folder.iterdir()} == {
+        "spec.toml", "environment.json", "steps.jsonl", "outcome.json", "checkpoints",
+    }  # fmt: skip
+
+
+BAD_RUNS = {
+    "unknown method": ({"method": "qk_nrom"}, ("method", "'qk_norm'")),
+    "one intervention twice": ({"method": [{"qk_norm": {}}, {"qk_norm": {}}]}, ("qk_norm", "twice")),
+    "zero LR": ({"learning_rate": 0.0}, ("learning_rate",)),
+    "cuda without a device": ({"training": {"device": "cuda"}}, ("cuda",)),
+    "context longer than the data": ({"model": {"context": 20_000}}, ("sequence",)),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RUNS)
+def test_bad_run_is_refused_in_one_line(trimtab: Any, run_file: Callable[..., Path], tmp_path: Path, case: str) -> None:
+    changes, words = BAD_RUNS[case]
+    file = run_file(**changes)
+    ended = trimtab("run", file, "--out", "runs")
+    assert_refused(ended, 2, *words)
+    assert not list((tmp_path / "runs").glob("*/*")) if (tmp_path / "runs").exists() else True
+
+
+@pytest.mark.parametrize("command", [(), ("study",), ("run",), ("report",), ("methods",)])
+def test_help_works_and_lists_every_exit_code(trimtab: Any, command: tuple[str, ...]) -> None:
+    ended = trimtab(*command, "--help")
+    assert ended.code == 0
+    assert ended.err == ""
+    assert "usage: trimtab" in ended.out
+    if not command:
+        for code in ("0", "1", "2", "10", "30", "31", "32", "33", "75", "130"):
+            assert f"\n  {code} " in ended.out
+
+
+def test_help_and_bad_commands_answer_without_torch() -> None:
+    script = (
+        "import sys\n"
+        "from trimtab import cli\n"
+        "try:\n    cli.main(['--help'])\n"
+        "except SystemExit:\n    pass\n"
+        "sys.exit('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
