@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from trimtab import __version__
-from trimtab.config import ConfigError, Raw, apply_settings, load_toml, unknown
+from trimtab.config import ConfigError, Raw, apply_settings, load_toml, printable, unknown
 
 OK, INTERNAL, BAD_CONFIG, NO_OUTCOMES, DAMAGED, LOCKED, STORAGE, OUT_OF_MEMORY, PREEMPTED, INTERRUPTED = (
     0, 1, 2, 10, 30, 31, 32, 33, 75, 130,
@@ -71,8 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    from trimtab.report.tables import printable
-
     print(f"trimtab: {printable(message)}", file=sys.stderr)
     return code
 
@@ -172,6 +170,7 @@ def _study_tables(options: argparse.Namespace) -> tuple[Raw, str]:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
+    from trimtab.run.check import check_run
     from trimtab.run.execute import execute
     from trimtab.run.reading import read_run
 
@@ -182,6 +181,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         if step % every == 0:
             console.print(Text(f"step {step}: training loss {loss:.4f}"))
 
+    check_run(spec, spec.protocol.data.load(), options.file)
     options.out.mkdir(parents=True, exist_ok=True)
     outcome = execute(spec, options.out, progress=progress, keep_weights=True)
     ended = f"stopped at step {outcome.steps} ({outcome.stopped})" if outcome.stopped else "finished"

@@ -215,6 +215,11 @@ def shown(raw: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def printable(text: str) -> str:
+    """Text without control characters, so that a name cannot steer a terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
 def _bool(raw: Any, _kind: Any) -> bool:
     if not isinstance(raw, bool):
         raise TypeError(f"expected true or false, got {shown(raw)}")

@@ -112,12 +112,12 @@ def loss_against_lr(findings: Findings) -> Figure:
                 "error_y": {"type": "data", "array": half, "thickness": 1},
                 "customdata": [n for *_, n in points],
                 "line": {"color": _colour(index)},
-                "hovertemplate": "LR 2^%{x}: %{y:.3f} nats, %{customdata} seeds<extra>" + escape(arm) + "</extra>",
+                "hovertemplate": "LR 2^%{x}: %{y:.3f} nats, %{customdata} seeds<extra>%{fullData.name}</extra>",
             }
         )
     layout = _layout(findings, x_title="peak learning rate", y_title="final held-out loss (nats)", height=460)
     layout["yaxis"]["range"] = _loss_range(findings)
-    layout["shapes"] = [_level(findings.log_vocab), _level(findings.unigram_entropy)]
+    layout["shapes"] = [_level(y) for y in (findings.log_vocab, findings.unigram_entropy) if math.isfinite(y)]
     return Figure(
         "loss-against-lr",
         "Final loss against learning rate",
@@ -181,7 +181,7 @@ def posteriors(findings: Findings) -> Figure:
             "line": {"color": _colour(index)},
             "x": [x for x, _ in arm.posterior],
             "y": [p for _, p in arm.posterior],
-            "hovertemplate": "2^%{x:.2f}<extra>" + escape(name) + "</extra>",
+            "hovertemplate": "2^%{x:.2f}<extra>%{fullData.name}</extra>",
         }
         for index, (name, arm) in enumerate(findings.arms.items())
         if arm.posterior
@@ -244,7 +244,7 @@ def loss_curves(findings: Findings) -> list[Figure]:
 
 def escape(name: str) -> str:
     """A name as plain text in plotly's markup."""
-    return html.escape(name, quote=True)
+    return html.escape(name, quote=False)  # plotly knows no entity for a quote
 
 
 def _layout(findings: Findings, *, x_title: str, height: int, y_title: str = "") -> dict[str, Any]:
@@ -253,12 +253,13 @@ def _layout(findings: Findings, *, x_title: str, height: int, y_title: str = "")
     return {
         "height": height,
         "margin": {"l": 60, "r": 20, "t": 20, "b": 60},
+        # Above the plot, where plotly makes room for as many rows as it takes.
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "hovermode": "closest",
-        "legend": {"orientation": "h", "y": -0.28 if height < 400 else -0.2},
         "xaxis": {
             "title": {"text": x_title},
             "tickvals": ticks,
-            "ticktext": [f"2^{tick}" for tick in ticks],
+            "ticktext": [f"2<sup>{tick}</sup>" for tick in ticks],
             "range": [low - 0.5, high + 0.5],
         },
         "yaxis": {"title": {"text": y_title}},
@@ -279,9 +280,10 @@ def _level(y: float) -> dict[str, Any]:
 
 def _loss_range(findings: Findings) -> list[float]:
     finals = [run.outcome.final_loss for run in findings.runs if run.outcome is not None]
-    lowest = min((loss for loss in finals if math.isfinite(loss)), default=0.0)
-    top = max((loss for loss in finals if math.isfinite(loss)), default=1.0)
-    return [lowest - 0.1, min(top, findings.unigram_entropy + HEADROOM) + 0.1]
+    finite = [loss for loss in finals if math.isfinite(loss)] or [0.0, 1.0]
+    ceiling = findings.unigram_entropy + HEADROOM
+    top = min(max(finite), ceiling) if math.isfinite(ceiling) else max(finite)
+    return [min(finite) - 0.1, top + 0.1]
 
 
 def _tested(findings: Findings) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trimtab.config import printable
 from trimtab.report.reported import REPORTED
 
 COLUMNS = (
@@ -45,7 +46,7 @@ def result_table(results: Mapping[str, Any]) -> ResultTable:
         rows.append(
             [
                 name,
-                limit(main["breaks"]["lr10"], interval=False),
+                limit(main["breaks"]["lr10"]),
                 limit(main["breaks"]["lr50"]),
                 limit(main["usable"]["lr50"]),
                 "1" if name == reference else ratio(main["ratio"]["lr50"]),
@@ -59,13 +60,13 @@ def result_table(results: Mapping[str, Any]) -> ResultTable:
     return ResultTable(columns, rows)
 
 
-def limit(estimate: Mapping[str, Any], *, interval: bool = True) -> str:
+def limit(estimate: Mapping[str, Any]) -> str:
     """'0.0947 [0.081, 0.11]', '> 2' outside the tested range, or why there is none."""
     bound = estimate["bound"]
     if bound in BOUNDS:
         return BOUNDS[bound]
     text = f"{sign(bound)}{number(estimate['estimate'], '#.3g')}"
-    if bound or not interval:
+    if bound:
         return text
     return f"{text} [{number(estimate['low'], '#.2g')}, {number(estimate['high'], '#.2g')}]"
 
@@ -129,7 +130,7 @@ def conclusions(results: Mapping[str, Any]) -> list[str]:
 def print_table(results: Mapping[str, Any], console: Console) -> None:
     """The table and its conclusions on a terminal; names are shown as plain text."""
     content = result_table(results)
-    table = Table(title=Text(results["study"]["name"]))
+    table = Table(title=Text(printable(results["study"]["name"])))
     for index, column in enumerate(content.columns):
         table.add_column(Text(printable(column)), justify="left" if index == 0 else "right")
     for row in content.rows:
@@ -137,8 +138,3 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     for line in conclusions(results):
         console.print(Text(printable(line)))
-
-
-def printable(text: str) -> str:
-    """Text without control characters, so that a name cannot steer a terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

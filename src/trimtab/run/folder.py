@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast
 
-SCHEMA = 1
+SCHEMA = 2
 STEPS = "steps.jsonl"
 OUTCOME = "outcome.json"
 
@@ -79,7 +79,8 @@ class RunFolder:
         record = {name: encode_number(getattr(outcome, name)) for name in Outcome.__slots__}
         record["held_out"] = [[step, encode_number(loss)] for step, loss in outcome.held_out]
         digest = hashlib.sha256((self.path / STEPS).read_bytes()).hexdigest()
-        write_json(self.path / OUTCOME, {"schema": SCHEMA, **record, "files": {STEPS: digest}})
+        content = {"schema": SCHEMA, **record, "files": {STEPS: digest}}
+        write_json(self.path / OUTCOME, content | {"sha256": _own_hash(content)})
 
     def close(self) -> None:
         """Let go of the step file."""
@@ -101,6 +102,8 @@ def load_outcome(path: Path) -> Outcome | None:
     try:
         record = cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")))
         digest = record["files"][STEPS]
+        if record.pop("sha256") != _own_hash(record):
+            raise IntegrityError(f"{file}: its own SHA-256 differs; {remedy}")
         if record["schema"] != SCHEMA or record["run_id"] != path.name:
             raise IntegrityError(f"{file}: belongs to another run or version; {remedy}")
         curve = tuple((int(step), float(loss)) for step, loss in record["held_out"])
@@ -117,6 +120,10 @@ def load_steps(path: Path) -> Sequence[dict[str, Any]]:
     """The step rows of a finished run, in order."""
     lines = (path / STEPS).read_text(encoding="utf-8").splitlines()
     return [{k: decode_number(v) for k, v in json.loads(line).items()} for line in lines]
+
+
+def _own_hash(record: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, value: object) -> None:

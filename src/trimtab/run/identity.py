@@ -80,8 +80,8 @@ def code_hash(thing: Callable[..., Any]) -> str:
         if name in seen:
             continue
         try:
-            source = _normalised(textwrap.dedent(inspect.getsource(one)))
-        except (OSError, TypeError, SyntaxError) as error:
+            source = _source_of(one)
+        except (OSError, TypeError) as error:
             raise ValueError(
                 f"{name}: its source cannot be found, so its runs have no identity; define it by def or class in a file"
             ) from error
@@ -91,9 +91,22 @@ def code_hash(thing: Callable[..., Any]) -> str:
     return hashlib.sha256(canonical(seen).encode()).hexdigest()
 
 
+def _source_of(thing: Any) -> str:
+    text = textwrap.dedent(inspect.getsource(thing))
+    try:
+        return _normalised(text)
+    except SyntaxError:  # a lambda inside a call: its line by itself is no Python, but its bytecode says what it does
+        code = thing.__code__
+        return repr((code.co_code.hex(), code.co_names, [c for c in code.co_consts if not isinstance(c, CodeType)]))
+
+
 def _used_by(thing: Any) -> tuple[dict[str, object], list[Any]]:
     """Constants and user code that a function or class refers to."""
-    functions = [thing] if inspect.isfunction(thing) else [v for v in vars(thing).values() if inspect.isfunction(v)]
+    # Methods that dataclass and the like make are not in the file; their class's source says it all.
+    file = inspect.getsourcefile(thing)
+    methods = (getattr(v, "__func__", getattr(v, "fget", v)) for v in vars(thing).values())
+    own = (m for m in methods if inspect.isfunction(m) and m.__code__.co_filename == file)
+    functions = [thing] if inspect.isfunction(thing) else list(own)
     code: list[Any] = [base for base in getattr(thing, "__mro__", ())[1:] if _is_users(base)]
     constants: dict[str, object] = {}
     for function in functions:

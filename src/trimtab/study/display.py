@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from trimtab.config import printable
 from trimtab.run.folder import Outcome
 from trimtab.study.search import Trial
 
@@ -114,8 +115,7 @@ def round_name(number: int) -> str:
 
 def describe(trial: Trial) -> str:
     """'qk_norm at LR 0.0312, seed 0'."""
-    name = "".join(character if character.isprintable() else "?" for character in trial.arm)
-    return f"{name} at LR {trial.learning_rate:.3g}, seed {trial.seed}"
+    return f"{printable(trial.arm)} at LR {trial.learning_rate:.3g}, seed {trial.seed}"
 
 
 def result(outcome: Outcome | None, message: str) -> str:

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Protocol, cast
 
-import torch
-
 from trimtab.config import ConfigError, Raw, canonical, dump_toml
 from trimtab.data import TokenData, TokenSource
-from trimtab.host import SiteUnavailableError
-from trimtab.hosts import UnknownFamilyError
-from trimtab.intervention import ConflictError
-from trimtab.run.execute import build
+from trimtab.run.check import check_run
 from trimtab.run.folder import Outcome, load_outcome, write_whole
 from trimtab.run.identity import run_id
 from trimtab.study.analysis import Findings, analyse
@@ -67,6 +63,7 @@ def run_study(spec: StudySpec, folder: Path, executor: Executor, display: Displa
         StorageError: if the disk refuses.
     """
     display = display or Silence()
+    tokens_of.cache_clear()  # files may have changed since the last study of this process
     check_arms(spec)
     open_folder(spec, folder)
     with Ledger(folder) as ledger:
@@ -74,11 +71,11 @@ def run_study(spec: StudySpec, folder: Path, executor: Executor, display: Displa
         try:
             with executor:
                 return _drive(spec, folder, executor, ledger, display)
-        except OSError as error:
-            if isinstance(error, ConnectionError):
-                raise
+        except ConnectionError:
+            raise
+        except (OSError, sqlite3.OperationalError) as error:
             raise StorageError(
-                f"{folder}: {error.strerror or error}; make room or check the disk, then run the same command again"
+                f"{folder}: {getattr(error, 'strerror', None) or error}; make room or check the disk, then run the same command again"
             ) from error
 
 
@@ -91,6 +88,7 @@ def replay(spec: StudySpec, folder: Path) -> Findings:
     """
     if not (folder / "protocol.json").exists():
         raise ConfigError(f"{folder}: not a study folder")
+    tokens_of.cache_clear()
     open_folder(spec, folder)
     errors = no_outcomes(folder)
 
@@ -206,13 +204,7 @@ def check_arms(spec: StudySpec) -> None:
         CorpusError: if the data cannot be used.
     """
     for arm in spec.arms.values():
-        tokens_of(arm.protocol.data)
-        try:
-            build(arm.run(-8 * SIXTEENTH, 0), torch.device("cpu"))
-        except (SiteUnavailableError, ConflictError, UnknownFamilyError) as error:
-            raise ConfigError(f"arms.{arm.name}: {error}") from error
-        if arm.protocol.training.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"arms.{arm.name}: training.device is cuda, but torch sees no CUDA device")
+        check_run(arm.run(-8 * SIXTEENTH, 0), tokens_of(arm.protocol.data), f"arms.{arm.name}")
 
 
 def open_folder(spec: StudySpec, folder: Path) -> None:
@@ -228,22 +220,21 @@ def open_folder(spec: StudySpec, folder: Path) -> None:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise StorageError(f"{folder}: not writable; use another --out")
         if not protocol.exists():
-            strangers = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+            # Another driver may just have begun: what it makes first is no stranger.
+            strangers = [e.name for e in folder.iterdir() if not e.name.startswith((".", "study."))]
             if strangers:
                 raise ConfigError(
                     f"{folder}: not a study folder, yet it holds {sorted(strangers)[0]}; use another --out"
                 )
             return
-        stored = protocol.read_text(encoding="utf-8")
+        stored = protocol.read_text(encoding="utf-8", errors="replace")
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{folder}: a file is in the way; use another --out") from error
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror or error}; use another --out") from error
-    wanted = spec.fixed()
-    if stored.strip() != canonical(wanted):
-        raise ConfigError(
-            f"{folder}: holds a study of another protocol ({_first_difference(stored, wanted)}); use another --out"
-        )
+    difference = _first_difference(stored, spec.fixed())
+    if difference:
+        raise ConfigError(f"{folder}: holds a study of another protocol ({difference}); use another --out")
 
 
 def _claim(spec: StudySpec, folder: Path) -> None:
@@ -257,10 +248,12 @@ def _first_difference(stored: str, wanted: Raw) -> str:
     except ValueError:
         return "its protocol.json is damaged"
     new: object = json.loads(canonical(wanted))
+    if old == new:
+        return ""
     path: list[str] = []
     while isinstance(old, dict) and isinstance(new, dict):
         before, after = cast(Raw, old), cast(Raw, new)
         key = next(k for k in sorted({*before, *after}) if before.get(k) != after.get(k))
         path.append(key)
         old, new = before.get(key), after.get(key)
-    return f"{'.'.join(path)} is {canonical(old)} there and {canonical(new)} here"
+    return f"{'.'.join(path) or 'protocol.json'} is {canonical(old)} there and {canonical(new)} here"

@@ -6,12 +6,16 @@ are not kept here but in the run folders; the ledger can be rebuilt from them.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
+
+from trimtab.run.folder import IntegrityError
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS trials (
@@ -55,10 +59,11 @@ class Ledger:
         lock.flush()
         self._lock = lock
         # A rollback journal with full sync: WAL has a corruption bug in the SQLite of many Pythons.
-        self._db = sqlite3.connect(self.folder / "study.sqlite", isolation_level=None)
-        self._db.execute("PRAGMA journal_mode = DELETE")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(SCHEMA)
+        with _translated(self.folder):
+            self._db = sqlite3.connect(self.folder / "study.sqlite", isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = DELETE")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.executescript(SCHEMA)
         return self
 
     def __exit__(
@@ -99,22 +104,38 @@ class Ledger:
 
     def _many(self, statement: str, rows: list[tuple[str, ...]] | list[tuple[str, str, int, int, int]]) -> None:
         assert self._db is not None, "the ledger is used inside a with block"
-        self._db.execute("BEGIN IMMEDIATE")
-        self._db.executemany(statement, rows)
-        self._db.execute("COMMIT")
+        with _translated(self.folder):
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(statement, rows)
+            self._db.execute("COMMIT")
 
 
 def no_outcomes(folder: Path) -> dict[str, str]:
-    """The last error of each run without outcome, read without taking the lock."""
-    database = sqlite3.connect(f"file:{folder / 'study.sqlite'}?mode=ro", uri=True)
-    try:
-        return _errors_in(database)
-    except sqlite3.Error:
+    """The last error of each run without outcome, read without taking the lock; nothing if the ledger is lost."""
+    file = folder / "study.sqlite"
+    if not file.exists():
         return {}
-    finally:
-        database.close()
+    with _translated(folder):
+        database = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)
+        try:
+            return _errors_in(database)
+        finally:
+            database.close()
 
 
 def _errors_in(database: sqlite3.Connection) -> dict[str, str]:
     rows = database.execute("SELECT run_id, error FROM trials WHERE state = 'no_outcome'")
     return {str(run_id): str(error) for run_id, error in rows}
+
+
+@contextlib.contextmanager
+def _translated(folder: Path) -> Generator[None]:
+    """SQLite's errors as ours: a refusing disk, or a damaged file that can be made anew."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OSError(f"study.sqlite: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise IntegrityError(
+            f"{folder / 'study.sqlite'}: damaged ({error}); delete it, it is made anew from the runs"
+        ) from error

@@ -7,6 +7,7 @@ from itertools import islice, pairwise
 
 import torch
 
+from trimtab.config import printable
 from trimtab.data.batches import held_out_batch
 from trimtab.loop import held_out_loss, train
 from trimtab.run.execute import EVALUATION_BATCH, build, build_optimizer, training_batches
@@ -27,12 +28,12 @@ def plan(spec: StudySpec, workers: int) -> str:
     """
     check_arms(spec)
     seconds = seconds_per_run(spec)
-    rates = spec.learning_rates
+    rates, name = spec.learning_rates, printable(spec.name)
     first, most = spec.first_runs() * len(spec.arms), spec.most_runs()
     disk = most * (spec.protocol.training.steps * ROW_BYTES + FOLDER_BYTES)
     return "\n".join(
         [
-            f"study '{spec.name}': {len(spec.arms)} arms, {len(rates.sweep())} learning rates from {rates.low:.4g} to "
+            f"study '{name}': {len(spec.arms)} arms, {len(rates.sweep())} learning rates from {rates.low:.4g} to "
             f"{rates.high:.4g}, {spec.protocol.training.steps} steps a run",
             f"runs:  {first} in the first phase, at most {most} in all",
             f"hours: {first * seconds / workers / 3600:.2f} for the first phase, at most "

@@ -215,7 +215,9 @@ def _arm_table(arm: Arm, shared: Raw) -> Raw:
     own = cast(Raw, to_plain(arm.protocol))
     known = catalogue().get(arm.method)
     by_slug = known is not None and known.interventions == arm.interventions
-    method = arm.method if by_slug else to_plain(arm.interventions)
+    method: object = arm.method if by_slug else to_plain(arm.interventions)
+    if arm.method and not by_slug:
+        method = {"name": arm.method, "interventions": method}
     return {"method": method} | _changed(own, shared)
 
 
@@ -296,8 +298,10 @@ def _read_arm(
     for key in settings:
         if key not in SECTIONS:
             raise ConfigError(f"{at}: unknown '{key}'; an arm takes method, {', '.join(SECTIONS)}")
-    interventions = named.interventions if isinstance(named, Method) else read_method(named, where, path)
     slug = named.slug if isinstance(named, Method) else named if isinstance(named, str) else ""
+    if isinstance(named, dict) and set(cast(Raw, named)) == {"name", "interventions"}:
+        slug, named = str(cast(Raw, named)["name"]), cast(Raw, named)["interventions"]
+    interventions = named.interventions if isinstance(named, Method) else read_method(named, where, path)
     return Arm(
         name=name,
         method=slug,

@@ -6,7 +6,7 @@ import os
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -30,8 +30,10 @@ class Study:
         arms: slugs or methods, or a name for each: a slug, a method, or a table like those of a study file.
         learning_rates: a table with low, high and octaves_apart.
         model: the user's builder, called with a ``GPTConfig`` for its vocab_size and context; returns a module that
-            maps tokens (B, T) to logits (B, T, V). None builds our GPT. Its code is part of every run's identity.
-        optimizer: the user's builder, called with the model and the peak LR. None builds AdamW.
+            maps tokens (B, T) to logits (B, T, V). Its code is part of every run's identity. None, or a table of
+            ``GPTConfig``, builds our GPT.
+        config: with a builder, the table of the ``GPTConfig`` that it is called with, such as ``{"context": 128}``.
+        optimizer: the user's builder, called with the model and the peak LR. None, or a table, builds AdamW.
         settings: the other tables of a study file: training, schedule, criterion, search, data, ...
 
     Raises:
@@ -43,17 +45,21 @@ class Study:
         *,
         arms: Sequence[str | Method] | Mapping[str, ArmTable],
         learning_rates: Mapping[str, object],
-        model: ModelBuilder | None = None,
-        optimizer: OptimizerBuilder | None = None,
+        model: ModelBuilder | Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        optimizer: OptimizerBuilder | Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
+        for name, table in (("model", config), ("model", model), ("optimizer", optimizer)):
+            if isinstance(table, Mapping):
+                settings[name] = dict(cast("Mapping[str, Any]", table))
         if not isinstance(arms, Mapping):
             arms = {arm.slug if isinstance(arm, Method) else arm: {"method": arm} for arm in arms}
         tables = {name: dict(arm) if isinstance(arm, Mapping) else {"method": arm} for name, arm in arms.items()}
         raw: Raw = {**settings, "learning_rates": dict(learning_rates), "arms": tables}
         if settings.get("reference") is None and "baseline" not in tables:
             raw["reference"] = next(iter(tables), "baseline")
-        self.spec = read_study(raw, "Study", build_model=model, build_optimizer=optimizer)
+        self.spec = read_study(raw, "Study", build_model=_builder(model), build_optimizer=_builder(optimizer))
 
     @classmethod
     def of(cls, spec: StudySpec) -> Study:
@@ -85,6 +91,10 @@ class Study:
         """
         chosen = executor or executor_for(self.spec, workers)
         return run_study(self.spec, Path(out), chosen, display)
+
+
+def _builder(given: Any) -> Any:
+    return None if isinstance(given, Mapping) else given
 
 
 def executor_for(spec: StudySpec, workers: int | None, workers_per_gpu: int = 1) -> Executor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from trimtab.study.executors.protocol import Job, Report, Task, train_job
+from trimtab.study.executors.protocol import Job, Report, Task, failure, train_job
 
 
 class InlineExecutor:
@@ -27,10 +27,8 @@ class InlineExecutor:
         job = self.waiting.pop()
         try:
             self.task(job, lambda step, loss: None)
-        except OSError as error:
-            return [Report(job.name, "storage", message=str(error))]
         except Exception as error:  # whatever the user's model raises is news of that job, not the end of the study
-            return [Report(job.name, "failed", message=f"{type(error).__name__}: {error}")]
+            return [failure(job, error)]
         return [Report(job.name, "done")]
 
     def cancel(self) -> None:

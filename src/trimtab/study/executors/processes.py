@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import cast
 
-from trimtab.study.executors.protocol import Job, Report, Task, train_job
+from trimtab.study.executors.protocol import Job, Report, Task, failure, train_job
 
 PROGRESS_SECONDS = 0.5
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -150,10 +150,8 @@ def _carry_out(pipe: Connection, task: Task, job: Job) -> None:
     try:
         task(job, progress)
         pipe.send(Report(job.name, "done"))
-    except OSError as error:
-        pipe.send(Report(job.name, "storage", message=str(error)))
     except Exception as error:  # whatever the user's model raises is news of that job, not the end of the worker
-        pipe.send(Report(job.name, "failed", message=f"{type(error).__name__}: {error}"))
+        pipe.send(failure(job, error))
 
 
 def _end_with(driver: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Literal, Protocol
 
 from trimtab.run.execute import execute
 from trimtab.run.spec import RunSpec
+
+# A missing file of the user's is an OSError too, but not the disk's.
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 Progress = Callable[[int, float], None]
 Task = Callable[["Job", Progress], None]
@@ -72,3 +76,10 @@ class Executor(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+def failure(job: Job, error: Exception) -> Report:
+    """News of a job that raised: the disk's refusal, or anything else, which is that job's own affair."""
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+        return Report(job.name, "storage", message=str(error))
+    return Report(job.name, "failed", message=f"{type(error).__name__}: {error}")

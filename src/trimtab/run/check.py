@@ -1,0 +1,34 @@
+"""Whether a run can be carried out at all, found out before anything is written."""
+
+from __future__ import annotations
+
+import torch
+
+from trimtab.config import ConfigError
+from trimtab.data import TokenData
+from trimtab.host import SiteUnavailableError
+from trimtab.hosts import UnknownFamilyError
+from trimtab.intervention import ConflictError
+from trimtab.run.execute import build
+from trimtab.run.spec import RunSpec
+
+
+def check_run(spec: RunSpec, data: TokenData, where: str) -> None:
+    """Build the model once, on the CPU, and hold the data and the device against the settings.
+
+    Raises:
+        ConfigError: naming ``where`` and what does not fit.
+    """
+    if spec.protocol.training.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"{where}: training.device is cuda, but torch sees no CUDA device")
+    context = spec.protocol.model.context
+    for name, tokens in (("the training text", data.train), *data.held_out.items()):
+        if len(tokens) <= context:
+            raise ConfigError(
+                f"{where}: {name} has {len(tokens)} tokens, fewer than one sequence of {context + 1}; "
+                "lower model.context or give more text"
+            )
+    try:
+        build(spec, torch.device("cpu"))
+    except (SiteUnavailableError, ConflictError, UnknownFamilyError) as error:
+        raise ConfigError(f"{where}: {error}") from error
