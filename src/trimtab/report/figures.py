@@ -186,7 +186,7 @@ def posteriors(findings: Findings) -> Figure:
         for index, (name, arm) in enumerate(findings.arms.items())
         if arm.posterior
     ]
-    layout = _layout(findings, x_title="LR50", y_title="posterior probability (1/16 octave)", height=380)
+    layout = _layout(findings, x_title="LR50", y_title="probability", height=380)
     low, high = _tested(findings)
     layout["shapes"] = [
         {
@@ -203,8 +203,8 @@ def posteriors(findings: Findings) -> Figure:
     return Figure(
         "posteriors",
         "Where each edge lies",
-        "Posterior of the learning rate at which half of the runs fail. Dotted: the tested range; nothing "
-        "outside it is claimed.",
+        "Posterior of the learning rate at which half of the runs fail, per 1/16 octave. Dotted: the tested range; "
+        "nothing outside it is claimed.",
         data,
         layout,
     )

@@ -74,8 +74,9 @@ def run_study(spec: StudySpec, folder: Path, executor: Executor, display: Displa
         except ConnectionError:
             raise
         except (OSError, sqlite3.OperationalError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise StorageError(
-                f"{folder}: {getattr(error, 'strerror', None) or error}; make room or check the disk, then run the same command again"
+                f"{folder}: {reason}; make room or check the disk, then run the same command again"
             ) from error
 
 
