@@ -17,7 +17,7 @@ from trimtab.study.labels import Label
 from trimtab.study.spec import SIXTEENTH
 
 # Okabe and Ito's colours, told apart by colour-blind readers, then two greys.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7B5EA7", "#767676", "#A6761D")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7B5EA7", "#767676", "#005A32")
 LABEL_COLOURS = {
     Label.STABLE: "#009E73",
     Label.RECOVERED: "#56B4E9",
@@ -28,6 +28,7 @@ LABEL_COLOURS = {
     Label.NON_FINITE: "#7A0019",
     Label.NO_OUTCOME: "#DDDDDD",
 }
+LEAST_SEEDS = 3  # for an interval worth drawing
 HEADROOM = 0.6  # nats above ln V that the loss axis shows
 
 
@@ -101,7 +102,7 @@ def loss_against_lr(findings: Findings) -> Figure:
             if run.outcome is not None and math.isfinite(run.outcome.final_loss):
                 by_tick.setdefault(run.trial.tick, []).append(run.outcome.final_loss)
         points = [(tick / SIXTEENTH, *mean_interval(losses), len(losses)) for tick, losses in sorted(by_tick.items())]
-        half = [0.0 if math.isnan(high) else high - mean for _, mean, _, high, _ in points]
+        half = [high - mean if n >= LEAST_SEEDS else 0.0 for _, mean, _, high, n in points]
         data.append(
             {
                 "type": "scatter",
@@ -121,7 +122,7 @@ def loss_against_lr(findings: Findings) -> Figure:
     return Figure(
         "loss-against-lr",
         "Final loss against learning rate",
-        "Lines join the means over seeds; bars are 95 % intervals where there are several seeds. Dotted: the "
+        "Lines join the means over seeds; bars are 95 % intervals where there are three or more. Dotted: the "
         "loss of a uniform guess (ln V) and of unigram frequencies. Losses above the axis are cut.",
         data,
         layout,

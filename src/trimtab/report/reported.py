@@ -38,5 +38,5 @@ REPORTED = {
     "qk_norm": Reported(40e-3, 60e-3, "3 accounts"),
     "qk_fc_norm": Reported(40e-3, 60e-3, "1 account"),
     "qkv_norm": Reported(60e-3, 80e-3, "4 accounts, 1 against"),
-    "qk_norm_cap": Reported(60e-3, None, "disputed"),
+    "qk_norm_cap": Reported(60e-3, None, "accounts differ"),
 }

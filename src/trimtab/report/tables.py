@@ -39,7 +39,7 @@ def result_table(results: Mapping[str, Any]) -> ResultTable:
     """One row an arm; with what the paper reports, where arms have a reported limit."""
     with_reported = results["reported"] is not None
     reference = results["study"]["reference"]
-    columns = [column.format(reference=reference) for column in COLUMNS] + ["reported"] * with_reported
+    columns = [column.format(reference=reference) for column in COLUMNS] + ["reported: trains, breaks"] * with_reported
     rows: list[list[str]] = []
     for name, arm in results["arms"].items():
         main = arm["criteria"]["d"]
@@ -81,12 +81,12 @@ def ratio(estimate: Mapping[str, Any]) -> str:
 
 
 def reported(method: str) -> str:
-    """'trains 0.04, breaks 0.06 (3 accounts)'."""
+    """'0.04, 0.06 (3 accounts)': the highest LR that trained, and the next, which did not."""
     if method not in REPORTED:
         return ""
     row = REPORTED[method]
     breaks = "disputed" if row.diverges_at is None else f"{row.diverges_at:g}"
-    return f"trains {row.trains_at:g}, breaks {breaks} ({row.support})"
+    return f"{row.trains_at:g}, {breaks} ({row.support})"
 
 
 def sign(bound: str | None) -> str:
