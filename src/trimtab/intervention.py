@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -240,6 +240,7 @@ class WeightRule(ModelIntervention):
         return [WeightChange(m, self.rule(cast(Tensor, m.weight))) for m in modules.values()]
 
 
+@runtime_checkable
 class RunningRule(Protocol):
     """A gradient rule at work: alters ``.grad`` in place, between backward and the optimizer step."""
 
