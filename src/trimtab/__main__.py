@@ -2,7 +2,10 @@
 
 import sys
 
-from trimtab.cli import main
+try:
+    from trimtab.cli import main
 
-if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+except KeyboardInterrupt:  # while Python itself was still reading the program
+    code = 130
+sys.exit(code)

@@ -41,11 +41,19 @@ class PreemptedError(BaseException):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    try:
+        signal.signal(signal.SIGTERM, _preempt)
+        return _run_command(_parser().parse_args(arguments))
+    except PreemptedError:
+        return _complain("stopped by SIGTERM; the same command goes on from there", PREEMPTED)
+    except KeyboardInterrupt:
+        return _complain("interrupted; the same command goes on from there", INTERRUPTED)
+
+
+def _run_command(options: argparse.Namespace) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH_OF_FILES  # a log has no width of its own; 80 columns would fold the table
-    signal.signal(signal.SIGTERM, _preempt)
     # Imported here, so that --help and a mistyped command answer without torch.
     from trimtab.data import CorpusError
     from trimtab.run.folder import IntegrityError
@@ -64,10 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), STORAGE)
     except MemoryError:
         return _complain("out of memory; use fewer --workers or a smaller model", OUT_OF_MEMORY)
-    except PreemptedError:
-        return _complain("stopped by SIGTERM; the same command goes on from there", PREEMPTED)
-    except KeyboardInterrupt:
-        return _complain("interrupted; the same command goes on from there", INTERRUPTED)
 
 
 def _complain(message: str, code: int) -> int:

@@ -555,6 +555,53 @@ def test_text_changed_between_two_studies_of_one_process_is_noticed(tiny: Make, 
     assert not second.errors
 
 
+def test_text_changed_during_a_study_does_not_silently_lose_runs(tiny: Make, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefgh" * 400)
+
+    def meddle(job: Job, progress: Progress) -> None:
+        if len(list(job.runs.iterdir())) == 3:
+            text.write_text("hgfedcba" * 400)
+        train_job(job, progress)
+
+    settings = {"data": {"text_files": {"paths": [str(text)]}}, "arms": {"baseline": {}}, "training": {"steps": 10}}
+    try:
+        findings = tiny(**settings).run(tmp_path / "study", executor=InlineExecutor(meddle))
+    except (ConfigError, IntegrityError, CorpusError) as error:
+        assert "changed" in str(error)  # noqa: PT017
+    else:
+        assert all("changed" in reason for reason in findings.errors.values()), findings.errors
+    stored = {path.name for path in (tmp_path / "study" / "runs").iterdir()}
+    with sqlite3.connect(tmp_path / "study" / "study.sqlite") as database:
+        planned = {name for (name,) in database.execute("SELECT run_id FROM trials")}
+    assert stored <= planned, "a run was trained under a name that nobody asked for"
+
+
+def test_code_that_a_worker_cannot_find_is_refused_at_once(tiny_tables: Any, tmp_path: Path) -> None:
+    tables = tiny_tables(arms={"baseline": {}}, learning_rates={"low": "2^-6", "high": "2^0", "octaves_apart": 6})
+    del tables["model"]
+    # As in a notebook: functions in a main module that no file holds.
+    cell = "from torch import nn\ndef build(config):\n    return nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 8))\n"
+    script = textwrap.dedent(
+        f"""
+        import linecache
+        cell = {cell!r}
+        linecache.cache["<cell>"] = (len(cell), None, cell.splitlines(True), "<cell>")
+        exec(compile(cell, "<cell>", "exec"))
+        from trimtab import Study
+        from trimtab.config import ConfigError
+        try:
+            Study(model=build, **{tables!r}).run("out", workers=1)
+        except ConfigError as error:
+            print(error)
+        """
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "workers=0" in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_an_arm_that_cannot_be_built_is_refused_by_name(tiny: Make, user_code: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="qk_norm"):
         tiny(build_model=user_code.build_bigram).run(tmp_path / "study", workers=0)

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 KILLS = int(os.environ.get("TRIMTAB_TEST_KILLS", "20"))
 SEED = int(os.environ.get("TRIMTAB_TEST_SEED", "20260401"))
-ORPHAN_SECONDS = 10
+ORPHAN_SECONDS = 40  # a worker that is still importing torch on busy cores notices late
 
 
 @pytest.fixture(scope="module")

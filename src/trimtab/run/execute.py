@@ -25,7 +25,7 @@ from trimtab.loop import held_out_loss, train
 from trimtab.method import family_matrices, install, method_parameters
 from trimtab.models.gpt import GPT
 from trimtab.optim import adamw
-from trimtab.run.folder import Outcome, RunFolder
+from trimtab.run.folder import IntegrityError, Outcome, RunFolder
 from trimtab.run.identity import run_id
 from trimtab.run.spec import Protocol, RunSpec
 
@@ -36,7 +36,12 @@ Progress = Callable[[int, float], None]
 
 
 def execute(
-    spec: RunSpec, runs: Path, *, progress: Progress = lambda step, loss: None, keep_weights: bool = False
+    spec: RunSpec,
+    runs: Path,
+    *,
+    progress: Progress = lambda step, loss: None,
+    keep_weights: bool = False,
+    expected: str = "",
 ) -> Outcome:
     """Train one run into ``runs/<run id>`` and return its outcome; an interrupted attempt starts over.
 
@@ -44,10 +49,12 @@ def execute(
         spec: the run.
         runs: the folder that holds run folders.
         progress: called with step and training loss after every step.
+        expected: the run id that the caller knows the run by; "" if none.
         keep_weights: also write ``checkpoints/final.safetensors``.
 
     Raises:
         CorpusError: if the data cannot be used.
+        IntegrityError: if the run has another id than expected.
         SiteUnavailableError: if the model lacks what the method needs.
     """
     protocol, training = spec.protocol, spec.protocol.training
@@ -56,6 +63,8 @@ def execute(
     torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
     data = protocol.data.load()
     name = run_id(spec, data.fingerprint)
+    if expected not in ("", name):
+        raise IntegrityError("the code or the data changed since the study was started; start it again")
     folder = RunFolder(runs / name)
     folder.begin(dump_toml(spec.table()), environment())
     started = time.monotonic()

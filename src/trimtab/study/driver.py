@@ -9,6 +9,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Protocol, cast
@@ -165,12 +166,19 @@ def _train(
                 display.progress(trial, report.step, report.loss)
                 continue
             at_work.discard(report.name)
-            if report.kind == "done":
+            outcome = load_outcome(runs / report.name) if report.kind == "done" else None
+            if outcome is not None:
                 ledger.finish([report.name])
-                display.finished(trial, load_outcome(runs / report.name), "")
+                display.finished(trial, outcome, "")
             elif report.kind == "storage":
                 raise OSError(report.message)
+            elif report.kind == "unusable":
+                raise ConfigError(
+                    f"a worker cannot run this study ({report.message}); define its functions at the top of a module, "
+                    'guard a script by if __name__ == "__main__", or use workers=0'
+                )
             else:
+                report = report if report.message else replace(report, message="it ended without an outcome")
                 final = _count(report, attempts, kills)
                 ledger.fail(report.name, report.message, killed=report.kind == "killed", final=final)
                 if final:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -46,6 +47,7 @@ class ProcessExecutor:
         self.devices = devices
         self.task = task
         self.workers: list[_Worker] = []
+        self.stillborn = 0
         self.context = multiprocessing.get_context("spawn")
 
     def submit(self, job: Job) -> None:
@@ -53,7 +55,9 @@ class ProcessExecutor:
         worker = next((w for w in self.workers if w.job is None), None) or self._start()
         worker.job = job
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            worker.pipe.send(job)  # to a worker that died while idle: poll reports the job as killed
+            worker.pipe.send(
+                (job.name, pickle.dumps(job))
+            )  # to a worker that died while idle: poll reports the job as killed
 
     def poll(self, timeout: float) -> list[Report]:
         """News from all workers; a dead worker's job is reported as killed and its place is free again."""
@@ -88,11 +92,15 @@ class ProcessExecutor:
             while worker.pipe.poll():
                 report = worker.pipe.recv()
                 reports.append(report)
+                self.stillborn = 0
                 if report.kind != "progress":
                     worker.job = None
         if worker.job is not None and not worker.process.is_alive():
             code = worker.process.exitcode
-            reports.append(Report(worker.job.name, "killed", message=f"its worker ended with exit code {code}"))
+            # Exit code 1 before a word, twice: not killed, but unable to start, as from a script without a main guard.
+            self.stillborn = self.stillborn + 1 if code == 1 else 0
+            kind = "unusable" if self.stillborn >= 2 else "killed"
+            reports.append(Report(worker.job.name, kind, message=f"its worker ended with exit code {code}"))
             worker.job = None
         if not worker.process.is_alive():
             worker.pipe.close()
@@ -135,7 +143,13 @@ def _work(pipe: Connection, task: Task, driver: int, device: str | None) -> None
     threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
-            _carry_out(pipe, task, pipe.recv())
+            name, pickled = pipe.recv()
+            try:
+                job: Job = pickle.loads(pickled)
+            except Exception as error:  # a function of a notebook, say, is not to be found in another process
+                pipe.send(Report(name, "unusable", message=f"{type(error).__name__}: {error}"))
+                continue
+            _carry_out(pipe, task, job)
 
 
 def _carry_out(pipe: Connection, task: Task, job: Job) -> None:

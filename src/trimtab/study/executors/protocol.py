@@ -30,7 +30,7 @@ class Job:
 
 def train_job(job: Job, progress: Progress) -> None:
     """What a worker does with a job: train it into its folder."""
-    execute(job.spec, job.runs, progress=progress)
+    execute(job.spec, job.runs, progress=progress, expected=job.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class Report:
 
     Attributes:
         kind: ``progress``; ``done``, its folder holds the outcome; ``failed``, it raised; ``killed``, its worker
-            died; ``storage``, the disk refused.
+            died; ``storage``, the disk refused; ``unusable``, a worker cannot find the code it is to run.
         step, loss: for progress.
         message: for failures, one line.
     """
 
     name: str
-    kind: Literal["progress", "done", "failed", "killed", "storage"]
+    kind: Literal["progress", "done", "failed", "killed", "storage", "unusable"]
     step: int = 0
     loss: float = 0.0
     message: str = ""
