@@ -60,7 +60,12 @@ def limits(findings: Findings) -> Figure:
     data: list[dict[str, Any]] = []
     for level, symbol, title in (("lr50", "circle", "breaks at (LR50)"), ("lr10", "line-ns-open", "safe up to (LR10)")):
         found = [getattr(findings.arms[name].criteria["d"].breaks, level) for name in names]
-        shown = [(name, e) for name, e in zip(names, found, strict=True) if e.estimate is not None]
+        # A bound of LR10 says no more than that of LR50, which it would cover.
+        shown = [
+            (name, e)
+            for name, e in zip(names, found, strict=True)
+            if e.estimate is not None and (level == "lr50" or e.bound is None)
+        ]
         x = [math.log2(e.estimate) for _, e in shown]
         high = [_span(e.high, e.estimate) for _, e in shown]
         low = [_span(e.estimate, e.low) for _, e in shown]
@@ -238,6 +243,7 @@ def loss_curves(findings: Findings) -> list[Figure]:
             )
         layout = _layout(findings, x_title="step", y_title="held-out loss (nats)", height=320)
         layout["xaxis"] = {"title": {"text": "step"}}
+        layout["showlegend"] = False
         layout["yaxis"]["range"] = _loss_range(findings)
         charts.append(Figure(f"curves-{index}", arm, "", data, layout))
     return charts
