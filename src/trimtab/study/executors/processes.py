@@ -112,7 +112,12 @@ class ProcessExecutor:
         device = self.devices[len(self.workers) % len(self.devices)] if self.devices else None
         process = self.context.Process(target=_work, args=(theirs, self.task, os.getpid(), device), daemon=True)
         with _environment(dict.fromkeys(THREAD_VARIABLES, "1")):
-            process.start()
+            # Blocked in the child from its first moment: Ctrl-C is the driver's to handle, and loses nothing here.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
         worker = _Worker(process, cast(Connection, ours))
         self.workers.append(worker)
@@ -136,7 +141,7 @@ def _environment(values: dict[str, str]):
 
 def _work(pipe: Connection, task: Task, driver: int, device: str | None) -> None:
     """A worker's life: jobs come in, news go out; it ends with the driver, however that ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
