@@ -11,7 +11,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -26,7 +26,7 @@ from trimtab.study import driver
 from trimtab.study.analysis import Findings
 from trimtab.study.driver import StorageError, replay
 from trimtab.study.executors.inline import InlineExecutor
-from trimtab.study.executors.processes import ProcessExecutor
+from trimtab.study.executors.processes import ProcessExecutor, _Worker
 from trimtab.study.executors.protocol import Job, Progress, train_job
 from trimtab.study.labels import Label
 from trimtab.study.ledger import Ledger, StudyLockedError
@@ -640,3 +640,27 @@ def test_a_script_that_defines_its_own_model_can_use_workers(tmp_path: Path, tin
     total, missing = map(int, done.stdout.split())
     assert total >= 3
     assert missing == 0
+
+
+def test_a_worker_that_dies_between_two_looks_loses_no_job(tmp_path: Path) -> None:
+    """A process asked twice within one call may be alive the first time and dead the second."""
+
+    class DyingProcess:
+        exitcode = -9
+        sentinel = 0
+
+        def __init__(self) -> None:
+            self.answers = [True, False, False, False]
+
+        def is_alive(self) -> bool:
+            return self.answers.pop(0)
+
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    executor = ProcessExecutor(1)
+    worker = _Worker(cast(Any, DyingProcess()), ours, Job("lost", cast(Any, None), tmp_path))
+    executor.workers.append(worker)
+    reports = executor._news_of(worker)  # it answers True here, as a dying process may
+    reports += executor._news_of(worker)
+    assert [(report.name, report.kind) for report in reports] == [("lost", "killed")]
+    assert executor.workers == []

@@ -88,6 +88,8 @@ class ProcessExecutor:
 
     def _news_of(self, worker: _Worker) -> list[Report]:
         reports: list[Report] = []
+        # Asked once, and before its last words are read: a worker that dies in between is news of the next call.
+        alive = worker.process.is_alive()
         with contextlib.suppress(EOFError, ConnectionResetError, OSError):
             while worker.pipe.poll():
                 report = worker.pipe.recv()
@@ -95,14 +97,14 @@ class ProcessExecutor:
                 self.stillborn = 0
                 if report.kind != "progress":
                     worker.job = None
-        if worker.job is not None and not worker.process.is_alive():
+        if worker.job is not None and not alive:
             code = worker.process.exitcode
             # Exit code 1 before a word, twice: not killed, but unable to start, as from a script without a main guard.
             self.stillborn = self.stillborn + 1 if code == 1 else 0
             kind = "unusable" if self.stillborn >= 2 else "killed"
             reports.append(Report(worker.job.name, kind, message=f"its worker ended with exit code {code}"))
             worker.job = None
-        if not worker.process.is_alive():
+        if not alive:
             worker.pipe.close()
             self.workers.remove(worker)
         return reports
