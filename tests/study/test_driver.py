@@ -358,6 +358,7 @@ def test_a_killed_worker_is_replaced_and_its_run_repeated(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # every kill costs the start of a worker
 def test_a_run_that_always_kills_its_worker_is_given_up(
     tiny: Make, user_code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
