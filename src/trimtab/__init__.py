@@ -6,16 +6,30 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trimtab import interventions, methods
+    from trimtab import interventions, methods, probes
     from trimtab.hosts import host_for
     from trimtab.loop import train
     from trimtab.method import Method
     from trimtab.models.gpt import GPT, GPTConfig
     from trimtab.study import Study, load_study
+    from trimtab.watching import Watch, watch
 
 __version__ = "0.1.0"
 
-__all__ = ["GPT", "GPTConfig", "Method", "Study", "host_for", "interventions", "load_study", "methods", "train"]
+__all__ = [
+    "GPT",
+    "GPTConfig",
+    "Method",
+    "Study",
+    "Watch",
+    "host_for",
+    "interventions",
+    "load_study",
+    "methods",
+    "probes",
+    "train",
+    "watch",
+]
 
 _HOME = {
     "GPT": "trimtab.models.gpt",
@@ -24,7 +38,9 @@ _HOME = {
     "Study": "trimtab.study",
     "host_for": "trimtab.hosts",
     "load_study": "trimtab.study",
+    "Watch": "trimtab.watching",
     "train": "trimtab.loop",
+    "watch": "trimtab.watching",
 }
 
 

@@ -1,17 +1,19 @@
 """The named places of a decoder, and the contract of an adapter that offers them.
 
 Shape legend, used as suffixes everywhere: ``B`` sequences, ``T`` positions, ``D`` model width,
-``H`` heads, ``K`` channels of one head, ``F`` hidden width of the MLP, ``V`` vocabulary.
+``H`` heads (``G`` of keys and values where several queries share one), ``K`` channels of one head,
+``S`` keys, ``F`` hidden width of the MLP, ``V`` vocabulary.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import cast
+from typing import Literal, cast
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -59,6 +61,10 @@ class SiteUnavailableError(LookupError):
 
 Watcher = Callable[[Tensor, Tensor], None]
 
+AttentionWatcher = Callable[[Tensor, Tensor, Tensor | None, float], None]
+"""Called with rotated queries BHTK and keys BGSK after every edit, the mask (None: causal; boolean: True is visible;
+else added to the scores), and the factor that scores are scaled by."""
+
 
 class Slot(nn.Sequential):
     """Edits applied in order at one site of one layer; empty is the identity.
@@ -92,6 +98,11 @@ class Slot(nn.Sequential):
             watch(input.detach(), output.detach())
         return output
 
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """Add a watcher; returns the function that takes it away again."""
+        self.watchers.append(watcher)
+        return lambda: self.watchers.remove(watcher)
+
     def discard(self, edit: nn.Module) -> None:
         """Take one edit out, keeping the order of the others."""
         kept = [module for module in self if module is not edit]
@@ -106,12 +117,14 @@ class Tap:
     Attributes:
         layer: index of the block from 0; None for a site outside the blocks.
         width: size of the tensor's last axis; 0 where it varies from call to call (scores, weights).
+        num_heads: size of the head axis; 0 at sites without one.
     """
 
     site: Site
     layer: int | None
     slot: Slot
     width: int
+    num_heads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +133,17 @@ class PartView:
 
     Attributes:
         owner: the module that holds the part as ``attribute``.
-        rows: the rows of the weight that belong to this part, where several parts share one matrix.
+        rows: the rows of the weight that belong to this part, where several parts share one matrix: a slice, or
+            their indices where the parts are interleaved.
+        transposed: whether the module stores its weight as (in, out).
     """
 
     part: Part
     layer: int | None
     owner: nn.Module
     attribute: str
-    rows: slice | None = None
+    rows: slice | Tensor | None = None
+    transposed: bool = False
 
     @property
     def module(self) -> nn.Module:
@@ -136,13 +152,54 @@ class PartView:
 
     @property
     def weight(self) -> Tensor:
-        """The effective weight of this part, (out, in) for a linear part; a view, so writes go through."""
+        """The effective weight of this part, (out, in) for a linear part; a view, but a copy of interleaved rows."""
         weight = cast(Tensor, self.module.weight)
+        weight = weight.mT if self.transposed else weight
         return weight if self.rows is None else weight[self.rows]
+
+    def write(self, value: Tensor) -> None:
+        """Set this part's weight, (out, in), leaving the other parts of a shared matrix alone."""
+        with torch.no_grad():
+            weight = cast(Tensor, self.module.weight)
+            weight = weight.mT if self.transposed else weight
+            weight[slice(None) if self.rows is None else self.rows] = value.to(weight)
 
     def replace(self, module: nn.Module) -> None:
         """Let another module play this role."""
         setattr(self.owner, self.attribute, module)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A tensor at the edge of a module, which may be read but not changed.
+
+    Attributes:
+        what: its name in metric keys, such as ``qkv_output``; points with the same name and layer are pooled.
+    """
+
+    what: str
+    layer: int | None
+    module: nn.Module
+    side: Literal["input", "output"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPoint:
+    """One attention layer, whose queries and keys may be watched.
+
+    Attributes:
+        watch: adds a watcher; returns the function that takes it away again.
+        scores: edits of the scores, which a watcher applies to the rows it looks at.
+        weights: edits of the weights after the softmax.
+        cap: of the scores, built into the family; None if there is none.
+    """
+
+    layer: int
+    num_heads: int
+    watch: Callable[[AttentionWatcher], Callable[[], None]]
+    scores: Slot = field(default_factory=Slot)
+    weights: Slot = field(default_factory=Slot)
+    cap: float | None = None
 
 
 class Host(ABC):
@@ -159,6 +216,11 @@ class Host(ABC):
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        """Whether the model belongs to this family."""
+        return False
+
     @abstractmethod
     def find_taps(self) -> Sequence[Tap]:
         """Every tap of the model, layer by layer in order of the forward pass."""
@@ -166,6 +228,14 @@ class Host(ABC):
     @abstractmethod
     def find_parts(self) -> Sequence[PartView]:
         """Every part of the model, layer by layer in order of the forward pass."""
+
+    def find_points(self) -> Sequence[Point]:
+        """Every tensor that probes read, in order of the forward pass."""
+        return ()
+
+    def find_attentions(self) -> Sequence[AttentionPoint]:
+        """Every attention layer whose queries and keys can be watched, in order."""
+        return ()
 
     def taps(self, site: Site) -> Sequence[Tap]:
         """The taps of one site, in order.
@@ -198,3 +268,18 @@ class Host(ABC):
 
 def _listed(names: set[Site] | set[Part]) -> str:
     return ", ".join(sorted(names)) or "none"
+
+
+def block_points(layer: int, edges: dict[str, tuple[Sequence[nn.Module], nn.Module, str]]) -> list[Point]:
+    """Input and output points of one block's linear layers.
+
+    Args:
+        layer: index of the block.
+        edges: by name (``qkv``, ``fc1`` ...): the modules that produce the output, and the module and side where
+            the input they share can be read once, so that its gradient is that of all of them together.
+    """
+    points: list[Point] = []
+    for name, (producers, carrier, side) in edges.items():
+        points.append(Point(f"{name}_input", layer, carrier, cast(Literal["input", "output"], side)))
+        points += [Point(f"{name}_output", layer, producer, "output") for producer in producers]
+    return points

@@ -8,8 +8,23 @@ from torch import nn
 
 from trimtab.host import Host, Part
 from trimtab.hosts.gpt import GPTHost
+from trimtab.hosts.gpt2 import GPT2Host
+from trimtab.hosts.gpt_neox import GPTNeoXHost
+from trimtab.hosts.llama_like import Gemma2Host, LlamaHost, Olmo2Host, Qwen3Host
+from trimtab.hosts.nanogpt_like import NanoGPTHost
+from trimtab.hosts.torch_encoder import TorchEncoderHost
 
-FAMILIES: tuple[type[GPTHost], ...] = (GPTHost,)
+FAMILIES: tuple[type[Host], ...] = (
+    GPTHost,
+    LlamaHost,
+    Qwen3Host,
+    Olmo2Host,
+    Gemma2Host,
+    GPT2Host,
+    GPTNeoXHost,
+    NanoGPTHost,
+    TorchEncoderHost,
+)
 
 
 class UnknownFamilyError(TypeError):
@@ -25,10 +40,17 @@ def host_for(model: nn.Module) -> Host:
     for family in FAMILIES:
         if family.fits(model):
             return family(model)
-    known = ", ".join(family.family for family in FAMILIES)
+    known = "; ".join(family.family for family in FAMILIES)
+    wrapped = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+    if isinstance(wrapped, nn.Module):
+        raise UnknownFamilyError(
+            f"{type(model).__name__} wraps a {type(wrapped).__name__}: take the host of the model inside, before it is "
+            "wrapped or compiled"
+        )
     raise UnknownFamilyError(
-        f"no host knows {type(model).__name__}; known families: {known}. "
-        "Subclass trimtab.host.Host with find_taps and find_parts to adapt another"
+        f"no host knows {type(model).__name__}; known families: {known}. To adapt another, subclass "
+        "trimtab.hosts.decoder.DecoderHost with the names of its modules (docs/hosts.md), and hold it to "
+        "trimtab.testing.HostContract; any module can be watched without a host, by the names of its parts"
     )
 
 

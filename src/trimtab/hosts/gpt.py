@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from torch import nn
 from typing_extensions import override
 
-from trimtab.host import Host, Part, PartView, Site, Slot, Tap
-from trimtab.models.gpt import GPT, Block
+from trimtab.host import AttentionPoint, AttentionWatcher, Host, Part, PartView, Point, Site, Slot, Tap, block_points
+from trimtab.models.gpt import GPT, Attention, Block
+
+PER_HEAD = frozenset(
+    {Site.QUERY, Site.KEY, Site.VALUE, Site.QUERY_ROTATED, Site.KEY_ROTATED, Site.SCORES, Site.WEIGHTS, Site.HEAD_OUT}
+)
 
 
 class GPTHost(Host):
@@ -17,9 +21,9 @@ class GPTHost(Host):
 
     family = "trimtab GPT"
 
+    @override
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
-        """Whether the model belongs to this family."""
         return isinstance(model, GPT)
 
     @property
@@ -32,7 +36,11 @@ class GPTHost(Host):
         gpt, config = self.gpt, self.gpt.config
         taps = [Tap(Site.EMBEDDING, None, gpt.embedding, config.width)]
         for layer, block in enumerate(gpt.blocks):
-            taps += [Tap(site, layer, slot, width) for site, slot, width in _of_block(cast(Block, block))]
+            heads = cast(Block, block).attn.num_heads
+            taps += [
+                Tap(site, layer, slot, width, heads if site in PER_HEAD else 0)
+                for site, slot, width in _of_block(cast(Block, block))
+            ]
         return [*taps, Tap(Site.LOGITS, None, gpt.logits, config.vocab_size)]
 
     @override
@@ -56,6 +64,37 @@ class GPTHost(Host):
             PartView(Part.FINAL_NORM, None, gpt, "final_norm"),
             PartView(Part.HEAD, None, gpt, "head"),
         ]
+
+    @override
+    def find_points(self) -> Sequence[Point]:
+        gpt = self.gpt
+        points = [Point("embedding_output", None, gpt.blocks[0], "input")]
+        for layer, module in enumerate(gpt.blocks):
+            block = cast(Block, module)
+            linears = {"qkv": block.attn.qkv, "proj": block.attn.proj, "fc1": block.mlp.fc1, "fc2": block.mlp.fc2}
+            points += block_points(layer, {name: ([linear], linear, "input") for name, linear in linears.items()})
+            points.append(Point("residual", layer, block, "output"))
+        return [
+            *points,
+            Point("final_norm_output", None, gpt.final_norm, "output"),
+            Point("logits", None, gpt.head, "output"),
+        ]
+
+    @override
+    def find_attentions(self) -> Sequence[AttentionPoint]:
+        found = [cast(Block, block).attn for block in self.gpt.blocks]
+        return [
+            AttentionPoint(layer, attn.num_heads, _watching(attn), attn.scores, attn.weights)
+            for layer, attn in enumerate(found)
+        ]
+
+
+def _watching(attn: Attention) -> Callable[[AttentionWatcher], Callable[[], None]]:
+    def watch(watcher: AttentionWatcher) -> Callable[[], None]:
+        attn.watchers.append(watcher)
+        return lambda: attn.watchers.remove(watcher)
+
+    return watch
 
 
 def _of_block(block: Block) -> list[tuple[Site, Slot, int]]:

@@ -10,27 +10,34 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from trimtab.host import Site, Tap
 from trimtab.intervention import ModelEdit, Source
 
+NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
+
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QKNorm(ModelEdit):
-    """Layer-normalise every query and key head over its K channels.
+    """Normalise every query and key.
 
     Attributes:
+        norm: which norm; OLMo 2 and Qwen 3 use the RMS norm, without bias.
+        across: a norm of each ``head`` over its K channels, shared by the heads, as in Qwen 3; or one over the whole
+            ``width`` of all heads together, as in OLMo 2.
         eps: added to the variance, in squared units of the queries.
 
     Raises:
-        ValueError: if eps is not positive and finite.
+        ValueError: if norm or across is unknown, or eps is not positive and finite.
     """
 
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    across: Literal["head", "width"] = "head"
     eps: float = 1e-6
     source: ClassVar[Source] = Source(
         title="Methods of improving LLM training stability",
@@ -44,6 +51,10 @@ class QKNorm(ModelEdit):
     )
 
     def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        if self.across not in ("head", "width"):
+            raise ValueError(f"across must be head or width, got {self.across!r}")
         if not 0 < self.eps < math.inf:
             raise ValueError(f"eps must be positive and finite, got {self.eps}")
 
@@ -54,4 +65,18 @@ class QKNorm(ModelEdit):
 
     @override
     def edit(self, tap: Tap) -> nn.Module:
-        return nn.LayerNorm(tap.width, eps=self.eps)
+        kind = NORMS[self.norm]
+        if self.across == "head":
+            return kind(tap.width, eps=self.eps)
+        return _WholeWidth(kind(tap.num_heads * tap.width, eps=self.eps))
+
+
+class _WholeWidth(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    @override
+    def forward(self, x_BHTK: Tensor) -> Tensor:
+        heads = x_BHTK.shape[1]
+        return self.norm(x_BHTK.transpose(1, 2).flatten(2)).unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
-from trimtab.host import Slot
+from trimtab.host import AttentionWatcher, Slot
 
 NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
 
@@ -97,6 +97,7 @@ class Attention(nn.Module):
         self.query, self.key, self.value = Slot(), Slot(), Slot()
         self.query_rotated, self.key_rotated = Slot(), Slot()
         self.scores, self.weights, self.head_out = Slot(), Slot(), Slot()
+        self.watchers: list[AttentionWatcher] = []
 
     @override
     def forward(self, x_BTD: Tensor, rotary: Rotary | None) -> Tensor:
@@ -107,6 +108,8 @@ class Attention(nn.Module):
         if rotary is not None:
             q_BHTK, k_BHTK = rotary(q_BHTK), rotary(k_BHTK)
         q_BHTK, k_BHTK = self.query_rotated(q_BHTK), self.key_rotated(k_BHTK)
+        for watch in self.watchers:
+            watch(q_BHTK.detach(), k_BHTK.detach(), None, q_BHTK.shape[-1] ** -0.5)
         if self.always_explicit or self.scores.active or self.weights.active:
             s_BHTT = self.scores(q_BHTK @ k_BHTK.mT * q_BHTK.shape[-1] ** -0.5)
             hidden = torch.ones(T, T, dtype=torch.bool, device=x_BTD.device).triu(1)

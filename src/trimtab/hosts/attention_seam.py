@@ -1,0 +1,113 @@
+"""Attention with slots, in place of a family's own function: the kernel stays unless scores or weights are edited."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trimtab.host import AttentionWatcher, Site, Slot
+from trimtab.hosts.foreign import PREFIX, ForeignSlot
+
+SITES = (Site.QUERY_ROTATED, Site.KEY_ROTATED, Site.SCORES, Site.WEIGHTS)
+WATCHERS = "_trimtab_watchers"
+
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class SeamMount:
+    """Connects the slots of one model's attention layers; subclasses say how a family's function is replaced."""
+
+    def __init__(self, attentions: Sequence[nn.Module]) -> None:
+        self.attentions = tuple(attentions)
+
+    def open(self, attention: nn.Module) -> None:
+        """Let this layer's attention go through ``attend``."""
+        raise NotImplementedError
+
+    def close(self, attention: nn.Module) -> None:
+        """Give the layer its own function back."""
+        raise NotImplementedError
+
+    def mount(self, owner: nn.Module, slot: ForeignSlot) -> None:
+        self.open(owner)
+
+    def unmount(self, owner: nn.Module, slot: ForeignSlot) -> None:
+        if users(owner) <= 1:
+            self.close(owner)
+
+    def watch(self, attention: nn.Module, watcher: AttentionWatcher) -> Callable[[], None]:
+        """Let a watcher see rotated queries and keys."""
+        if not users(attention):
+            self.open(attention)
+        attention.__dict__.setdefault(WATCHERS, []).append(watcher)
+
+        def take_away() -> None:
+            watchers = attention.__dict__.get(WATCHERS, [])
+            if watcher in watchers:
+                watchers.remove(watcher)
+            if not watchers:
+                attention.__dict__.pop(WATCHERS, None)
+            if not users(attention):
+                self.close(attention)
+
+        return take_away
+
+
+def users(attention: nn.Module) -> int:
+    """How many slots and watchers use the seam of a layer."""
+    slots = sum(PREFIX + site in attention._modules for site in SITES)
+    return slots + len(attention.__dict__.get(WATCHERS, ()))
+
+
+def attend(
+    attention: nn.Module,
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    kernel: Kernel,
+    *,
+    cap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Head outputs BHTK: by the family's kernel, or by explicit scores where those are edited.
+
+    Args:
+        attention: the layer that has the slots and watchers.
+        q_BHTK: rotated queries.
+        k_BGSK: rotated keys.
+        v_BGSK: values.
+        mask: None is causal, aligned at the last key; boolean is True where visible; else added to the scores.
+        scale: factor of the scores.
+        kernel: the family's function of edited queries, edited keys, and values.
+        cap: soft cap of the scores that the family has built in.
+        dropout: probability that a weight is dropped; 0 outside training.
+    """
+    slots = attention._modules
+    query, key, scores, weights = (slots.get(PREFIX + site) for site in SITES)
+    q_BHTK = q_BHTK if query is None else query(q_BHTK)
+    k_BGSK = k_BGSK if key is None else key(k_BGSK)
+    for watch in attention.__dict__.get(WATCHERS, ()):
+        watch(q_BHTK.detach(), k_BGSK.detach(), mask, scale)
+    if not (isinstance(scores, Slot) and scores.active) and not (isinstance(weights, Slot) and weights.active):
+        return kernel(q_BHTK, k_BGSK, v_BGSK)
+    groups = q_BHTK.shape[1] // k_BGSK.shape[1]
+    s_BHTS = q_BHTK @ k_BGSK.repeat_interleave(groups, dim=1).mT * scale
+    if cap is not None:
+        s_BHTS = cap * torch.tanh(s_BHTS / cap)
+    s_BHTS = s_BHTS if scores is None else scores(s_BHTS)
+    T, S = s_BHTS.shape[-2:]
+    if mask is None:
+        mask = torch.ones(T, S, dtype=torch.bool, device=s_BHTS.device).tril(S - T)
+    s_BHTS = s_BHTS.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else s_BHTS + mask[..., :S]
+    w_BHTS = s_BHTS.softmax(-1, dtype=torch.promote_types(s_BHTS.dtype, torch.float32)).to(q_BHTK.dtype)
+    if mask.dtype is torch.bool:
+        w_BHTS = w_BHTS.masked_fill(~mask.any(-1, keepdim=True), 0.0)  # padding sees nothing
+    w_BHTS = w_BHTS if weights is None else weights(w_BHTS)
+    w_BHTS = F.dropout(w_BHTS, dropout, training=dropout > 0)
+    return w_BHTS @ v_BGSK.repeat_interleave(groups, dim=1)

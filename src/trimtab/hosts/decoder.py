@@ -1,0 +1,245 @@
+"""A decoder described by the names of its parts: what every adapter of a foreign family shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from trimtab.host import AttentionPoint, Host, Part, PartView, Point, Site, Slot, Tap, block_points
+from trimtab.hosts.attention_seam import SITES, SeamMount
+from trimtab.hosts.foreign import PREFIX, Edge, ForeignSlot, Heads, Interleaved, Layout, Mount
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Names:
+    """Where a family keeps its modules, as paths from the model, from a block, or from a block's two branches.
+
+    Attributes:
+        blocks, embedding, final_norm, head: from the model.
+        attention, mlp: from a block.
+        attn_norm, mlp_norm: from a block; None where the family has none there.
+        attn_out, mlp_out: from a block, whose output is added to the residual stream.
+        qkv: from the attention: three modules, or one that they share.
+        query, key: from the attention, whose output is the query or key before rotary; empty: that of ``qkv``.
+        proj: from the attention.
+        fc1: from the MLP: one module, or gate and up.
+        fc2: from the MLP.
+        interleaved: whether a shared QKV matrix holds each head's query, key and value together.
+        transposed: whether linear layers store their weight as (in, out).
+    """
+
+    blocks: str
+    embedding: str
+    final_norm: str
+    head: str
+    attention: str
+    mlp: str
+    attn_norm: str | None
+    mlp_norm: str | None
+    attn_out: str
+    mlp_out: str
+    qkv: tuple[str, ...]
+    query: str = ""
+    key: str = ""
+    proj: str
+    fc1: tuple[str, ...]
+    fc2: str
+    interleaved: bool = False
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Heads of one attention layer: of queries, of keys and values, and the channels of one."""
+
+    num_heads: int
+    num_key_heads: int
+    head_width: int
+
+
+class DecoderHost(Host):
+    """Offers the sites and parts of a decoder given by names. The residual stream can be read, but not edited."""
+
+    names: Names
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._slots: dict[tuple[int, str], ForeignSlot] = {}
+        self.seam = self.make_seam([self._attention(block) for block in self._blocks()])
+
+    def shape(self, attention: nn.Module) -> Shape:
+        """The heads of an attention layer."""
+        raise NotImplementedError
+
+    def make_seam(self, attentions: Sequence[nn.Module]) -> SeamMount:
+        """How this family's attention function is replaced."""
+        raise NotImplementedError
+
+    def cap(self, attention: nn.Module) -> float | None:
+        """The soft cap on scores that an attention layer has built in."""
+        return None
+
+    @override
+    def find_taps(self) -> Sequence[Tap]:
+        taps: list[Tap] = []
+        for layer, block in enumerate(self._blocks()):
+            taps += self._taps_of(layer, block)
+        width = cast("torch.Tensor", self._at(self.names.embedding).weight).shape[1]
+        vocabulary = cast("torch.Tensor", self._at(self.names.head).weight).shape[0]
+        first = self._slot(self._blocks()[0], Site.EMBEDDING, Edge("input"))
+        last = self._slot(self._at(self.names.head), Site.LOGITS, Edge("output"))
+        return [Tap(Site.EMBEDDING, None, first, width), *taps, Tap(Site.LOGITS, None, last, vocabulary)]
+
+    def _taps_of(self, layer: int, block: nn.Module) -> list[Tap]:
+        attention, mlp, names = self._attention(block), block.get_submodule(self.names.mlp), self.names
+        shape, proj, fc2 = self.shape(attention), attention.get_submodule(names.proj), mlp.get_submodule(names.fc2)
+        width = cast("torch.Tensor", self._at(names.embedding).weight).shape[1]
+        hidden = cast("torch.Tensor", fc2.weight).shape[0 if names.transposed else 1]
+        heads, key_heads, head = shape.num_heads, shape.num_key_heads, shape.head_width
+
+        def tap(site: Site, owner: nn.Module, mount: Mount, size: int, num_heads: int = 0) -> Tap:
+            return Tap(site, layer, self._slot(owner, site, mount), size, num_heads)
+
+        def seam(site: Site, size: int, num_heads: int) -> Tap:
+            return tap(site, attention, self.seam, size, num_heads)
+
+        query, key, value = self._heads(attention)
+        return [
+            tap(Site.ATTN_IN, attention, Edge("input"), width),
+            tap(Site.QUERY, query[0], Edge("output", query[1]), head, heads),
+            tap(Site.KEY, key[0], Edge("output", key[1]), head, key_heads),
+            tap(Site.VALUE, value[0], Edge("output", value[1]), head, key_heads),
+            seam(Site.QUERY_ROTATED, head, heads),
+            seam(Site.KEY_ROTATED, head, key_heads),
+            seam(Site.SCORES, 0, heads),
+            seam(Site.WEIGHTS, 0, heads),
+            tap(Site.HEAD_OUT, proj, Edge("input", Heads(heads, head)), head, heads),
+            tap(Site.ATTN_OUT, block.get_submodule(names.attn_out), Edge("output"), width),
+            tap(Site.MLP_IN, mlp, Edge("input"), width),
+            tap(Site.MLP_HIDDEN, fc2, Edge("input"), hidden),
+            tap(Site.MLP_OUT, block.get_submodule(names.mlp_out), Edge("output"), width),
+        ]
+
+    def _heads(self, attention: nn.Module) -> list[tuple[nn.Module, Layout]]:
+        """The module whose output holds queries, keys and values, and how they lie in it."""
+        names, shape = self.names, self.shape(attention)
+        heads, key_heads, head = shape.num_heads, shape.num_key_heads, shape.head_width
+        if len(names.qkv) == 1:
+            shared = attention.get_submodule(names.qkv[0])
+            if names.interleaved:
+                return [(shared, Interleaved(heads, head, index)) for index in range(3)]
+            starts = (0, heads * head, (heads + key_heads) * head)
+            counts = (heads, key_heads, key_heads)
+            return [(shared, Heads(n, head, start)) for n, start in zip(counts, starts, strict=True)]
+        paths = (names.query or names.qkv[0], names.key or names.qkv[1], names.qkv[2])
+        counts = (heads, key_heads, key_heads)
+        return [(attention.get_submodule(path), Heads(n, head)) for path, n in zip(paths, counts, strict=True)]
+
+    @override
+    def find_parts(self) -> Sequence[PartView]:
+        names = self.names
+        views = [self._view(Part.EMBEDDING, None, self.model, names.embedding)]
+        for layer, block in enumerate(self._blocks()):
+            attention, mlp = self._attention(block), block.get_submodule(names.mlp)
+            if names.attn_norm is not None:
+                views.append(self._view(Part.ATTN_NORM, layer, block, names.attn_norm))
+            for part, rows in zip((Part.Q, Part.K, Part.V), self._rows(attention), strict=True):
+                path = names.qkv[0 if len(names.qkv) == 1 else (Part.Q, Part.K, Part.V).index(part)]
+                views.append(self._view(part, layer, attention, path, rows))
+            views.append(self._view(Part.PROJ, layer, attention, names.proj))
+            if names.mlp_norm is not None:
+                views.append(self._view(Part.MLP_NORM, layer, block, names.mlp_norm))
+            views += [self._view(Part.FC1, layer, mlp, path) for path in names.fc1]
+            views.append(self._view(Part.FC2, layer, mlp, names.fc2))
+        return [
+            *views,
+            self._view(Part.FINAL_NORM, None, self.model, names.final_norm),
+            self._view(Part.HEAD, None, self.model, names.head),
+        ]
+
+    def _rows(self, attention: nn.Module) -> list[slice | torch.Tensor | None]:
+        """The rows of a shared QKV matrix that belong to queries, keys and values."""
+        names, shape = self.names, self.shape(attention)
+        if len(names.qkv) > 1:
+            return [None, None, None]
+        heads, key_heads, head = shape.num_heads, shape.num_key_heads, shape.head_width
+        if names.interleaved:
+            numbers = torch.arange(3 * heads * head).view(heads, 3, head)
+            return [numbers[:, index].flatten() for index in range(3)]
+        ends = (heads * head, (heads + key_heads) * head, (heads + 2 * key_heads) * head)
+        return [slice(0, ends[0]), slice(ends[0], ends[1]), slice(ends[1], ends[2])]
+
+    @override
+    def find_points(self) -> Sequence[Point]:
+        names = self.names
+        points = [Point("embedding_output", None, self._blocks()[0], "input")]
+        for layer, block in enumerate(self._blocks()):
+            attention, mlp = self._attention(block), block.get_submodule(names.mlp)
+            proj, fc2 = attention.get_submodule(names.proj), mlp.get_submodule(names.fc2)
+            qkv = [attention.get_submodule(path) for path in names.qkv]
+            fc1 = [mlp.get_submodule(path) for path in names.fc1]
+            points += block_points(
+                layer,
+                {
+                    "qkv": (qkv, attention, "input"),
+                    "proj": ([proj], proj, "input"),
+                    "fc1": (fc1, mlp, "input"),
+                    "fc2": ([fc2], fc2, "input"),
+                },
+            )
+            points.append(Point("residual", layer, block, "output"))
+        return [
+            *points,
+            Point("final_norm_output", None, self._at(names.final_norm), "output"),
+            Point("logits", None, self._at(names.head), "output"),
+        ]
+
+    @override
+    def find_attentions(self) -> Sequence[AttentionPoint]:
+        points: list[AttentionPoint] = []
+        for layer, block in enumerate(self._blocks()):
+            attention = self._attention(block)
+            scores, weights = (self._slot(attention, site, self.seam) for site in (Site.SCORES, Site.WEIGHTS))
+            points.append(
+                AttentionPoint(
+                    layer,
+                    self.shape(attention).num_heads,
+                    lambda watcher, attention=attention: self.seam.watch(attention, watcher),
+                    scores,
+                    weights,
+                    self.cap(attention),
+                )
+            )
+        return points
+
+    def _at(self, path: str) -> nn.Module:
+        return self.model.get_submodule(path)
+
+    def _blocks(self) -> list[nn.Module]:
+        return list(self._at(self.names.blocks).children())
+
+    def _attention(self, block: nn.Module) -> nn.Module:
+        return block.get_submodule(self.names.attention)
+
+    def _slot(self, owner: nn.Module, site: Site, mount: Mount) -> Slot:
+        mounted = owner._modules.get(PREFIX + site)
+        if isinstance(mounted, ForeignSlot):
+            mounted.bind(owner)
+            return mounted
+        # One slot per place, also before it is mounted: two interventions may edit the same site.
+        return self._slots.setdefault((id(owner), site), ForeignSlot(site, owner, mount))
+
+    def _view(
+        self, part: Part, layer: int | None, root: nn.Module, path: str, rows: slice | torch.Tensor | None = None
+    ) -> PartView:
+        parent, _, attribute = path.rpartition(".")
+        linear = part not in (Part.ATTN_NORM, Part.MLP_NORM, Part.FINAL_NORM, Part.EMBEDDING, Part.HEAD)
+        return PartView(part, layer, root.get_submodule(parent), attribute, rows, self.names.transposed and linear)
+
+
+__all__ = ["SITES", "DecoderHost", "Names", "Shape"]

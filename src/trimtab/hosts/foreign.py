@@ -1,0 +1,183 @@
+"""Slots for models that have none: hooks at the edges of their modules, there only while a slot holds something."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from trimtab.host import Slot, Watcher
+
+PREFIX = "trimtab_"
+
+
+class Layout(Protocol):
+    """How the tensor of a site lies in the tensor that passes at an edge."""
+
+    def unpack(self, x: Tensor) -> Tensor: ...
+
+    def pack(self, x: Tensor, y: Tensor) -> Tensor:
+        """The edge's tensor ``x`` with the site's tensor ``y`` put in."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """The edge's tensor is the site's."""
+
+    def unpack(self, x: Tensor) -> Tensor:
+        return x
+
+    def pack(self, x: Tensor, y: Tensor) -> Tensor:
+        return y
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """BHTK from consecutive channels, of (B, T, channels) or (B, T, H, K); beginning at channel ``start``."""
+
+    num_heads: int
+    width: int
+    start: int = 0
+
+    def unpack(self, x: Tensor) -> Tensor:
+        size = self.num_heads * self.width
+        flat = x.flatten(2)[..., self.start : self.start + size]
+        return flat.unflatten(-1, (self.num_heads, self.width)).transpose(1, 2)
+
+    def pack(self, x: Tensor, y: Tensor) -> Tensor:
+        flat, mine = x.flatten(2), y.transpose(1, 2).flatten(2)
+        if mine.shape == flat.shape:
+            return mine.view(x.shape)
+        end = self.start + mine.shape[-1]
+        return torch.cat((flat[..., : self.start], mine, flat[..., end:]), dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Interleaved:
+    """BHTK from (B, T, H * 3 * K), where each head's query, key and value lie together; ``index`` is 0, 1 or 2."""
+
+    num_heads: int
+    width: int
+    index: int
+
+    def unpack(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, 3, self.width))[..., self.index, :].transpose(1, 2)
+
+    def pack(self, x: Tensor, y: Tensor) -> Tensor:
+        parts = list(x.unflatten(-1, (self.num_heads, 3, self.width)).unbind(-2))
+        parts[self.index] = y.transpose(1, 2)
+        return torch.stack(parts, dim=-2).flatten(-3)
+
+
+class Mount(Protocol):
+    """Connects a slot to its place while it is in use."""
+
+    def mount(self, owner: nn.Module, slot: ForeignSlot) -> None: ...
+
+    def unmount(self, owner: nn.Module, slot: ForeignSlot) -> None: ...
+
+
+class ForeignSlot(Slot):
+    """A slot that becomes part of the model with its first edit or watcher, and leaves with its last."""
+
+    def __init__(self, name: str, owner: nn.Module, mount: Mount) -> None:
+        super().__init__()
+        self.name = PREFIX + name
+        self._mount = mount
+        self.bind(owner)
+
+    def bind(self, owner: nn.Module) -> None:
+        """Say which module the slot sits at; again after the model was copied."""
+        self._owner = weakref.ref(owner)  # a plain reference would register the owner as a part of its own slot
+
+    @override
+    def append(self, module: nn.Module) -> Self:
+        self._connect()
+        return super().append(module)
+
+    @override
+    def discard(self, edit: nn.Module) -> None:
+        super().discard(edit)
+        self._disconnect()
+
+    @override
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        self._connect()
+        remove = super().watch(watcher)
+
+        def take_away() -> None:
+            remove()
+            self._disconnect()
+
+        return take_away
+
+    def _connect(self) -> None:
+        owner = self._owner()
+        if owner is not None and owner._modules.get(self.name) is not self:
+            owner.add_module(self.name, self)
+            self._mount.mount(owner, self)
+
+    def _disconnect(self) -> None:
+        owner = self._owner()
+        if owner is not None and not self._modules and not self.watchers and self.name in owner._modules:
+            self._mount.unmount(owner, self)
+            del owner._modules[self.name]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """The input or the output of a module: a hook passes it through the slot."""
+
+    side: Literal["input", "output"]
+    layout: Layout = Whole()
+
+    def mount(self, owner: nn.Module, slot: ForeignSlot) -> None:
+        hook = _EdgeHook(slot.name, self.layout)
+        if self.side == "input":
+            owner.register_forward_pre_hook(hook.before, with_kwargs=True)
+        else:
+            owner.register_forward_hook(hook.after)
+
+    def unmount(self, owner: nn.Module, slot: ForeignSlot) -> None:
+        # Found by name, not by a handle: a copied model has its own hooks, and no handles.
+        for hooks in (owner._forward_pre_hooks, owner._forward_hooks):
+            for key in [key for key, hook in hooks.items() if _name_of(hook) == slot.name]:
+                del hooks[key]
+                owner._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _EdgeHook:
+    """Looks its slot up by name, so that it goes on working in a copy of the model."""
+
+    name: str
+    layout: Layout
+
+    def through(self, module: nn.Module, x: Tensor) -> Tensor:
+        slot = module._modules[self.name]
+        assert slot is not None
+        site = self.layout.unpack(x)
+        edited = slot(site)
+        return x if edited is site else self.layout.pack(x, edited)
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args and isinstance(args[0], Tensor):
+            return (self.through(module, args[0]), *args[1:]), kwargs
+        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+        return args, {**kwargs, name: self.through(module, kwargs[name])}
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self.through(module, output[0]), *output[1:])
+        return self.through(module, output)
+
+
+def _name_of(hook: Any) -> str | None:
+    owner = getattr(hook, "__self__", None)
+    return owner.name if isinstance(owner, _EdgeHook) else None

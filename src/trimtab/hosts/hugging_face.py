@@ -1,0 +1,121 @@
+"""What every Hugging Face family shares: its attention registry, which lets one model use another function."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from trimtab.hosts.attention_seam import SeamMount, attend, users
+from trimtab.hosts.decoder import DecoderHost, Shape
+
+OURS = "trimtab_"
+
+
+class HuggingFaceHost(DecoderHost):
+    """A causal language model of the transformers library.
+
+    Attributes:
+        model_types: values of ``config.model_type`` that the family goes by.
+    """
+
+    model_types: frozenset[str]
+
+    @override
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        config = getattr(model, "config", None)
+        named = getattr(config, "model_type", None) in cls.model_types
+        return named and "transformers" in sys.modules and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+    @override
+    def shape(self, attention: nn.Module) -> Shape:
+        config = cast(Any, self.model).config
+        heads = int(config.num_attention_heads)
+        width = getattr(attention, "head_dim", None) or config.hidden_size // heads
+        return Shape(heads, int(getattr(config, "num_key_value_heads", None) or heads), int(width))
+
+    @override
+    def make_seam(self, attentions: Sequence[nn.Module]) -> SeamMount:
+        return RegistrySeam(attentions)
+
+    @override
+    def cap(self, attention: nn.Module) -> float | None:
+        return cast("float | None", getattr(attention, "attn_logit_softcapping", None))
+
+
+class RegistrySeam(SeamMount):
+    """Lets the configuration name our function while any layer of the model needs it."""
+
+    @override
+    def open(self, attention: nn.Module) -> None:
+        config = cast(Any, attention).config
+        if not _name(config).startswith(OURS):
+            config._attn_implementation_internal = _registered(_name(config))
+
+    @override
+    def close(self, attention: nn.Module) -> None:
+        config = cast(Any, attention).config
+        others = [one for one in self.attentions if one is not attention]
+        if _name(config).startswith(OURS) and not any(users(one) for one in others):
+            config._attn_implementation_internal = _name(config).removeprefix(OURS)
+
+
+def _name(config: Any) -> str:
+    return config._attn_implementation or "eager"
+
+
+def _registered(base: str) -> str:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    name = OURS + base
+    AttentionInterface.register(name, partial(_attention, base))
+    if base in ALL_MASK_ATTENTION_FUNCTIONS:
+        # The same mask in the same form, so that the family's kernel sees what it would have seen.
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    return name
+
+
+def _attention(
+    base: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    own = _function(base, module)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    cap = {} if softcap is None else {"softcap": softcap}
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, _ = own(module, q, k, v, attention_mask, scaling=scaling, dropout=dropout, **cap, **kwargs)
+        return out.transpose(1, 2)
+
+    heads = attend(module, query, key, value, attention_mask, scale, kernel, cap=softcap, dropout=dropout)
+    return heads.transpose(1, 2).contiguous(), None
+
+
+def _function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if base != "eager":
+        return ALL_ATTENTION_FUNCTIONS[base]
+    for kind in type(module).__mro__:  # each family keeps its own plain function beside its attention
+        found = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
+        if found is not None:
+            return found
+    raise LookupError(f"{type(module).__name__} has no plain attention function beside it")
+
+
+__all__ = ["HuggingFaceHost", "RegistrySeam", "torch"]

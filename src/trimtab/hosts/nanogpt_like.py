@@ -1,0 +1,119 @@
+"""Models in the manner of nanoGPT: a fused ``c_attn``, and a direct call of torch's attention function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+from trimtab.host import SiteUnavailableError
+from trimtab.hosts.attention_seam import SeamMount, attend
+from trimtab.hosts.decoder import DecoderHost, Names, Shape
+
+
+class NanoGPTHost(DecoderHost):
+    """A module laid out as nanoGPT's: ``transformer.h`` of blocks with ``attn.c_attn`` and ``mlp.c_fc``."""
+
+    family = "nanoGPT-like"
+    names = Names(
+        blocks="transformer.h",
+        embedding="transformer.wte",
+        final_norm="transformer.ln_f",
+        head="lm_head",
+        attention="attn",
+        mlp="mlp",
+        attn_norm="ln_1",
+        mlp_norm="ln_2",
+        attn_out="attn",
+        mlp_out="mlp",
+        qkv=("c_attn",),
+        proj="c_proj",
+        fc1=("c_fc",),
+        fc2="c_proj",
+    )
+
+    @override
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        names = {name for name, _ in model.named_modules()}
+        wanted = {"transformer.wte", "transformer.h.0.attn.c_attn", "transformer.h.0.mlp.c_fc", "lm_head"}
+        return wanted <= names and isinstance(model.get_submodule("transformer.h.0.attn.c_attn"), nn.Linear)
+
+    @override
+    def shape(self, attention: nn.Module) -> Shape:
+        heads, width = cast(int, attention.n_head), cast(nn.Linear, attention.c_attn).in_features
+        return Shape(heads, heads, width // heads)
+
+    @override
+    def make_seam(self, attentions: Sequence[nn.Module]) -> SeamMount:
+        return InterceptingSeam(attentions)
+
+
+class InterceptingSeam(SeamMount):
+    """Catches the call of ``scaled_dot_product_attention`` inside an attention layer's forward."""
+
+    @override
+    def open(self, attention: nn.Module) -> None:
+        if getattr(attention, "flash", True) is False:
+            raise SiteUnavailableError(
+                f"{type(attention).__name__} writes its attention out by hand (flash is False), so its scores cannot "
+                "be reached; let it call torch.nn.functional.scaled_dot_product_attention"
+            )
+        attention.forward = partial(_forward, attention)
+
+    @override
+    def close(self, attention: nn.Module) -> None:
+        attention.__dict__.pop("forward", None)
+
+
+def _forward(attention: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    mode = _Intercept(attention)
+    with mode:
+        output = type(attention).forward(attention, *args, **kwargs)
+    if not mode.caught:
+        raise RuntimeError(
+            f"{type(attention).__name__} did not call torch.nn.functional.scaled_dot_product_attention, so edits and "
+            "probes of its scores would be silently inactive; remove them or let it call that function"
+        )
+    return output
+
+
+class _Intercept(TorchFunctionMode):
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention, self.caught = attention, False
+
+    @override
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        self.caught = True
+        return _attention(self.attention, *args, **(kwargs or {}))
+
+
+def _attention(
+    attention: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+    mask = attn_mask
+    if mask is None and not is_causal:
+        mask = query.new_ones(1, 1, dtype=bool).expand(query.shape[2], key.shape[2])  # pyright: ignore
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    return attend(attention, query, key, value, mask, factor, kernel, dropout=dropout_p)

@@ -1,0 +1,72 @@
+"""The catalogue of probes, one quantity a file, and three presets by cost."""
+
+from __future__ import annotations
+
+from trimtab.probe import Cost, Preset, Probe
+from trimtab.probes.attention_entropy import ATTENTION_ENTROPY
+from trimtab.probes.below_eps import BELOW_EPS
+from trimtab.probes.gradient_variance import GRADIENT_VARIANCE
+from trimtab.probes.kurtosis import KURTOSIS
+from trimtab.probes.l2_norm import L2_NORM
+from trimtab.probes.log_partition import LOG_PARTITION
+from trimtab.probes.max_abs import MAX_ABS
+from trimtab.probes.max_attention_logit import MAX_ATTENTION_LOGIT
+from trimtab.probes.mean import MEAN
+from trimtab.probes.non_finite import NON_FINITE
+from trimtab.probes.rms import RMS
+from trimtab.probes.spectral_norm import SPECTRAL_NORM
+from trimtab.probes.spike_score import median_spikes, spike_share
+from trimtab.probes.stable_rank import STABLE_RANK
+from trimtab.probes.token_embedding_variability import TOKEN_EMBEDDING_VARIABILITY
+from trimtab.probes.update_ratio import UPDATE_RATIO
+from trimtab.probes.update_rms import UPDATE_RMS
+
+__all__ = ["CATALOGUE", "PRESETS", "cheap", "full", "median_spikes", "spike_share", "standard"]
+
+CATALOGUE: tuple[Probe, ...] = (
+    RMS,
+    L2_NORM,
+    MAX_ABS,
+    MEAN,
+    NON_FINITE,
+    UPDATE_RATIO,
+    LOG_PARTITION,
+    KURTOSIS,
+    UPDATE_RMS,
+    BELOW_EPS,
+    MAX_ATTENTION_LOGIT,
+    ATTENTION_ENTROPY,
+    TOKEN_EMBEDDING_VARIABILITY,
+    SPECTRAL_NORM,
+    STABLE_RANK,
+    GRADIENT_VARIANCE,
+)
+
+
+def _of(*costs: Cost) -> tuple[Probe, ...]:
+    return tuple(probe for probe in CATALOGUE if probe.cost in costs)
+
+
+cheap = Preset(
+    name="cheap", probes=_of("cheap"), every=1, rows=64, query_rows=None, gradients=False, deep_weights=False
+)
+standard = Preset(
+    name="standard",
+    probes=_of("cheap", "standard"),
+    every=10,
+    rows=256,
+    query_rows=32,
+    gradients=True,
+    deep_weights=False,
+)
+full = Preset(
+    name="full",
+    probes=_of("cheap", "standard", "full"),
+    every=50,
+    rows=None,
+    query_rows=64,
+    gradients=True,
+    deep_weights=True,
+)
+
+PRESETS = {preset.name: preset for preset in (cheap, standard, full)}

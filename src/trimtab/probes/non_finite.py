@@ -1,0 +1,13 @@
+"""Number of NaN and infinite entries; every other statistic leaves them out."""
+
+from __future__ import annotations
+
+from trimtab.probe import TensorProbe
+
+NON_FINITE = TensorProbe(
+    slug="non_finite",
+    unit="entries",
+    meaning="NaN and infinite entries among those looked at; all other statistics leave them out",
+    cost="cheap",
+    value=lambda m: m.non_finite,
+)

@@ -1,0 +1,145 @@
+"""Small random models of every family that has a host, the same weights on every call; nothing is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from trimtab.models.gpt import GPT, GPTConfig
+
+VOCABULARY, WIDTH, HEADS, LAYERS, CONTEXT = 64, 32, 4, 2, 32
+
+
+def gpt() -> nn.Module:
+    """Trimtab's own, with rotary positions."""
+    torch.manual_seed(0)
+    return GPT(
+        GPTConfig(
+            vocab_size=VOCABULARY, width=WIDTH, num_heads=HEADS, num_layers=LAYERS, context=CONTEXT, positions="rotary"
+        )
+    )
+
+
+def hugging_face(model_type: str, **changes: Any) -> nn.Module:
+    """A causal language model of the transformers library from a configuration; grouped heads where it has them."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": CONTEXT,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if model_type == "gpt2":
+        settings |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    elif model_type == "gpt_neox":
+        settings |= {"intermediate_size": 2 * WIDTH}
+    else:
+        settings |= {"intermediate_size": 2 * WIDTH, "num_key_value_heads": 2, "head_dim": WIDTH // HEADS}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(settings | changes)))
+
+
+class NanoBlockAttention(nn.Module):
+    """Fused projection, and a direct call of torch's attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c_attn, self.c_proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.n_head = HEADS
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.c_proj(y.transpose(1, 2).flatten(2))
+
+
+class NanoMLP(nn.Module):
+    """Two layers around a GELU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c_fc, self.gelu, self.c_proj = nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.gelu(self.c_fc(x)))
+
+
+class NanoBlock(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ln_1, self.attn = nn.LayerNorm(WIDTH), NanoBlockAttention()
+        self.ln_2, self.mlp = nn.LayerNorm(WIDTH), NanoMLP()
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class NanoGPT(nn.Module):
+    """A module with the names and the layout of nanoGPT's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(VOCABULARY, WIDTH),
+                "wpe": nn.Embedding(CONTEXT, WIDTH),
+                "h": nn.ModuleList(NanoBlock() for _ in range(LAYERS)),
+                "ln_f": nn.LayerNorm(WIDTH),
+            }
+        )
+        self.lm_head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.lm_head.weight = self.transformer["wte"].weight  # pyright: ignore[reportAttributeAccessIssue]
+
+    @override
+    def forward(self, tokens: Tensor) -> Tensor:
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.transformer["wte"](tokens) + self.transformer["wpe"](positions)
+        for block in self.transformer["h"]:  # pyright: ignore[reportGeneralTypeIssues]
+            x = block(x)
+        return self.lm_head(self.transformer["ln_f"](x))
+
+
+def nanogpt() -> nn.Module:
+    """In the manner of nanoGPT."""
+    torch.manual_seed(0)
+    return NanoGPT()
+
+
+def _of(model_type: str, **changes: Any) -> Callable[[], nn.Module]:
+    return lambda: hugging_face(model_type, **changes)
+
+
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "trimtab GPT": gpt,
+    "Llama": _of("llama"),
+    "Mistral": _of("mistral", sliding_window=8),
+    "Qwen 2": _of("qwen2"),
+    "Qwen 3": _of("qwen3"),
+    "OLMo 2": _of("olmo2"),
+    "Gemma 2": _of("gemma2", sliding_window=8),
+    "GPT-2": _of("gpt2"),
+    "GPT-NeoX": _of("gpt_neox"),
+    "nanoGPT-like": nanogpt,
+}
+
+
+def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Logits (B, T, V), also of a model that returns them in an object."""
+    output = model(tokens)
+    return getattr(output, "logits", output)

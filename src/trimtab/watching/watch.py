@@ -1,0 +1,325 @@
+"""Attach probes to a model: to a host by its sites, to any other module by the names of its parts."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trimtab.host import AttentionPoint, Point
+from trimtab.probe import GradientNoiseProbe, MatrixProbe, Preset, TableProbe, wide
+from trimtab.sink import Sink
+from trimtab.watching import seam
+from trimtab.watching.noise import NoiseMeter
+from trimtab.watching.pack import Pack
+from trimtab.watching.parameters import Key, Weight
+from trimtab.watching.tables import MatrixMeter, TableMeter
+from trimtab.watching.tensors import Reading, TensorMeter
+from trimtab.watching.weights import WeightMeter
+
+FAILURES_ALLOWED = 3
+_NUMBERS = itertools.count()
+
+
+class WatchError(RuntimeError):
+    """Probes cannot do what is asked; nothing was changed."""
+
+
+class EmptyReadingError(RuntimeError):
+    """A reading was due, but no tensor passed the hooks."""
+
+
+class Watch:
+    """Probes attached to a model; made by ``watch``.
+
+    Attributes:
+        every: optimizer steps from one reading to the next; may be changed at any time.
+        step: optimizer steps seen so far.
+        last: the latest row; empty before the first.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        points: Sequence[tuple[Key, Point]],
+        attentions: Sequence[AttentionPoint],
+        weights: Sequence[Weight],
+        matrices: Sequence[tuple[Key, Callable[[], Tensor]]],
+        preset: Preset,
+        *,
+        optimizer: torch.optim.Optimizer | None,
+        sinks: Sequence[Sink],
+        run: str,
+        group: dist.ProcessGroup | Literal["world"] | None,
+    ) -> None:
+        self.preset, self.every, self.step, self.last = preset, preset.every, 0, dict[str, float]()
+        self.traced = False
+        self._model, self._optimizer = weakref.ref(model), optimizer
+        self._points, self._attentions = tuple(points), tuple(attentions)
+        self._sinks, self._group_choice = tuple(sinks), group
+        self._number, self._token = next(_NUMBERS), torch.zeros(1)
+        self._handles: list[Callable[[], None]] = []
+        self._leaf_handles: list[Any] = []
+        self._warned = False
+        self._armed, self._in_forward, self._micro_batches, self._failures, self._broken = False, False, 0, 0, False
+        forward = list(dict.fromkeys(key for key, _ in points))
+        backward = [(f"{what}_grad", where) for what, where in forward if preset.gradients and what != "logits"]
+        self._rows = {key: row for row, key in enumerate([*forward, *backward])}
+        self._forward_places = {"/".join(key) for key in forward}
+        self._pack = Pack()
+        logits = ("logits", "model") if ("logits", "model") in forward else None
+        self.tensors = TensorMeter([*forward, *backward], attentions, preset, self._pack, logits)
+        self.weights = WeightMeter(model, weights, preset, self._pack, optimizer)
+        embedding = next((w.key for w in weights if w.key[0].startswith("embedding")), None)
+        noise = [probe for probe in preset.probes if isinstance(probe, GradientNoiseProbe)] if optimizer else []
+        self.noise = NoiseMeter(model, embedding, self.weights.key_of, noise, self._pack)
+        tables = [weight for weight in weights if weight.key[0] in ("embedding_weight", "head_weight")]
+        self.tables = TableMeter(tables, [p for p in preset.probes if isinstance(p, TableProbe)], self._pack)
+        self.matrices = MatrixMeter(matrices, [p for p in preset.probes if isinstance(p, MatrixProbe)], self._pack)
+        seam.OBSERVERS[self._number] = self
+        self._optimizer_handles: list[Any] = []
+        if optimizer is not None:
+            self._optimizer_handles = [
+                optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+                optimizer.register_step_post_hook(lambda *_: self._after_step()),
+            ]
+        if self._writes:
+            for sink in self._sinks:
+                sink.open(run)
+        self._arm()
+
+    @property
+    def model(self) -> nn.Module:
+        """The watched model."""
+        model = self._model()
+        assert model is not None, "the watched model is gone"
+        return model
+
+    @property
+    def due(self) -> bool:
+        """Whether the coming step is read."""
+        return self._armed
+
+    def see_gradients(self) -> None:
+        """Take the gradients' norms now: call it after backward and before clipping, to read them unclipped.
+
+        Without it they are read as the optimizer receives them.
+        """
+        if self._armed and not self._broken:
+            self._guarded(lambda: self.weights.read_gradients(self._group, alone=self._alone))
+
+    def read(self) -> dict[str, float]:
+        """End the present reading by hand, without an optimizer; returns its row.
+
+        Raises:
+            EmptyReadingError: if no tensor passed the hooks since the last reading.
+        """
+        if self._optimizer is not None:
+            raise WatchError("this watch reads at every optimizer step by itself; its rows are in .last and the sinks")
+        self.step += 1
+        self._finish()
+        self._arm()
+        return self.last
+
+    def remove(self, status: Literal["finished", "failed"] = "finished") -> None:
+        """Take every hook out and close the sinks; the model is as it was."""
+        self._disarm(for_good=True)
+        for handle in self._optimizer_handles:
+            handle.remove()
+        self._optimizer_handles = []
+        if seam.OBSERVERS.pop(self._number, None) is not None and self._writes:
+            for sink in self._sinks:
+                sink.close(status)
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.remove("finished" if kind is None else "failed")
+
+    # What the hooks report.
+
+    def enter(self, module: nn.Module | None, grad: bool) -> None:
+        """A forward pass of the watched model begins; one without gradients is an evaluation and does not count."""
+        copied = module is not None and module is not self._model()
+        self._in_forward = self._armed and not copied and (grad or self._optimizer is None)
+        self._micro_batches += self._in_forward and grad
+
+    def leave(self) -> None:
+        """It ends. What runs later, in backward, is recomputation and not counted again."""
+        self._in_forward = False
+
+    def see(self, row: int, x: Tensor) -> None:
+        """A tensor passes."""
+        if self._in_forward and not self._broken:
+            self._guarded(lambda: self.tensors.see(row, x))
+
+    def see_gradient(self, row: int, x: Tensor) -> None:
+        """A gradient passes."""
+        if self._armed and not self._broken:
+            self._guarded(lambda: self.tensors.see_gradient(row, x))
+
+    def see_attention(self, index: int, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
+        """Queries and keys pass."""
+        if self._in_forward and not self._broken and self.tensors.of_heads:
+            self._guarded(lambda: self.tensors.see_attention(index, q, k, mask, scale))
+
+    # The turn of one optimizer step.
+
+    def _before_step(self) -> None:
+        if self._armed and not self._broken:
+            if not self.weights.gradients_read:
+                self.see_gradients()
+            if self.weights.steps is not None:
+                self._guarded(self.weights.steps.before)
+
+    def _after_step(self) -> None:
+        self.step += 1
+        if self._armed:
+            self._finish()
+        if (self.step + 1) % self.every == 0:
+            self._arm()
+        elif self._armed:
+            self._disarm()
+
+    def _arm(self) -> None:
+        like = next(self.model.parameters(), torch.zeros(0))
+        self._pack.clear(like.device, wide(like))
+        self._micro_batches, self.weights.gradients_read, self._in_forward = 0, False, False
+        if not self._handles:
+            self._handles = self._hook(self.model)
+        self._release_leaves()
+        try:
+            self._leaf_handles = self.noise.attach()
+        except NotImplementedError as error:
+            self.noise.probes = ()
+            warnings.warn(f"trimtab: {error}", stacklevel=2)
+        self._armed = True
+
+    def _hook(self, model: nn.Module) -> list[Callable[[], None]]:
+        token, number = self._token, self._number
+        handles: list[Any] = [
+            model.register_forward_pre_hook(partial(seam.entering, token, number)),
+            model.register_forward_hook(partial(seam.leaving, token, number)),
+        ]
+        for (what, where), point in self._points:
+            numbers = (token, number, self._rows[what, where], self._rows.get((f"{what}_grad", where), -1))
+            if point.side == "input":
+                hook = partial(seam.input_hook, *numbers)
+                handles.append(point.module.register_forward_pre_hook(hook, with_kwargs=True))
+            else:
+                handles.append(point.module.register_forward_hook(partial(seam.output_hook, *numbers)))
+        removers: list[Callable[[], None]] = [handle.remove for handle in handles]
+        if self.tensors.of_heads:
+            for index, point in enumerate(self._attentions):
+                removers.append(point.watch(partial(seam.attention_hook, token, number, index)))
+        return removers
+
+    def _release_leaves(self) -> None:
+        for handle in self._leaf_handles:
+            handle.remove()
+        self._leaf_handles = []
+
+    def _disarm(self, *, for_good: bool = False) -> None:
+        self._armed = False
+        self._release_leaves()
+        # In a compiled graph the hooks are part of the graph: taking them out would not, or would build a new one.
+        if for_good or not self.traced:
+            for remove in self._handles:
+                remove()
+            self._handles = []
+
+    def _finish(self) -> None:
+        group, alone = self._group, self._alone
+        for read in (
+            lambda: self.weights.read_weights(group, alone=alone),
+            lambda: self.weights.read_step(group, alone=alone),
+            lambda: self.tables.read(self._pack, group, alone=alone),
+            lambda: self.matrices.read(self._pack, group, alone=alone),
+        ):
+            if not self._broken:
+                self._guarded(read)
+        if not alone:
+            self._pack.reduce(group)  # also of a broken watch: the other ranks wait for it
+        if self._broken:
+            return
+        world = 1 if alone else dist.get_world_size(group)
+        merged = dict(zip(self.weights.keys, self._pack["gradients"][:, 0], strict=True)) if world > 1 else {}
+        self._publish(
+            [
+                *self.tensors.values(),
+                *self.weights.values(),
+                *self.tables.values(self._pack),
+                *self.matrices.values(self._pack),
+                *self.noise.values(world, self._micro_batches, merged),
+            ]
+        )
+
+    def _publish(self, readings: Sequence[Reading]) -> None:
+        dtype = wide(self._pack["moments"])
+        # The one transfer of the reading.
+        flat = torch.cat([part.to(dtype) for reading in readings for part in (reading.values, reading.counts)])
+        numbers = iter(flat.cpu().tolist())
+        row: dict[str, float] = {"step": self.step}
+        empty: list[str] = []
+        for reading in readings:
+            values = [next(numbers) for _ in reading.names]
+            counts = [next(numbers) for _ in reading.names]
+            for name, value, count in zip(reading.names, values, counts, strict=True):
+                if count > 0:
+                    row[name] = value
+                else:
+                    empty.append(name)
+        self._refuse_empty(empty)
+        self.last = row
+        if self._writes:
+            for sink in self._sinks:
+                sink.log(self.step, row)
+
+    def _refuse_empty(self, empty: list[str]) -> None:
+        places = {name.rsplit("/", 1)[0] for name in empty} & self._forward_places
+        if places == self._forward_places and places:
+            raise EmptyReadingError(
+                f"step {self.step} was to be read, but no tensor passed the probes. Was the model compiled before, or "
+                "several steps after, they were attached? Attach first, then torch.compile. Was another model of the "
+                "same class compiled unwatched in this process? torch.compiler.reset() makes it forget that graph. Is "
+                "the model called by its own forward, in a pass with gradients? Only such passes count"
+            )
+        if places and not self._warned:
+            self._warned = True
+            warnings.warn(f"trimtab: nothing passed {', '.join(sorted(places)[:5])}: no reading of it", stacklevel=2)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._failures += 1
+            if self._failures >= FAILURES_ALLOWED:
+                # Training matters more than its measurement.
+                self._broken = True
+                warnings.warn(
+                    f"trimtab: probes are switched off after {FAILURES_ALLOWED} errors; the last was "
+                    f"{type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
+
+    @property
+    def _group(self) -> dist.ProcessGroup | None:
+        return None if isinstance(self._group_choice, str) else self._group_choice
+
+    @property
+    def _alone(self) -> bool:
+        if self._group_choice is None or not dist.is_available() or not dist.is_initialized():
+            return True
+        return dist.get_world_size(self._group) == 1
+
+    @property
+    def _writes(self) -> bool:
+        return self._alone or dist.get_rank(self._group) == 0
