@@ -59,9 +59,10 @@ class NanoBlockAttention(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1))
+        B, T, D = x.shape
+        q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in self.c_attn(x).split(D, dim=2))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.c_proj(y.transpose(1, 2).flatten(2))
+        return self.c_proj(y.transpose(1, 2).contiguous().view(B, T, D))
 
 
 class NanoMLP(nn.Module):

@@ -43,8 +43,8 @@ def _observer(number: int) -> Observer | None:
 
 
 # The token is said to be changed, so that a compiler keeps every call, and keeps their order. An operator that runs
-# Python cannot be part of a CUDA graph.
-_TAGS = tuple(tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None)
+# Python cannot be part of a CUDA graph. Any layout will do: asking for one could change the kernels around.
+_TAGS = tuple(getattr(torch.Tag, name) for name in ("cudagraph_unsafe", "flexible_layout") if hasattr(torch.Tag, name))
 
 
 @torch.library.custom_op("trimtab::phase", mutates_args={"token"}, tags=_TAGS)
@@ -146,7 +146,8 @@ def attention_hook(
 ) -> None:
     """Watcher of one attention layer."""
     if torch.compiler.is_compiling():
-        kept = None if mask is None else mask.detach()
+        # A copy: a mask that an operator reads as it is would be built differently, and attention's last bits with it.
+        kept = None if mask is None else mask.detach().clone()
         torch.ops.trimtab.observe_attention(token, q.detach(), k.detach(), kept, scale, number, index)
     elif (observer := OBSERVERS.get(number)) is not None:
         observer.see_attention(index, q.detach(), k.detach(), mask, scale)
