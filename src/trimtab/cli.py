@@ -1,4 +1,4 @@
-"""The command line: ``trimtab study``, ``run``, ``report`` and ``methods``, with documented exit codes."""
+"""The command line: ``trimtab study``, ``run``, ``report``, ``inspect`` and ``methods``, with documented exit codes."""
 
 from __future__ import annotations
 
@@ -120,6 +120,19 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", metavar="DIR", type=Path)
     report.set_defaults(command=_report)
 
+    inspect = commands.add_parser("inspect", help="what stored weights say: TEV, sizes, spectra, outlier layers")
+    inspect.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="safetensors or GGUF file, model folder or run folder; in order",
+    )
+    inspect.add_argument("--embedding", metavar="NAME", help="the token embedding, where it has an unusual name")
+    inspect.add_argument("--json", metavar="FILE", type=Path, help="write everything there")
+    inspect.add_argument("--html", metavar="FILE", type=Path, help="write charts there")
+    inspect.set_defaults(command=_inspect)
+
     methods = commands.add_parser("methods", help="the catalogue: equation, paper, deviations")
     methods.add_argument("slug", nargs="?", help="one method only")
     methods.set_defaults(command=_methods)
@@ -205,6 +218,24 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     results = write_report(replay(load_study(options.folder).spec, options.folder))
     print_table(results, console)
     console.print(Text(f"report: {options.folder / 'report.html'}"))
+    return OK
+
+
+def _inspect(options: argparse.Namespace, console: Console) -> int:
+    from trimtab.inspection.checkpoints import open_checkpoint
+    from trimtab.inspection.show import as_json, page, show, show_trajectory
+    from trimtab.inspection.summary import summarise
+    from trimtab.run.folder import write_whole
+
+    summaries = [summarise(open_checkpoint(path), options.embedding) for path in options.paths]
+    for summary in summaries:
+        show(summary, console)
+    if len(summaries) > 1:
+        show_trajectory(summaries, console)
+    for file, text in ((options.json, as_json), (options.html, page)):
+        if file is not None:
+            write_whole(file, text(summaries))
+            console.print(Text(f"written: {file}"))
     return OK
 
 

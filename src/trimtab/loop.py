@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,11 +42,12 @@ def train(
     *,
     learning_rate: Callable[[int], float],
     gradient_rules: Sequence[RunningRule] = (),
+    after_backward: Callable[[], None] = lambda: None,
     evaluate: Callable[[], Tensor] | None = None,
     evaluate_after: Collection[int] = (),
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Iterator[StepRecord]:
-    """Train a model that maps tokens (B, T) to logits (B, T, V), yielding one record per step.
+    """Train a model that maps tokens (B, T) to logits (B, T, V), or to an object with ``logits``; one record per step.
 
     Args:
         model: called with tokens; its mode is set to training.
@@ -54,6 +55,8 @@ def train(
         batches: per step, one or more micro-batches of token ids (B, T + 1); their gradients are averaged.
         learning_rate: the LR of a step counted from 0.
         gradient_rules: applied in order between backward and the optimizer step.
+        after_backward: called when the gradients of a step are complete, before any rule, such as a watch's
+            ``see_gradients``.
         evaluate: gives the held-out loss.
         evaluate_after: steps after which it is called; 0 means before training.
         precision: of forward and backward; the held-out loss is always in fp32.
@@ -73,6 +76,7 @@ def train(
                 loss = next_token_loss(model, tokens) / len(micro_batches)
             loss.backward()
             losses.append(loss.detach())
+        after_backward()
         grad_norm = nan
         for rule in gradient_rules:
             measured = rule()
@@ -85,7 +89,8 @@ def train(
 
 def next_token_loss(model: nn.Module, tokens: Int[Tensor, "B T_plus_1"]) -> Float[Tensor, ""]:
     """Mean cross-entropy of each next token, in nats; logits are taken to fp32 first. NaN in, NaN out."""
-    logits = model(tokens[:, :-1])
+    output = model(tokens[:, :-1])
+    logits = cast(Tensor, getattr(output, "logits", output))
     return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 
 

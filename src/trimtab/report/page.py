@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -10,15 +11,18 @@ from jinja2 import Environment, StrictUndefined, select_autoescape
 
 from trimtab.config import dump_toml
 from trimtab.report.figures import Figure, figures
+from trimtab.report.mover_charts import mover_charts, mover_table
+from trimtab.report.movers import Movement
 from trimtab.report.tables import conclusions, limit, ratio, result_table
 from trimtab.study.analysis import CRITERIA, Findings
 
 TITLES = {"half_d": "d / 2", "d": "d", "double_d": "2 d", "strict": "strict"}
 
 
-def page_of(findings: Findings, results: dict[str, Any]) -> str:
+def page_of(findings: Findings, results: dict[str, Any], moved: Mapping[str, Movement]) -> str:
     """The page as text."""
     charts = figures(findings)
+    moves = {arm: mover_charts(index, movement) for index, (arm, movement) in enumerate(moved.items())}
     environment = Environment(
         autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -30,7 +34,9 @@ def page_of(findings: Findings, results: dict[str, Any]) -> str:
         criteria=_criteria_table(results),
         main_charts=[chart for chart in charts if not chart.slug.startswith("curves-")],
         curve_charts=[chart for chart in charts if chart.slug.startswith("curves-")],
-        chart_data={chart.slug: _script_safe(chart) for chart in charts},
+        mover_charts=moves,
+        mover_tables={arm: mover_table(movement) for arm, movement in moved.items()},
+        chart_data={c.slug: _script_safe(c) for c in (*charts, *(c for some in moves.values() for c in some))},
         label_counts=_label_counts(results),
         specification=dump_toml(findings.spec.table()),
         environment=_environment(findings),

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any, cast
@@ -19,6 +20,7 @@ import torch
 
 from trimtab import __version__
 from trimtab.config import canonical
+from trimtab.report.movers import Movement, as_json, movements
 from trimtab.report.reported import REPORTED
 from trimtab.stats.comparison import clipped_density
 from trimtab.stats.posterior import EdgePosterior
@@ -30,8 +32,14 @@ TAU_DRAWS = 4000
 LEAST_REPORTED = 4  # arms with a reported limit below which two orders are not worth comparing
 
 
-def results_of(findings: Findings) -> dict[str, Any]:
-    """The JSON content; numbers that are not finite are null."""
+def results_of(findings: Findings, moved: Mapping[str, Movement] | None = None) -> dict[str, Any]:
+    """The JSON content; numbers that are not finite are null.
+
+    Args:
+        findings: what the study found.
+        moved: what ``movements`` says of these findings, where it is known already.
+    """
+    moved = movements(findings) if moved is None else moved
     spec = findings.spec
     seconds = [run.outcome.seconds for run in findings.runs if run.outcome is not None]
     content = {
@@ -69,6 +77,7 @@ def results_of(findings: Findings) -> dict[str, Any]:
         ],
         "excluded": [{"id": run_id, "reason": reason} for run_id, reason in sorted(findings.errors.items())],
         "reported": order_agreement(findings),
+        "movers": {arm: as_json(movement) for arm, movement in moved.items()},
         "provenance": {
             "trimtab": __version__,
             "torch": torch.__version__,

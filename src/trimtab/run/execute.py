@@ -25,9 +25,12 @@ from trimtab.loop import held_out_loss, train
 from trimtab.method import family_matrices, install, method_parameters
 from trimtab.models.gpt import GPT
 from trimtab.optim import adamw
+from trimtab.probes import PRESETS
 from trimtab.run.folder import IntegrityError, Outcome, RunFolder
 from trimtab.run.identity import run_id
-from trimtab.run.spec import Protocol, RunSpec
+from trimtab.run.spec import ProbesConfig, Protocol, RunSpec
+from trimtab.sink import Row
+from trimtab.watching import Watch, watch
 
 EVALUATION_BATCH = 64
 SPIKE_WINDOW = 201
@@ -77,14 +80,18 @@ def execute(
         held_out = held_out_batch(
             data.held_out, num_sequences=protocol.evaluation.num_sequences, context=protocol.model.context
         ).to(device)
+        watching = attach_probes(model, optimizer, protocol.probes, folder)
+        if training.compile and watching is not None:
+            torch.compiler.reset()  # a graph of an unwatched model of the same shape would be taken for this one's
         called = cast(nn.Module, torch.compile(model)) if training.compile else model
-        watch = _Facts(protocol, data)
+        facts = _Facts(protocol, data)
         for record in train(
             called,
             training_batches(protocol, data, spec.seeds.data, device),
             optimizer,
             learning_rate=lambda step: spec.learning_rate * protocol.schedule.factor(step, training.steps),
             gradient_rules=rules,
+            after_backward=watching.see_gradients if watching is not None else lambda: None,
             evaluate=lambda: held_out_loss(model, held_out, EVALUATION_BATCH),
             evaluate_after=protocol.evaluation.steps_of(training.steps),
             precision=training.precision,
@@ -101,14 +108,16 @@ def execute(
                 row["weight_norm"] = float(weight_norm(model, matrices))
             folder.append(row)
             progress(record.step, loss)
-            if watch.see(row):
+            if facts.see(row):
                 break
         if keep_weights:
             checkpoints = folder.path / "checkpoints"
             checkpoints.mkdir()
             weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
             save_file(weights, checkpoints / "final.safetensors", metadata={"run_id": name})
-        outcome = watch.outcome(name, data, time.monotonic() - started)
+        if watching is not None:
+            watching.remove()
+        outcome = facts.outcome(name, data, time.monotonic() - started)
         folder.finish(outcome)
         return outcome
     finally:
@@ -132,6 +141,38 @@ def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.Optimizer:
     if spec.build_optimizer is not None:
         return spec.build_optimizer(model, spec.learning_rate)
     return adamw(model, spec.protocol.optimizer, spec.learning_rate, exempt=method_parameters(model))
+
+
+def attach_probes(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: ProbesConfig, folder: RunFolder
+) -> Watch | None:
+    """The probes of the specification, writing into the run folder; a model that no host knows is read by names."""
+    if config.preset == "none":
+        return None
+    try:
+        subject = host_for(model)
+    except UnknownFamilyError:
+        subject = model
+    every = config.every or None
+    return watch(
+        subject, PRESETS[config.preset], optimizer=optimizer, every=every, sinks=(_FolderSink(folder),), group=None
+    )
+
+
+class _FolderSink:
+    """Readings go beside the step rows."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def open(self, run: str) -> None:
+        pass
+
+    def log(self, step: int, row: Row) -> None:
+        self.folder.append_reading(row)
+
+    def close(self, status: Literal["finished", "failed"]) -> None:
+        pass
 
 
 def training_batches(

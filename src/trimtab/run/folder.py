@@ -14,6 +14,7 @@ from typing import Any, Literal, TextIO, cast
 
 SCHEMA = 2
 STEPS = "steps.jsonl"
+READINGS = "probes.jsonl"
 OUTCOME = "outcome.json"
 
 
@@ -56,6 +57,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._steps: TextIO | None = None
+        self._readings: TextIO | None = None
 
     def begin(self, spec_toml: str, environment: Mapping[str, object]) -> None:
         """Start the folder afresh with the run's specification and environment."""
@@ -70,23 +72,33 @@ class RunFolder:
         assert self._steps is not None, "begin() comes first"
         self._steps.write(json.dumps({k: encode_number(v) for k, v in row.items()}, allow_nan=False) + "\n")
 
+    def append_reading(self, row: Mapping[str, float]) -> None:
+        """Add one row of probes, written as ``append`` does; the file begins with the first."""
+        if self._readings is None:
+            self._readings = (self.path / READINGS).open("w", encoding="utf-8")
+        self._readings.write(json.dumps({k: encode_number(v) for k, v in row.items()}, allow_nan=False) + "\n")
+
     def finish(self, outcome: Outcome) -> None:
-        """Make the step rows durable, then write the outcome, atomically."""
+        """Make the rows durable, then write the outcome, atomically."""
         assert self._steps is not None, "begin() comes first"
-        self._steps.flush()
-        os.fsync(self._steps.fileno())
+        for file in (self._steps, self._readings):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
         self.close()
         record = {name: encode_number(getattr(outcome, name)) for name in Outcome.__slots__}
         record["held_out"] = [[step, encode_number(loss)] for step, loss in outcome.held_out]
-        digest = hashlib.sha256((self.path / STEPS).read_bytes()).hexdigest()
-        content = {"schema": SCHEMA, **record, "files": {STEPS: digest}}
+        written = [name for name in (STEPS, READINGS) if (self.path / name).exists()]
+        files = {name: hashlib.sha256((self.path / name).read_bytes()).hexdigest() for name in written}
+        content = {"schema": SCHEMA, **record, "files": files}
         write_json(self.path / OUTCOME, content | {"sha256": _own_hash(content)})
 
     def close(self) -> None:
-        """Let go of the step file."""
-        if self._steps is not None:
-            self._steps.close()
-            self._steps = None
+        """Let go of the files."""
+        for file in (self._steps, self._readings):
+            if file is not None:
+                file.close()
+        self._steps = self._readings = None
 
 
 def load_outcome(path: Path) -> Outcome | None:
@@ -101,7 +113,7 @@ def load_outcome(path: Path) -> Outcome | None:
     remedy = "delete that folder to train the run again"
     try:
         record = cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")))
-        digest = record["files"][STEPS]
+        files = cast("dict[str, str]", record["files"])
         if record.pop("sha256") != _own_hash(record):
             raise IntegrityError(f"{file}: its own SHA-256 differs; {remedy}")
         if record["schema"] != SCHEMA or record["run_id"] != path.name:
@@ -109,8 +121,9 @@ def load_outcome(path: Path) -> Outcome | None:
         curve = tuple((int(step), float(loss)) for step, loss in record["held_out"])
         facts: dict[str, Any] = {name: decode_number(record[name]) for name in Outcome.__slots__}
         outcome = Outcome(**cast(Any, {**facts, "held_out": curve}))
-        if hashlib.sha256((path / STEPS).read_bytes()).hexdigest() != digest:
-            raise IntegrityError(f"{path / STEPS}: SHA-256 differs from that in {OUTCOME}; {remedy}")
+        for name in {STEPS: "", **files}:
+            if hashlib.sha256((path / name).read_bytes()).hexdigest() != files[name]:
+                raise IntegrityError(f"{path / name}: SHA-256 differs from that in {OUTCOME}; {remedy}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(f"{file}: damaged ({type(error).__name__}: {error}); {remedy}") from error
     return outcome
@@ -118,7 +131,16 @@ def load_outcome(path: Path) -> Outcome | None:
 
 def load_steps(path: Path) -> Sequence[dict[str, Any]]:
     """The step rows of a finished run, in order."""
-    lines = (path / STEPS).read_text(encoding="utf-8").splitlines()
+    return _rows(path / STEPS)
+
+
+def load_readings(path: Path) -> Sequence[dict[str, Any]]:
+    """The rows of probes of a finished run, in order; none if it had no probes."""
+    return _rows(path / READINGS) if (path / READINGS).exists() else []
+
+
+def _rows(file: Path) -> Sequence[dict[str, Any]]:
+    lines = file.read_text(encoding="utf-8").splitlines()
     return [{k: decode_number(v) for k, v in json.loads(line).items()} for line in lines]
 
 

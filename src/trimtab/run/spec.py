@@ -93,6 +93,26 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ProbesConfig:
+    """Which probes run inside a run; they change none of its numbers.
+
+    Attributes:
+        preset: how much is read, see the catalogue of probes.
+        every: steps from one reading to the next; 0 takes the preset's cadence.
+
+    Raises:
+        ValueError: if every is negative.
+    """
+
+    preset: Literal["none", "cheap", "standard", "full"] = "none"
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"every must not be negative, got {self.every}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Seeds:
     """Separate random streams: initial weights, order of the data, everything else."""
 
@@ -125,6 +145,7 @@ class Protocol:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
     common: tuple[Intervention, ...] = (GlobalClip(),)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,74 @@
+"""Probes in the Trainer of the transformers library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback
+from typing_extensions import override
+
+from trimtab.hosts import UnknownFamilyError, host_for
+from trimtab.probe import Preset
+from trimtab.probes import standard
+from trimtab.sink import Sink
+from trimtab.watching import Watch, watch
+
+
+class ProbesCallback(TrainerCallback):
+    """Attaches probes when training begins, and takes them out when it ends.
+
+    Gradients are read as the optimizer receives them: after the Trainer has clipped them. With ``torch_compile=True``
+    the Trainer compiles before its callbacks are asked: pass the model to ``attach`` before the Trainer is made.
+
+    Attributes:
+        watch: the watch at work; None outside training.
+    """
+
+    def __init__(
+        self,
+        preset: Preset = standard,
+        *,
+        every: int | None = None,
+        only: Sequence[str] = (),
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        self.preset, self.every, self.only, self.sinks = preset, every, tuple(only), tuple(sinks)
+        self.watch: Watch | None = None
+        self.last: dict[str, float] = {}
+
+    @override
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        self.watch = watch(
+            _subject(model),
+            self.preset,
+            optimizer=inner,
+            every=self.every,
+            only=self.only,
+            sinks=self.sinks,
+            run=args.run_name or "run",
+        )
+        self.watch.step = state.global_step  # training may go on from a checkpoint
+
+    @override
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.watch is not None:
+            self.last = self.watch.last
+
+    @override
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.watch is not None:
+            self.last = self.watch.last
+            self.watch.remove()
+            self.watch = None
+
+
+def _subject(model: nn.Module) -> Any:
+    inner = getattr(model, "module", model)
+    try:
+        return host_for(inner)
+    except UnknownFamilyError:
+        return inner

@@ -1,0 +1,75 @@
+"""Probes in the Trainer of Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from typing_extensions import override
+
+from trimtab.hosts import UnknownFamilyError, host_for
+from trimtab.probe import Preset
+from trimtab.probes import standard
+from trimtab.sink import Sink
+from trimtab.watching import Watch, watch
+
+
+class ProbesCallback(Callback):
+    """Attaches probes when fitting begins, and takes them out when it ends; gradients are read before clipping.
+
+    Attributes:
+        attribute: name under which the LightningModule keeps the model that is to be watched; empty watches the module
+            itself, which must then be called by its own forward.
+        watch: the watch at work; None outside of fitting.
+    """
+
+    def __init__(
+        self,
+        preset: Preset = standard,
+        *,
+        attribute: str = "model",
+        every: int | None = None,
+        only: Sequence[str] = (),
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        self.preset, self.attribute, self.every = preset, attribute, every
+        self.only, self.sinks = tuple(only), tuple(sinks)
+        self.watch: Watch | None = None
+        self.last: dict[str, float] = {}
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        model: Any = getattr(pl_module, self.attribute) if self.attribute else pl_module
+        optimizers = trainer.optimizers
+        if len(optimizers) != 1:
+            raise ValueError(f"probes follow one optimizer, and this module has {len(optimizers)}")
+        self.watch = watch(
+            _subject(model),
+            self.preset,
+            optimizer=optimizers[0],
+            every=self.every,
+            only=self.only,
+            sinks=self.sinks,
+        )
+        self.watch.step = trainer.global_step
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self.watch is not None:
+            self.watch.see_gradients()
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.watch is not None:
+            self.last = self.watch.last
+            self.watch.remove()
+            self.watch = None
+
+
+def _subject(model: nn.Module) -> Any:
+    try:
+        return host_for(model)
+    except UnknownFamilyError:
+        return model

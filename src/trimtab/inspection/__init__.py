@@ -1,0 +1,1 @@
+"""What stored weights say, tensor by tensor and without building the model."""

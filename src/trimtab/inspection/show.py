@@ -1,0 +1,186 @@
+"""Summaries as tables for the terminal, a trajectory over several checkpoints, JSON, and a page with charts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, select_autoescape
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from trimtab.config import printable
+from trimtab.inspection.summary import Matrix, Summary
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def show(summary: Summary, console: Console) -> None:
+    """Print one checkpoint."""
+    console.print(Text(printable(f"{summary.name}: {summary.parameters:,} parameters"), style="bold"))
+    for table in summary.tables:
+        tev = table.tev
+        console.print(
+            Text(
+                printable(
+                    f"  {table.name}: {table.tokens:,} tokens, TEV mean {tev['tev_mean']:.4f}, deviation "
+                    f"{tev['tev_std']:.4f}, 5 % {tev['tev_q05']:.4f}, 50 % {tev['tev_q50']:.4f}, 95 % "
+                    f"{tev['tev_q95']:.4f}; row norms {table.row_norms[0]:.3g} to {table.row_norms[2]:.3g}, mean "
+                    f"{table.row_norms[1]:.3g}"
+                )
+            )
+        )
+    if not summary.tables and summary.matrices:
+        console.print(Text("  no token embedding among the names; give its name with --embedding"))
+    if summary.matrices:
+        console.print(_grid(summary))
+    for outlier in summary.outliers:
+        kind = outlier.statistic.replace("_", " ")
+        console.print(
+            Text(printable(f"  outlier: {outlier.name}, {kind} {outlier.ratio:.2f}x the median of its layers"))
+        )
+    for matrix in summary.matrices:
+        if matrix.non_finite:
+            console.print(Text(printable(f"  not finite: {matrix.name}, {matrix.non_finite} entries")))
+    for what, score in summary.spikes.items():
+        console.print(Text(f"  spikes of {what}: {score:.3g}"))
+
+
+def _grid(summary: Summary) -> Grid:
+    grid = Grid(box=None, padding=(0, 2, 0, 0))
+    for column in ("matrix", "layers", "RMS by layer", "spectral norm by layer", "stable rank"):
+        grid.add_column(column, justify="left" if column in ("matrix",) else "right")
+    for group in dict.fromkeys(matrix.group for matrix in summary.matrices):
+        mine = [matrix for matrix in summary.matrices if matrix.group == group]
+        ranks = [matrix.stable_rank for matrix in mine]
+        grid.add_row(
+            Text(printable(group)),
+            str(len(mine)),
+            Text(_course([matrix.rms for matrix in mine])),
+            Text(_course([matrix.spectral_norm for matrix in mine])),
+            f"{min(ranks):.3g} to {max(ranks):.3g}" if len(ranks) > 1 else f"{ranks[0]:.3g}",
+        )
+    return grid
+
+
+def _course(values: Sequence[float]) -> str:
+    ends = f"{values[0]:.3g}" if len(values) == 1 else f"{values[0]:.3g} .. {values[-1]:.3g}"
+    return f"{sparkline(values)} {ends}" if len(values) > 1 else ends
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """One bar a value, between the least and the greatest; a dot where it is not finite."""
+    sound = [value for value in values if math.isfinite(value)]
+    if not sound:
+        return "." * len(values)
+    low, span = min(sound), (max(sound) - min(sound)) or 1.0
+    return "".join(BARS[int((v - low) / span * (len(BARS) - 1))] if math.isfinite(v) else "." for v in values)
+
+
+def trajectory(summaries: Sequence[Summary]) -> dict[str, list[float]]:
+    """What changes over checkpoints given in order: TEV, and size and spectrum of each group of matrices."""
+    found: dict[str, list[float]] = {}
+    for summary in summaries:
+        for table in summary.tables:
+            found.setdefault(f"TEV mean, {table.name}", []).append(table.tev["tev_mean"])
+            found.setdefault(f"TEV deviation, {table.name}", []).append(table.tev["tev_std"])
+        for group in dict.fromkeys(matrix.group for matrix in summary.matrices):
+            mine = [matrix for matrix in summary.matrices if matrix.group == group]
+            found.setdefault(f"RMS, {group}", []).append(_mean_square(mine))
+            found.setdefault(f"largest spectral norm, {group}", []).append(max(m.spectral_norm for m in mine))
+    return {name: values for name, values in found.items() if len(values) == len(summaries)}
+
+
+def _mean_square(matrices: Sequence[Matrix]) -> float:
+    return math.sqrt(sum(matrix.rms**2 for matrix in matrices) / len(matrices))
+
+
+def show_trajectory(summaries: Sequence[Summary], console: Console) -> None:
+    """Print what changes, one line a quantity."""
+    console.print(Text(printable(f"{len(summaries)} checkpoints, {summaries[0].name} to {summaries[-1].name}")))
+    grid = Grid(box=None, padding=(0, 2, 0, 0))
+    for column in ("quantity", "course", "first", "last", "change"):
+        grid.add_column(column, justify="left" if column in ("quantity", "course") else "right")
+    for name, values in trajectory(summaries).items():
+        change = f"{values[-1] / values[0]:.3f}x" if values[0] else "-"
+        grid.add_row(Text(printable(name)), sparkline(values), f"{values[0]:.4g}", f"{values[-1]:.4g}", change)
+    console.print(grid)
+
+
+def as_json(summaries: Sequence[Summary]) -> str:
+    """Everything, as text; numbers that are not finite are null."""
+    return json.dumps([_finite(asdict(summary)) for summary in summaries], indent=1, allow_nan=False) + "\n"
+
+
+def page(summaries: Sequence[Summary]) -> str:
+    """One HTML file with all charts and code inside: by checkpoint where there are several, else by layer."""
+    charts = _over_checkpoints(summaries) if len(summaries) > 1 else _over_layers(summaries[0])
+    environment = Environment(autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True)
+    template = environment.from_string(_resource("templates/inspection.html.j2"))
+    escaped = {slug: _script_safe(chart) for slug, (_, chart) in charts.items()}
+    return template.render(
+        names=[summary.name for summary in summaries],
+        titles={slug: title for slug, (title, _) in charts.items()},
+        chart_data=escaped,
+        plotly=_resource("vendor/plotly-basic.min.js"),
+        draw=_resource("templates/draw.js"),
+        style=_resource("templates/style.css"),
+    )
+
+
+def _over_checkpoints(summaries: Sequence[Summary]) -> dict[str, tuple[str, dict[str, Any]]]:
+    names = [f"{index}: {summary.name}" for index, summary in enumerate(summaries)]
+    return {
+        f"chart-{index}": (title, _chart({"": (names, values)}))
+        for index, (title, values) in enumerate(trajectory(summaries).items())
+    }
+
+
+def _over_layers(summary: Summary) -> dict[str, tuple[str, dict[str, Any]]]:
+    charts: dict[str, tuple[str, dict[str, Any]]] = {}
+    for index, (statistic, title) in enumerate((("rms", "RMS"), ("spectral_norm", "spectral norm"))):
+        traces: dict[str, tuple[list[Any], list[float]]] = {}
+        for matrix in summary.matrices:
+            if matrix.layer is not None:
+                layers, values = traces.setdefault(matrix.group, ([], []))
+                layers.append(matrix.layer)
+                values.append(getattr(matrix, statistic))
+        charts[f"chart-{index}"] = (f"{title} by layer", _chart(traces))
+    return charts
+
+
+def _chart(traces: dict[str, tuple[list[Any], list[float]]]) -> dict[str, Any]:
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": name.replace("&", "&amp;").replace("<", "&lt;"),
+            "x": x,
+            "y": [value if math.isfinite(value) else None for value in y],
+        }
+        for name, (x, y) in traces.items()
+    ]
+    layout = {"height": 320, "margin": {"l": 60, "r": 20, "t": 20, "b": 60}, "showlegend": len(data) > 1}
+    return {"data": data, "layout": layout}
+
+
+def _script_safe(chart: dict[str, Any]) -> str:
+    text = json.dumps(chart, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _resource(name: str) -> str:
+    return (files("trimtab") / "report" / name).read_text(encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
