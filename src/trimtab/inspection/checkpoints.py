@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from trimtab.config import ConfigError
 from trimtab.run.folder import OUTCOME, STEPS, IntegrityError
 
+ROWS_AT_A_TIME = 8192
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 REMEDY = (
     "pickled checkpoints can run code when they are opened, so they are not read. Convert it where you trust it: "
@@ -125,7 +127,11 @@ def _gguf(path: Path) -> Checkpoint:
 
     def read(key: str) -> Tensor:
         tensor = tensors[key]
-        return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
+        out = torch.empty(tuple(int(n) for n in tensor.shape[::-1]))
+        for start in range(0, len(out), ROWS_AT_A_TIME):  # dequantising takes several times the memory of its result
+            rows = tensor.data[start : start + ROWS_AT_A_TIME]
+            out[start : start + ROWS_AT_A_TIME] = torch.from_numpy(np.array(dequantize(rows, tensor.tensor_type)))
+        return out
 
     # GGUF counts axes from the innermost.
     return Checkpoint(path.name, {k: tuple(int(n) for n in t.shape[::-1]) for k, t in tensors.items()}, read)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import statistics
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -18,10 +22,10 @@ from trimtab.run.folder import load_steps
 
 EMBEDDING = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|token_embedding|token_embd|embed_in|word_embeddings|tok_embeddings)\.weight$"
-)  # noqa: E501
+)
 HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|head|output)\.weight$")
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-VECTORS, ITERATIONS = 6, 5
+VECTORS, MOST_ITERATIONS, GROWTH = 4, 30, 1e-3
 OUTLIER = 5.0  # robust deviations of the logarithm, and at least a quarter off the median
 LEAST_LAYERS = 5
 
@@ -83,19 +87,26 @@ def summarise(checkpoint: Checkpoint, embedding: str | None = None) -> Summary:
     """
     if embedding is not None and embedding not in checkpoint.shapes:
         raise ConfigError(f"{checkpoint.name}: has no tensor '{embedding}'")
-    tables: list[Table] = []
-    matrices: list[Matrix] = []
-    for name, shape in checkpoint.shapes.items():
-        if len(shape) != 2:
-            continue
-        is_table = name == embedding or (embedding is None and EMBEDDING.search(name)) or HEAD.search(name)
-        if is_table:
-            tables.append(_table(name, checkpoint.read(name)))
-        elif min(shape) > 1:
-            matrices.append(_matrix(name, checkpoint.read(name)))
+    flat = [name for name, shape in checkpoint.shapes.items() if len(shape) == 2 and min(shape) > 1]
+    tabled = {n for n in flat if n == embedding or (embedding is None and EMBEDDING.search(n)) or HEAD.search(n)}
+    tables = tuple(_table(name, checkpoint.read(name)) for name in flat if name in tabled)
+    with _one_thread_each() as pool:
+        matrices = pool.map(lambda name: _matrix(name, checkpoint.read(name)), [n for n in flat if n not in tabled])
+        found = tuple(_natural(list(matrices)))
     parameters = sum(math.prod(shape) for shape in checkpoint.shapes.values())
-    found = tuple(_natural(matrices))
-    return Summary(checkpoint.name, parameters, tuple(tables), found, _outliers(found), _spikes(checkpoint))
+    return Summary(checkpoint.name, parameters, tables, found, _outliers(found), _spikes(checkpoint))
+
+
+@contextmanager
+def _one_thread_each() -> Generator[ThreadPoolExecutor]:
+    """A pool with a thread a core, each of which calculates alone: matrices are too small to be shared out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
 
 
 def _table(name: str, table: Tensor) -> Table:
@@ -105,9 +116,9 @@ def _table(name: str, table: Tensor) -> Table:
 
 
 def _matrix(name: str, matrix: Tensor) -> Matrix:
-    bad = int((~matrix.isfinite()).sum())
     numbers = NUMBER.findall(name)
-    squares = float(matrix.square().sum(dtype=torch.float64))
+    squares = float(torch.linalg.vector_norm(matrix)) ** 2
+    bad = 0 if math.isfinite(squares) else int((~matrix.isfinite()).sum())
     sigma = spectral_norm(matrix) if bad == 0 else math.nan
     rank = squares / sigma**2 if sigma else math.nan
     shape = (matrix.shape[0], matrix.shape[1])
@@ -117,13 +128,18 @@ def _matrix(name: str, matrix: Tensor) -> Matrix:
 
 
 def spectral_norm(matrix: Tensor) -> float:
-    """Largest singular value, from below, to about a thousandth: a few vectors at once converge in a few steps."""
+    """Largest singular value, from below: a few vectors are iterated until it grows by less than a thousandth."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
     generator = torch.Generator().manual_seed(0)
-    basis = torch.randn(wide.shape[0], min(VECTORS, wide.shape[0]), generator=generator)
-    for _ in range(ITERATIONS):
-        basis, _ = torch.linalg.qr(wide @ (wide.mT @ basis))
-    return float(torch.linalg.matrix_norm(wide.mT @ basis, 2))
+    basis = torch.linalg.qr(torch.randn(wide.shape[0], min(VECTORS, wide.shape[0]), generator=generator))[0]
+    value = 0.0
+    for _ in range(MOST_ITERATIONS):
+        image = wide.mT @ basis
+        before, value = value, math.sqrt(max(0.0, float(torch.linalg.eigvalsh(image.mT @ image)[-1])))
+        if value <= before * (1 + GROWTH):
+            break
+        basis = torch.linalg.qr(wide @ image)[0]
+    return value
 
 
 def _natural(matrices: list[Matrix]) -> list[Matrix]:

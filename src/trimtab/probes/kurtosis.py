@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from trimtab.probe import Moments, TensorProbe
@@ -12,6 +13,7 @@ def kurtosis(m: Moments) -> Tensor:
     mean = m.total / m.count
     second, third, fourth = (power / m.count for power in (m.squares, m.cubes, m.fourths))
     variance = second - mean**2
+    variance = torch.where(variance > 1e-14 * second, variance, torch.nan)  # of constant entries rounding leaves a rest
     return (fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / variance**2
 
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import deque
 from collections.abc import Sequence
+
+import numpy as np
 
 WINDOW = 1000
 
@@ -19,23 +22,21 @@ def spike_share(values: Sequence[float], deviations: float, window: int = WINDOW
     2502.11034, of loss). The present value is left out of its own window; the first two values cannot be judged.
     NaN for an empty sequence.
     """
-    seen: list[float] = []
-    total = squares = 0.0
     spikes = 0
+    seen = deque[float](maxlen=window)
     for value in values:
         if len(seen) >= 2:
-            mean = total / len(seen)
+            # Afresh for each value: running sums would keep the rounding of a huge value that has left the window.
+            near = np.fromiter(seen, float)
+            scale = float(np.abs(near).max()) or 1.0
+            mean, sd = float((near / scale).mean()) * scale, float((near / scale).std()) * scale
             # In a flat window rounding leaves a deviation of some 1e-8: what differs by less than that is no spike.
-            sd = max(math.sqrt(max(0.0, squares / len(seen) - mean**2)), 1e-7 * abs(mean))
-            spikes += not math.isfinite(value) or abs(value - mean) >= max(deviations * sd, 1e-300)
+            limit = max(deviations * sd, 1e-7 * abs(mean), 1e-300)
+            spikes += not math.isfinite(value) or abs(value - mean) >= limit
         elif not math.isfinite(value):
             spikes += 1
         if math.isfinite(value):
             seen.append(value)
-            total, squares = total + value, squares + value**2
-            if len(seen) > window:
-                first = seen.pop(0)
-                total, squares = total - first, squares - first**2
     return 100 * spikes / len(values) if len(values) else math.nan
 
 

@@ -8,7 +8,7 @@ from trimtab.probe import AdamProbe
 
 
 def _total(gradient: Tensor, second: Tensor, eps: float) -> Tensor:
-    return (gradient.square() / second.clamp(min=max(eps, 1e-30) ** 2)).sum()
+    return (gradient.square() / second.clamp(min=max(eps, 1e-15) ** 2)).sum()
 
 
 UPDATE_RMS = AdamProbe(

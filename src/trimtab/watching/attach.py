@@ -62,6 +62,8 @@ def watch(
     _refuse_compiled(model)
     if every is not None and every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
+    if isinstance(rows, int) and rows < 1:
+        raise ValueError(f"rows must be at least 1, or None for all, got {rows}")
     if isinstance(subject, Host):
         points = [((point.what, place(point.layer)), point) for point in subject.find_points()]
         attentions = [(("attention", place(point.layer)), point) for point in subject.find_attentions()]
@@ -76,7 +78,7 @@ def watch(
         attentions = [(key, point) for key, point in attentions if "/".join(key) in kept]
         weights = [weight for weight in weights if "/".join(weight.key) in kept]
         matrices = [(key, matrix) for key, matrix in matrices if "/".join(key) in kept]
-    if not points and not weights:
+    if not points and not weights and not attentions and not matrices:
         raise WatchError(f"{type(model).__name__} offers nothing to watch")
     preset = replace(
         preset,

@@ -12,6 +12,7 @@ from trimtab.host import AttentionPoint
 from trimtab.probe import spread
 
 BLOCK = 1 << 22  # scores held at a time
+INVISIBLE = -3e4
 
 
 def query_rows(
@@ -55,6 +56,7 @@ def _mask_of(mask: Tensor | None, rows: Tensor, T: int, S: int, like: Tensor) ->
     some = mask[..., rows, :S] if mask.shape[-2] > 1 else mask[..., :S]
     if some.dtype is torch.bool:
         return None, some
-    # Families write "invisible" as minus infinity or as the lowest number of some dtype.
-    visible = some > torch.finfo(some.dtype).min / 2
+    # Families write "invisible" as minus infinity or as the lowest number of some dtype, float16's being the highest
+    # of them; a weight of exp(-30000) is 0 in any.
+    visible = some > INVISIBLE
     return some.to(like.dtype).masked_fill(~visible, 0.0), visible

@@ -28,6 +28,10 @@ class Observer(Protocol):
 
     def see_gradient(self, row: int, x: Tensor) -> None: ...
 
+    def wants_gradient(self, row: int) -> bool: ...
+
+    def keep(self, handle: Any) -> None: ...
+
     def see_attention(self, index: int, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None: ...
 
 
@@ -163,9 +167,11 @@ def _show(x: Tensor, token: Tensor, number: int, row: int, gradient_row: int) ->
     observer = cast("Observer | None", OBSERVERS.get(number))
     if observer is not None:
         observer.see(row, x.detach())
-        if gradient_row >= 0 and x.requires_grad:
+        if gradient_row >= 0 and x.requires_grad and observer.wants_gradient(gradient_row):
             # A tensor hook, not a node of our own: the model may go on to change the tensor in place.
-            x.register_hook(_GradientHook(number, gradient_row))
+            handle = x.register_hook(_GradientHook(number, gradient_row))
+            if x.is_leaf:  # it outlives the pass
+                observer.keep(handle)
     return x
 
 

@@ -61,6 +61,7 @@ class MatrixMeter:
         self.probes = tuple(probes)
         self.matrices = [(key, matrix) for key, matrix in matrices if self.probes]
         self._directions: dict[Key, Tensor] = {}
+        self._first: dict[Key, Tensor] = {}
         for key, matrix in self.matrices:
             pack.add(_region("power", key), (matrix().shape[1],))
             pack.add(_region("frobenius", key), ())
@@ -70,9 +71,12 @@ class MatrixMeter:
         for key, find in self.matrices:
             whole = find()
             matrix, factor = local(whole).float(), share(whole, group, alone=alone)
-            if key not in self._directions or self._directions[key].device != matrix.device:
-                self._directions[key] = _start(whole)
-            u = self._directions[key]
+            known = self._directions.get(key)
+            if known is None or known.device != matrix.device:
+                known = self._first[key] = _start(whole)
+            # A weight that was not finite leaves a direction that is not; a select, as a test would be a transfer.
+            u = torch.where(known.isfinite().all(), known, self._first[key])
+            self._directions[key] = u
             if factor:
                 pack[_region("power", key)].copy_(matrix.mT @ (matrix @ u))
                 pack[_region("frobenius", key)].copy_(matrix.square().sum())
@@ -102,6 +106,7 @@ def _start(whole: Tensor) -> Tensor:
     # Its own generator: the streams of the training run stay as they are.
     generator = torch.Generator().manual_seed(0)
     u = F.normalize(torch.randn(matrix.shape[1], generator=generator).to(matrix.device), dim=0)
+    first = u
     for _ in range(FIRST_ITERATIONS):
         u = F.normalize(matrix.mT @ (matrix @ u), dim=0)
-    return u
+    return torch.where(u.isfinite().all(), u, first)

@@ -48,7 +48,7 @@ class TensorMeter:
         self.logits_row = self.keys.index(logits) if logits else -1
         pack.add("moments", (len(keys), NUM_SUMS))
         pack.add("largest", (len(keys),), "max")
-        pack.add("logits", (len(self.of_logits), 2))
+        pack.add("logits", (len(self.of_logits), 3))  # sum of the finite, how many, how many there were
         for probe in self.of_heads:
             for index, point in enumerate(self.attentions):
                 if probe.merge == "max":
@@ -65,7 +65,8 @@ class TensorMeter:
             for index, probe in enumerate(self.of_logits):
                 values = probe.rows(looked_at).to(place.dtype)
                 sound = values.isfinite()
-                place[index] += torch.stack((torch.where(sound, values, 0.0).sum(), sound.sum().to(place.dtype)))
+                counts = torch.stack((sound.sum(), (sound | True).sum())).to(place.dtype)
+                place[index] += torch.cat((torch.where(sound, values, 0.0).sum()[None], counts))
 
     def see_gradient(self, row: int, x: Tensor) -> None:
         """Add one gradient to its row."""
@@ -105,8 +106,8 @@ class TensorMeter:
             for probe in self.statistics
         ]
         for index, probe in enumerate(self.of_logits):
-            total, count = self.pack["logits"][index, None].unbind(1)
-            found.append(Reading([metric(self.keys[self.logits_row], probe.slug)], total / count, count))
+            total, sound, count = self.pack["logits"][index, None].unbind(1)
+            found.append(Reading([metric(self.keys[self.logits_row], probe.slug)], total / sound, count))
         for probe in self.of_heads:
             for index, point in enumerate(self.attentions):
                 place = self.pack[f"{probe.slug}/{index}"]

@@ -18,7 +18,8 @@ class StepMeter:
     """Measures one optimizer step: call ``before`` and ``after`` it.
 
     For torch's Adam and AdamW the update is computed from the state that the step leaves behind. For any other
-    optimizer the parameters are copied before a step that is read, which takes their memory once more.
+    optimizer, and for parameters in half precision, they are copied before a step that is read, which takes their
+    memory once more.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, adam_probes: Sequence[AdamProbe]) -> None:
@@ -32,7 +33,8 @@ class StepMeter:
             id(p): local(p.detach()).clone()
             for group in self.optimizer.param_groups
             for p in group["params"]
-            if p.grad is not None and not _is_plain_adam(self.optimizer, group)
+            # In half precision a step is rounded away in part: what was done is not what Adam meant.
+            if p.grad is not None and (not _is_plain_adam(self.optimizer, group) or p.element_size() < 4)
         }
 
     def after(self) -> dict[int, Tensor]:
@@ -41,19 +43,21 @@ class StepMeter:
         for group in self.optimizer.param_groups:
             plain = _is_plain_adam(self.optimizer, group)
             for p in cast("list[nn.Parameter]", group["params"]):
+                if plain and p.grad is not None and self.optimizer.state.get(p):
+                    found[id(p)] = self._of_adam(p, p.grad, group)
                 if id(p) in self._copies:
                     now = local(p.detach()).to(wide(p))
                     step = now - self._copies[id(p)]
-                    found[id(p)] = torch.stack((step.square().sum(), now.square().sum()))
-                elif plain and p.grad is not None and self.optimizer.state.get(p):
-                    found[id(p)] = self._of_adam(p, p.grad, group)
+                    moved = torch.stack((step.square().sum(), now.square().sum()))
+                    found[id(p)] = torch.cat((moved, found[id(p)][2:])) if id(p) in found else moved
         self._copies = {}
         return found
 
     def _of_adam(self, p: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.optimizer.state[p]
         beta1, beta2 = group["betas"]
-        step = state["step"].to(p.device) if isinstance(state["step"], Tensor) else state["step"]
+        # Wide, as 1 - beta^step loses digits at the first steps.
+        step = state["step"].to(p.device, wide(p)) if isinstance(state["step"], Tensor) else state["step"]
         first_debt, second_debt = 1 - beta1**step, 1 - beta2**step
         rate, eps = group["lr"], group["eps"]
         kept = 1 - rate * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 1.0

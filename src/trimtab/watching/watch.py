@@ -67,6 +67,7 @@ class Watch:
         self._number, self._token = next(_NUMBERS), torch.zeros(1)
         self._handles: list[Callable[[], None]] = []
         self._leaf_handles: list[Any] = []
+        self._gradient_rows: set[int] = set()
         self._warned = False
         self._armed, self._in_forward, self._micro_batches, self._failures, self._broken = False, False, 0, 0, False
         forward = list(dict.fromkeys(key for key, _ in points))
@@ -121,11 +122,15 @@ class Watch:
         Raises:
             EmptyReadingError: if no tensor passed the hooks since the last reading.
         """
+        if self._number not in seam.OBSERVERS:
+            raise WatchError("this watch was removed; attach another")
         if self._optimizer is not None:
             raise WatchError("this watch reads at every optimizer step by itself; its rows are in .last and the sinks")
         self.step += 1
-        self._finish()
-        self._arm()
+        try:
+            self._finish()
+        finally:
+            self._arm()
         return self.last
 
     def remove(self, status: Literal["finished", "failed"] = "finished") -> None:
@@ -149,7 +154,11 @@ class Watch:
     def enter(self, module: nn.Module | None, grad: bool) -> None:
         """A forward pass of the watched model begins; one without gradients is an evaluation and does not count."""
         copied = module is not None and module is not self._model()
-        self._in_forward = self._armed and not copied and (grad or self._optimizer is None)
+        if copied:
+            self._in_forward = False
+            return
+        self._gradient_rows.clear()
+        self._in_forward = self._armed and (grad or self._optimizer is None)
         self._micro_batches += self._in_forward and grad
 
     def leave(self) -> None:
@@ -165,6 +174,18 @@ class Watch:
         """A gradient passes."""
         if self._armed and not self._broken:
             self._guarded(lambda: self.tensors.see_gradient(row, x))
+
+    def wants_gradient(self, row: int) -> bool:
+        """Whether a tensor's gradient belongs to the pass: once, in forward or in a checkpoint's recomputation."""
+        if self._in_forward:
+            self._gradient_rows.add(row)
+            return True
+        # A reentrant checkpoint builds its graph only in backward; one that is not has built it in forward already.
+        return self._armed and self._micro_batches > 0 and row not in self._gradient_rows
+
+    def keep(self, handle: Any) -> None:
+        """Take a hook on a leaf away when the reading ends."""
+        self._leaf_handles.append(handle)
 
     def see_attention(self, index: int, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
         """Queries and keys pass."""
@@ -182,12 +203,14 @@ class Watch:
 
     def _after_step(self) -> None:
         self.step += 1
-        if self._armed:
-            self._finish()
-        if (self.step + 1) % self.every == 0:
-            self._arm()
-        elif self._armed:
-            self._disarm()
+        try:
+            if self._armed:
+                self._finish()
+        finally:
+            if (self.step + 1) % self.every == 0:
+                self._arm()
+            elif self._armed:
+                self._disarm()
 
     def _arm(self) -> None:
         like = next(self.model.parameters(), torch.zeros(0))
@@ -252,40 +275,36 @@ class Watch:
             return
         world = 1 if alone else dist.get_world_size(group)
         merged = dict(zip(self.weights.keys, self._pack["gradients"][:, 0], strict=True)) if world > 1 else {}
-        self._publish(
-            [
-                *self.tensors.values(),
-                *self.weights.values(),
-                *self.tables.values(self._pack),
-                *self.matrices.values(self._pack),
-                *self.noise.values(world, self._micro_batches, merged),
-            ]
-        )
+        readings: list[Reading] = []
+        for values in (
+            self.tensors.values,
+            self.weights.values,
+            lambda: self.tables.values(self._pack),
+            lambda: self.matrices.values(self._pack),
+            lambda: self.noise.values(world, self._micro_batches, merged),
+        ):
+            self._guarded(lambda values=values: readings.extend(values()))
+        self._publish(readings)
 
     def _publish(self, readings: Sequence[Reading]) -> None:
         dtype = wide(self._pack["moments"])
+        parts = [part for reading in readings for part in (reading.values, reading.counts)]
         # The one transfer of the reading.
-        flat = torch.cat([part.to(dtype) for reading in readings for part in (reading.values, reading.counts)])
-        numbers = iter(flat.cpu().tolist())
+        numbers = iter(torch.cat([part.to(dtype) for part in (self.tensors.seen(), *parts)]).cpu().tolist())
         row: dict[str, float] = {"step": self.step}
-        empty: list[str] = []
+        seen = {"/".join(key): next(numbers) for key in self.tensors.keys}
         for reading in readings:
             values = [next(numbers) for _ in reading.names]
             counts = [next(numbers) for _ in reading.names]
-            for name, value, count in zip(reading.names, values, counts, strict=True):
-                if count > 0:
-                    row[name] = value
-                else:
-                    empty.append(name)
-        self._refuse_empty(empty)
+            row |= {n: value for n, value, count in zip(reading.names, values, counts, strict=True) if count > 0}
+        self._refuse_empty({place for place in self._forward_places if seen[place] == 0})
         self.last = row
         if self._writes:
             for sink in self._sinks:
                 sink.log(self.step, row)
 
-    def _refuse_empty(self, empty: list[str]) -> None:
-        places = {name.rsplit("/", 1)[0] for name in empty} & self._forward_places
-        if places == self._forward_places and places:
+    def _refuse_empty(self, places: set[str]) -> None:
+        if places and places == self._forward_places:
             raise EmptyReadingError(
                 f"step {self.step} was to be read, but no tensor passed the probes. Was the model compiled before, or "
                 "several steps after, they were attached? Attach first, then torch.compile. Was another model of the "
@@ -301,7 +320,7 @@ class Watch:
             action()
         except Exception as error:
             self._failures += 1
-            if self._failures >= FAILURES_ALLOWED:
+            if self._failures == FAILURES_ALLOWED:
                 # Training matters more than its measurement.
                 self._broken = True
                 warnings.warn(
