@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -61,7 +62,6 @@ class MatrixMeter:
         self.probes = tuple(probes)
         self.matrices = [(key, matrix) for key, matrix in matrices if self.probes]
         self._directions: dict[Key, Tensor] = {}
-        self._first: dict[Key, Tensor] = {}
         for key, matrix in self.matrices:
             pack.add(_region("power", key), (matrix().shape[1],))
             pack.add(_region("frobenius", key), ())
@@ -71,15 +71,19 @@ class MatrixMeter:
         for key, find in self.matrices:
             whole = find()
             matrix, factor = local(whole).float(), share(whole, group, alone=alone)
-            known = self._directions.get(key)
-            if known is None or known.device != matrix.device:
-                known = self._first[key] = _start(whole)
-            # A weight that was not finite leaves a direction that is not; a select, as a test would be a transfer.
-            u = torch.where(known.isfinite().all(), known, self._first[key])
-            self._directions[key] = u
+            if key not in self._directions or self._directions[key].device != matrix.device:
+                self._directions[key] = _start(whole)
+            u = self._directions[key]
             if factor:
                 pack[_region("power", key)].copy_(matrix.mT @ (matrix @ u))
                 pack[_region("frobenius", key)].copy_(matrix.square().sum())
+
+    def restart(self, row: Mapping[str, float]) -> None:
+        """Begin afresh where the row shows a norm that is not finite: its direction is lost."""
+        for key in list(self._directions):
+            values = (row.get(metric(key, probe.slug), 0.0) for probe in self.probes)
+            if not all(math.isfinite(value) for value in values):
+                del self._directions[key]
 
     def values(self, pack: Pack) -> list[Reading]:
         """Statistics by metric key."""
@@ -106,7 +110,6 @@ def _start(whole: Tensor) -> Tensor:
     # Its own generator: the streams of the training run stay as they are.
     generator = torch.Generator().manual_seed(0)
     u = F.normalize(torch.randn(matrix.shape[1], generator=generator).to(matrix.device), dim=0)
-    first = u
     for _ in range(FIRST_ITERATIONS):
         u = F.normalize(matrix.mT @ (matrix @ u), dim=0)
-    return torch.where(u.isfinite().all(), u, first)
+    return u

@@ -299,6 +299,7 @@ class Watch:
             row |= {n: value for n, value, count in zip(reading.names, values, counts, strict=True) if count > 0}
         self._refuse_empty({place for place in self._forward_places if seen[place] == 0})
         self.last = row
+        self.matrices.restart(row)
         if self._writes:
             for sink in self._sinks:
                 sink.log(self.step, row)
