@@ -34,7 +34,6 @@ from trimtab.probes import full
 from trimtab.testing import MethodContract
 from trimtab.testing.families import FAMILIES, logits_of
 from trimtab.testing.host_contract import HostContract
-from trimtab.testing.method_contract import parametrized
 from trimtab.watching import WatchError, watch
 
 BETWEEN = {
@@ -58,18 +57,6 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def returning_logits(model: nn.Module) -> nn.Module:
-    """A Hugging Face model whose forward returns the logits alone; still of its family."""
-    kind = type(model)
-    if kind.__module__.startswith("transformers."):
-
-        def forward(self: Any, tokens: Tensor) -> Tensor:
-            return kind.forward(self, tokens).logits
-
-        model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
-    return model
-
-
 def host_contract_of(family: str) -> type[HostContract]:
     class Contract(HostContract):
         bias_or_norm_between = BETWEEN.get(family, "")
@@ -89,22 +76,7 @@ def method_contract_of(method: Method, family: str) -> type[MethodContract]:
 
         @override
         def make_host(self) -> Host:
-            return host_for(returning_logits(FAMILIES[family]()))
-
-        @override
-        def test_every_parameter_gets_a_gradient_in_training(self) -> None:
-            # The library's own reads stored.grad[view.rows], which is the wrong axis of a transposed weight (GPT-2).
-            host = self.make_host()
-            self.make_method().install(host)
-            self.train_a_little(host)
-            without = [name for name, p in host.model.named_parameters() if p.grad is None]
-            assert not without, f"no gradient: {without}"
-            for view in host.find_parts():
-                stored = parametrized(view.module)
-                if stored is not None and stored.grad is not None:
-                    grad = stored.grad.mT if view.transposed else stored.grad
-                    grad = grad if view.rows is None else grad[view.rows]
-                    assert grad.count_nonzero() > 0, f"the gradient of {view.part} in layer {view.layer} is zero"
+            return host_for(FAMILIES[family]())
 
     return Contract
 

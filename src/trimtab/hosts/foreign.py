@@ -120,8 +120,8 @@ class ForeignSlot(Slot):
     def _connect(self) -> None:
         owner = self._owner()
         if owner is not None and owner._modules.get(self.name) is not self:
+            self._mount.mount(owner, self)  # first: it may refuse
             owner.add_module(self.name, self)
-            self._mount.mount(owner, self)
 
     def _disconnect(self) -> None:
         owner = self._owner()

@@ -92,7 +92,7 @@ class GPTHost(Host):
 def _watching(attn: Attention) -> Callable[[AttentionWatcher], Callable[[], None]]:
     def watch(watcher: AttentionWatcher) -> Callable[[], None]:
         attn.watchers.append(watcher)
-        return lambda: attn.watchers.remove(watcher)
+        return lambda: attn.watchers.remove(watcher) if watcher in attn.watchers else None
 
     return watch
 

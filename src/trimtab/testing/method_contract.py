@@ -12,6 +12,7 @@ from trimtab.host import Host, Slot
 from trimtab.intervention import ModelIntervention, SwapChange, WeightChange
 from trimtab.method import Method, RemovalError, installed_in, method_parameters
 from trimtab.optim import OptimizerConfig, adamw
+from trimtab.testing.families import logits_of
 
 TRAINING_STEPS = 3
 
@@ -55,9 +56,9 @@ class MethodContract(ABC):
     def test_every_edit_keeps_the_shape(self) -> None:
         """A forward pass succeeds: slots refuse an edit that changes a shape."""
         host = self.make_host()
-        plain = host.model(self.tokens(host))
+        plain = logits_of(host.model, self.tokens(host))
         self.make_method().install(host)
-        assert host.model(self.tokens(host)).shape == plain.shape
+        assert logits_of(host.model, self.tokens(host)).shape == plain.shape
 
     def test_the_method_is_somewhere(self) -> None:
         """A method with interventions on the model changes it."""
@@ -70,12 +71,12 @@ class MethodContract(ABC):
         """Right after install, removal leaves no trace."""
         host = self.make_host()
         tokens = self.tokens(host)
-        plain, keys = host.model(tokens), list(host.model.state_dict())
+        plain, keys = logits_of(host.model, tokens), list(host.model.state_dict())
         parameters = [id(p) for p in host.model.parameters()]
         hooks = _num_hooks(host.model)
         with self.make_method().applied(host):
-            host.model(tokens)
-        assert torch.equal(host.model(tokens), plain)
+            logits_of(host.model, tokens)
+        assert torch.equal(logits_of(host.model, tokens), plain)
         assert list(host.model.state_dict()) == keys
         assert [id(p) for p in host.model.parameters()] == parameters
         assert _num_hooks(host.model) == hooks
@@ -101,7 +102,7 @@ class MethodContract(ABC):
         first.model.eval()
         second.model.eval()
         tokens = self.tokens(first)
-        assert torch.equal(first.model(tokens), second.model(tokens))
+        assert torch.equal(logits_of(first.model, tokens), logits_of(second.model, tokens))
 
     def test_every_parameter_gets_a_gradient_in_training(self) -> None:
         """Nothing the method adds is dead, and it cuts no part of the family off."""
@@ -113,7 +114,8 @@ class MethodContract(ABC):
         for view in host.find_parts():
             stored = parametrized(view.module)
             if stored is not None and stored.grad is not None:
-                grad = stored.grad if view.rows is None else stored.grad[view.rows]
+                grad = stored.grad.mT if view.transposed else stored.grad
+                grad = grad if view.rows is None else grad[view.rows]
                 assert grad.count_nonzero() > 0, f"the gradient of {view.part} in layer {view.layer} is zero"
 
     def test_after_training_it_is_removed_merged_or_refused(self) -> None:
@@ -123,16 +125,16 @@ class MethodContract(ABC):
         self.train_a_little(host)
         host.model.eval()
         tokens = self.tokens(host)
-        trained = host.model(tokens)
+        trained = logits_of(host.model, tokens)
         for one in reversed(installed):
             try:
                 one.remove()
                 continue
             except RemovalError:
-                assert torch.equal(host.model(tokens), trained), "a refused removal changed the model"
+                assert torch.equal(logits_of(host.model, tokens), trained), "a refused removal changed the model"
             if all(isinstance(change, WeightChange) for change in one.changes):
                 one.merge()
-                assert torch.allclose(host.model(tokens), trained, atol=1e-5)
+                assert torch.allclose(logits_of(host.model, tokens), trained, atol=1e-5)
             break
 
     def train_a_little(self, host: Host) -> None:
@@ -142,7 +144,7 @@ class MethodContract(ABC):
         optimizer = adamw(host.model, OptimizerConfig(), 1e-2, exempt=method_parameters(host.model))
         for _ in range(TRAINING_STEPS):
             host.model.zero_grad(set_to_none=True)
-            logits = host.model(tokens[:, :-1])
+            logits = logits_of(host.model, tokens[:, :-1])
             F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
             optimizer.step()
 

@@ -96,7 +96,9 @@ class MatrixMeter:
         frobenius = torch.stack([pack[_region("frobenius", key)] for key, _ in self.matrices])
         keys = [key for key, _ in self.matrices]
         return [
-            Reading([metric(key, probe.slug) for key in keys], probe.value(spectral, frobenius), frobenius * 0 + 1)
+            Reading(
+                [metric(key, probe.slug) for key in keys], probe.value(spectral, frobenius), torch.ones_like(frobenius)
+            )
             for probe in self.probes
         ]
 

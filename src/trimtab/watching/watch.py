@@ -86,6 +86,7 @@ class Watch:
         self.matrices = MatrixMeter(matrices, [p for p in preset.probes if isinstance(p, MatrixProbe)], self._pack)
         seam.OBSERVERS[self._number] = self
         self._optimizer_handles: list[Any] = []
+        self._arm()  # it may be refused: nothing else is touched before
         if optimizer is not None:
             self._optimizer_handles = [
                 optimizer.register_step_pre_hook(lambda *_: self._before_step()),
@@ -94,7 +95,6 @@ class Watch:
         if self._writes:
             for sink in self._sinks:
                 sink.open(run)
-        self._arm()
 
     @property
     def model(self) -> nn.Module:
@@ -228,6 +228,15 @@ class Watch:
 
     def _hook(self, model: nn.Module) -> list[Callable[[], None]]:
         token, number = self._token, self._number
+        removers: list[Callable[[], None]] = []
+        if self.tensors.of_heads:
+            try:
+                for index, point in enumerate(self._attentions):
+                    removers.append(point.watch(partial(seam.attention_hook, token, number, index)))
+            except BaseException:
+                for remove in removers:
+                    remove()
+                raise
         handles: list[Any] = [
             model.register_forward_pre_hook(partial(seam.entering, token, number)),
             model.register_forward_hook(partial(seam.leaving, token, number)),
@@ -239,11 +248,7 @@ class Watch:
                 handles.append(point.module.register_forward_pre_hook(hook, with_kwargs=True))
             else:
                 handles.append(point.module.register_forward_hook(partial(seam.output_hook, *numbers)))
-        removers: list[Callable[[], None]] = [handle.remove for handle in handles]
-        if self.tensors.of_heads:
-            for index, point in enumerate(self._attentions):
-                removers.append(point.watch(partial(seam.attention_hook, token, number, index)))
-        return removers
+        return [*removers, *(handle.remove for handle in handles)]
 
     def _release_leaves(self) -> None:
         for handle in self._leaf_handles:
