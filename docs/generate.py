@@ -6,13 +6,21 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+from torch import nn
+
+from trimtab import host_for
 from trimtab.cli import EXIT_CODES
-from trimtab.intervention import Source
+from trimtab.host import SiteUnavailableError
+from trimtab.intervention import ConflictError, MergeError, Source
 from trimtab.interventions import catalogue as interventions
+from trimtab.method import Method, RemovalError
 from trimtab.methods import catalogue as methods
+from trimtab.probes import CATALOGUE as PROBES
+from trimtab.testing.families import FAMILIES, logits_of
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = (ROOT / "README.md", ROOT / "docs" / "methods.md")
+TARGETS = tuple(ROOT / name for name in ("README.md", "docs/methods.md", "docs/hosts.md", "docs/probes.md"))
 
 
 def link(source: Source) -> str:
@@ -59,7 +67,52 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def compatibility() -> str:
+    """Each method tried on a small random model of each family."""
+    columns = list(methods())
+    rows = [f"| family | {' | '.join(f'`{slug}`' for slug in columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for family, build in FAMILIES.items():
+        cells = [verdict(build(), method) for method in methods().values()]
+        rows.append(f"| {family} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def verdict(model: nn.Module, method: Method) -> str:
+    host = host_for(model)
+    try:
+        installed = method.install(host)
+    except ConflictError:
+        return "built in"
+    except SiteUnavailableError:
+        return "no such place"
+    tokens = torch.zeros(1, 8, dtype=torch.long)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    logits_of(model, tokens).sum().backward()
+    optimizer.step()
+    found = "removed"
+    for one in reversed(installed):
+        try:
+            one.remove()
+        except RemovalError:
+            try:
+                one.merge()
+                found = "merged"
+            except MergeError:
+                return "stays"
+    return found
+
+
+def probe_table() -> str:
+    rows = ["| statistic | unit | what it tells | source | from preset |", "|---|---|---|---|---|"]
+    for probe in PROBES:
+        row = (f"`{probe.slug}`", probe.unit, probe.meaning, probe.source or "", f"`{probe.cost}`")
+        rows.append(f"| {' | '.join(cell(text) for text in row)} |")
+    return "\n".join(rows)
+
+
 BLOCKS = {
+    "compatibility": compatibility,
+    "probes": probe_table,
     "method-table": method_table,
     "method-details": method_details,
     "intervention-table": intervention_table,

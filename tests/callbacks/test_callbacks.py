@@ -82,7 +82,7 @@ def test_the_trainer_of_transformers_gives_the_rows_of_a_plain_loop(tmp_path: Pa
         for key, value in other.items():
             assert mine[key] == pytest.approx(value, rel=1e-3, abs=1e-6), key
     for mine, other in zip(model.parameters(), plain.parameters(), strict=True):
-        assert torch.allclose(mine, other, atol=1e-6)
+        assert torch.allclose(mine, other, atol=1e-4)  # Adam divides the rounding of small gradients by their size
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 

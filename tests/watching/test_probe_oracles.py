@@ -350,7 +350,7 @@ def test_updates_follow_the_learning_rate_of_each_group() -> None:
     groups = [{"params": decayed, "weight_decay": 0.5, "lr": 1e-2}, {"params": rest, "weight_decay": 0.0}]
     opt = torch.optim.AdamW(groups, lr=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1 / (1 + step))
-    w = watch(host_for(model), probes.cheap, optimizer=opt, every=1)
+    w = watch(host_for(model), probes.cheap, optimizer=opt, every=1, rows=None)
     for seed in range(3):
         loss_of(model, seed).backward()
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -398,7 +398,7 @@ def test_update_rms_is_finite_with_a_vanishing_eps() -> None:
 def test_updates_in_bfloat16_are_what_rounding_leaves_of_them(lr: float) -> None:
     model = make().bfloat16()
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
-    w = watch(host_for(model), probes.cheap, optimizer=opt, every=1)
+    w = watch(host_for(model), probes.cheap, optimizer=opt, every=1, rows=None)
     for seed in range(2):
         loss_of(model, seed).backward()
         before = {name: p.detach().double() for name, p in model.named_parameters()}

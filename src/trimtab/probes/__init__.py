@@ -48,14 +48,14 @@ def _of(*costs: Cost) -> tuple[Probe, ...]:
 
 
 cheap = Preset(
-    name="cheap", probes=_of("cheap"), every=1, rows=64, query_rows=None, gradients=False, deep_weights=False
+    name="cheap", probes=_of("cheap"), every=1, rows=32, query_rows=None, gradients=False, deep_weights=False
 )
 standard = Preset(
     name="standard",
     probes=_of("cheap", "standard"),
     every=10,
-    rows=256,
-    query_rows=32,
+    rows=128,
+    query_rows=16,
     gradients=True,
     deep_weights=False,
 )
@@ -64,7 +64,7 @@ full = Preset(
     probes=_of("cheap", "standard", "full"),
     every=50,
     rows=None,
-    query_rows=64,
+    query_rows=32,
     gradients=True,
     deep_weights=True,
 )

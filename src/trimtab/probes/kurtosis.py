@@ -23,4 +23,5 @@ KURTOSIS = TensorProbe(
     meaning="fourth standardised moment of the entries, 3 for normal ones",
     cost="standard",
     value=kurtosis,
+    high=True,
 )

@@ -102,7 +102,8 @@ def _parts_by_name(
     matrices: list[tuple[Key, Callable[[], Tensor]]] = []
     for name, module in modules.items():
         if name in chosen:
-            points += [(("input", name), Point("input", None, module, "input"))]
+            if not isinstance(module, nn.Embedding):  # whose input is token ids
+                points += [(("input", name), Point("input", None, module, "input"))]
             points += [(("output", name), Point("output", None, module, "output"))]
             if _owns_weight(module):
                 kind = "embedding_weight" if isinstance(module, nn.Embedding) else "weight"

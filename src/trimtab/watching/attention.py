@@ -33,7 +33,8 @@ def query_rows(
     everything = num_rows is None or num_rows >= T
     rows = torch.arange(T, device=q_BHTK.device) if everything else spread(T, num_rows or 1, q_BHTK.device)
     dtype = torch.promote_types(q_BHTK.dtype, torch.float32)
-    k_BHKS = k_BGSK.to(dtype).repeat_interleave(H // k_BGSK.shape[1], dim=1).mT
+    groups = H // k_BGSK.shape[1]
+    k_BHKS = (k_BGSK.to(dtype).repeat_interleave(groups, dim=1) if groups > 1 else k_BGSK.to(dtype)).mT
     for some in rows.split(max(1, BLOCK // (B * H * S))):
         s_BHRS = q_BHTK[:, :, some].to(dtype) @ k_BHKS * scale
         if point.cap is not None:

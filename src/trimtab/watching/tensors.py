@@ -9,10 +9,23 @@ import torch
 from torch import Tensor
 
 from trimtab.host import AttentionPoint
-from trimtab.probe import NUM_SUMS, AttentionProbe, LogitProbe, Moments, Preset, TensorProbe, measure, sample_rows
+from trimtab.probe import (
+    NUM_SUMS,
+    AttentionProbe,
+    LogitProbe,
+    Moments,
+    Preset,
+    TensorProbe,
+    measure,
+    measure_rows,
+    sample_rows,
+)
 from trimtab.watching.attention import query_rows
 from trimtab.watching.pack import Pack
 from trimtab.watching.parameters import Key
+
+LARGE = 1 << 18  # entries from which a tensor is measured by itself
+MOST_WAITING = 8 << 20  # bytes of samples held back
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,8 @@ class TensorMeter:
     ) -> None:
         self.keys, self.attentions, self.preset, self.pack = tuple(keys), tuple(attentions), preset, pack
         self.statistics = [probe for probe in preset.probes if isinstance(probe, TensorProbe)]
+        self.forget()
+        self.high = any(probe.high for probe in self.statistics)
         self.of_heads = [probe for probe in preset.probes if isinstance(probe, AttentionProbe)] if attentions else []
         self.of_logits = [probe for probe in preset.probes if isinstance(probe, LogitProbe)] if logits else []
         self.logits_row = self.keys.index(logits) if logits else -1
@@ -59,7 +74,7 @@ class TensorMeter:
     def see(self, row: int, x: Tensor) -> None:
         """Add one tensor to its row."""
         looked_at = sample_rows(x, self.preset.rows)
-        self._add(row, looked_at, x.numel())
+        self._add(row, looked_at, x)
         if row == self.logits_row:
             place = self.pack["logits"]
             for index, probe in enumerate(self.of_logits):
@@ -70,14 +85,38 @@ class TensorMeter:
 
     def see_gradient(self, row: int, x: Tensor) -> None:
         """Add one gradient to its row."""
-        self._add(row, sample_rows(x, self.preset.rows), x.numel())
+        self._add(row, sample_rows(x, self.preset.rows), x)
 
-    def _add(self, row: int, looked_at: Tensor, entries: int) -> None:
-        found = measure(looked_at)
-        found[1] = entries
-        self.pack["moments"][row] += found[:NUM_SUMS]
-        largest = self.pack["largest"][row]
-        largest.copy_(torch.maximum(largest, found[NUM_SUMS]))
+    def _add(self, row: int, looked_at: Tensor, x: Tensor) -> None:
+        # Small samples wait and are measured together with others of their size: one by one, starting each of a dozen
+        # operations takes longer than the operations.
+        if looked_at.numel() > LARGE:
+            self._fill([row], measure(looked_at, high=self.high)[None], [x.numel()])
+            return
+        mine = looked_at if looked_at.numel() < x.numel() else looked_at.clone()  # the model may change it in place
+        self._waiting.setdefault((mine.numel(), mine.dtype), []).append((row, mine.reshape(-1), x.numel()))
+        self._waiting_bytes += mine.numel() * mine.element_size()
+        if self._waiting_bytes > MOST_WAITING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Measure what waits."""
+        for group in self._waiting.values():
+            rows, tensors, entries = (list(column) for column in zip(*group, strict=True))
+            self._fill(rows, measure_rows(torch.stack(tensors), high=self.high), entries)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what waits."""
+        self._waiting: dict[tuple[int, torch.dtype], list[tuple[int, Tensor, int]]] = {}
+        self._waiting_bytes = 0
+
+    def _fill(self, rows: list[int], found: Tensor, entries: list[int]) -> None:
+        moments, largest = self.pack["moments"], self.pack["largest"]
+        index = torch.tensor(rows, device=moments.device)
+        found[:, 1] = torch.tensor(entries, dtype=found.dtype, device=found.device)
+        moments.index_add_(0, index, found[:, :NUM_SUMS])
+        largest.scatter_reduce_(0, index, found[:, NUM_SUMS], "amax")
 
     def see_attention(self, index: int, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
         """Add the sampled query rows of one attention layer."""

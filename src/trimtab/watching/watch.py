@@ -215,6 +215,7 @@ class Watch:
     def _arm(self) -> None:
         like = next(self.model.parameters(), torch.zeros(0))
         self._pack.clear(like.device, wide(like))
+        self.tensors.forget()
         self._micro_batches, self.weights.gradients_read, self._in_forward = 0, False, False
         if not self._handles:
             self._handles = self._hook(self.model)
@@ -267,6 +268,7 @@ class Watch:
     def _finish(self) -> None:
         group, alone = self._group, self._alone
         for read in (
+            self.tensors.flush,
             lambda: self.weights.read_weights(group, alone=alone),
             lambda: self.weights.read_step(group, alone=alone),
             lambda: self.tables.read(self._pack, group, alone=alone),

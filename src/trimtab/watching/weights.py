@@ -31,7 +31,7 @@ class WeightMeter:
         self.of_updates = [probe for probe in preset.probes if isinstance(probe, UpdateProbe)]
         adam = [probe for probe in preset.probes if isinstance(probe, AdamProbe)]
         self.of_adam = adam if optimizer is not None and has_moments(optimizer) else []
-        self.steps = StepMeter(optimizer, self.of_adam) if optimizer is not None else None
+        self.steps = StepMeter(optimizer, self.of_adam, preset.rows) if optimizer is not None else None
         self.weight_keys = list(dict.fromkeys(weight.key for weight in self.weights))
         roles = {id(weight.stored): weight.key for weight in self.weights if weight.stored is not None}
         # By name: fully_shard puts other objects in place of the parameters.
