@@ -7,10 +7,16 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from trimtab.host import Host
 from trimtab.study.spec import read_study
+from trimtab.testing import HostContract
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,6 +29,95 @@ def test_a_study_of_an_own_module_runs(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "clip at 1: best loss" in done.stdout
     assert len(list((tmp_path / "out" / "runs").iterdir())) >= 16
+
+
+EXAMPLES = {
+    "watch_gpt2": "entropy of head 0 in layer 1",
+    "qk_norm_on_llama": "of the method: trimtab.qk_norm.model.layers.0",
+    "hf_trainer": "last reading at step 6",
+    "nanogpt_loop": "step 10: largest attention logit",
+    "inspect_series": "4 checkpoints",
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_does_what_it_says(name: str, tmp_path: Path):
+    folder = [] if name == "nanogpt_loop" else [tmp_path / "out"]
+    command = [sys.executable, ROOT / f"examples/{name}.py", *folder]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert EXAMPLES[name] in done.stdout
+
+
+@pytest.mark.slow
+def test_a_study_of_a_hugging_face_configuration_runs(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/hf_study.py", tmp_path / "out", "30"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "qk_norm: best loss" in done.stdout
+
+
+def test_every_file_in_examples_is_run_by_a_test():
+    assert {file.stem for file in (ROOT / "examples").glob("*.py")} == {*EXAMPLES, "own_model", "hf_study"}
+
+
+def test_the_host_of_the_documentation_holds_the_contract():
+    (snippet,) = re.findall(
+        r"```python\n(from torch import nn\n.*?)```", (ROOT / "docs/hosts.md").read_text(), re.DOTALL
+    )
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.head_width = 2, 8
+            self.qkv, self.out = nn.Linear(16, 48, bias=False), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+            return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+
+    class MLP(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(self.up(x).relu())
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.attn, self.norm2, self.mlp = nn.LayerNorm(16), Attention(), nn.LayerNorm(16), MLP()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.attn(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+
+    class MyDecoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.layers = nn.Embedding(64, 16), nn.ModuleList(Block() for _ in range(2))
+            self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 64, bias=False)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.embed(tokens)
+            for layer in self.layers:
+                x = layer(x)
+            return self.head(self.norm(x))
+
+    class Contract(HostContract):
+        def make_host(self) -> Host:
+            return names["MyHost"](MyDecoder())
+
+    assert names["MyHost"].fits(MyDecoder())
+    tests = [name for name in dir(Contract) if name.startswith("test_")]
+    assert len(tests) > 8
+    for name in tests:
+        getattr(Contract(), name)()
 
 
 def snippets(language: str) -> list[str]:

@@ -15,6 +15,8 @@ from trimtab.report.movers import FOLLOWED, _mover, event_step
 from trimtab.report.results import schema
 from trimtab.study import Study
 
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
+
 
 def falling(n: int = 100) -> list[tuple[int, float]]:
     return [(step, 2 + 2 * math.exp(-step / 20)) for step in range(1, n + 1)]
@@ -78,5 +80,6 @@ def test_the_report_of_a_study_with_probes_says_who_moved_first(tmp_path: Path) 
     assert page.count('data-for="movers-0-') == len(FOLLOWED)
 
 
-def test_a_study_without_probes_has_no_movers(tiny_tables: Any) -> None:
-    assert "movers" in schema()["required"]
+@pytest.mark.parametrize("folder", sorted(p.name for p in STUDIES.iterdir() if (p / "results.json").is_file()))
+def test_the_results_of_every_committed_study_follow_the_schema(folder: str) -> None:
+    jsonschema.validate(json.loads((STUDIES / folder / "results.json").read_text()), schema())

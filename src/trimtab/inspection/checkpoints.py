@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,13 +116,14 @@ def _safetensors(name: str, files: Mapping[str, Path]) -> Checkpoint:
 
 def _gguf(path: Path) -> Checkpoint:
     try:
-        from gguf import GGUFReader
         from gguf.quants import dequantize
+
+        from trimtab.inspection.gguf_tensors import TensorReader
     except ImportError as error:
         raise ConfigError(f"{path}: reading GGUF takes the package gguf: pip install 'trimtab[gguf]'") from error
     try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError, OSError, KeyError) as error:
+        reader = TensorReader(path)
+    except (ValueError, IndexError, OSError, KeyError, struct.error) as error:
         raise IntegrityError(f"{path}: damaged, or no GGUF file ({error})") from error
     tensors = {tensor.name: tensor for tensor in reader.tensors}
 
