@@ -88,7 +88,7 @@ def measure(x: Tensor, *, high: bool = True) -> Float[Tensor, 8]:
 def measure_rows(x: Float[Tensor, "N M"], *, high: bool = True) -> Float[Tensor, "N 8"]:
     """The moments of N tensors of the same size, as ``measure`` gives them."""
     # By arithmetic, as tests of single entries are ten times slower on a CPU: x - x is 0, or NaN where x is not finite.
-    bad = (x - x).nan_to_num_(nan=1.0).sum(1)
+    bad = (x - x).nan_to_num_(nan=1.0).sum(1, dtype=wide(x))  # in half precision it would saturate
     sound = x.nan_to_num(0.0, 0.0, 0.0)
     low, top = sound.amin(1), sound.amax(1)
     y = sound.to(wide(x))

@@ -20,7 +20,7 @@ class ProbesCallback(TrainerCallback):
     """Attaches probes when training begins, and takes them out when it ends.
 
     Gradients are read as the optimizer receives them: after the Trainer has clipped them. With ``torch_compile=True``
-    the Trainer compiles before its callbacks are asked: pass the model to ``attach`` before the Trainer is made.
+    the Trainer compiles before its callbacks are asked: attach ``trimtab.watch`` by hand before the Trainer is made.
 
     Attributes:
         watch: the watch at work; None outside training.
@@ -40,6 +40,7 @@ class ProbesCallback(TrainerCallback):
 
     @override
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.on_train_end(args, state, control)  # of a training that failed
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
         self.watch = watch(

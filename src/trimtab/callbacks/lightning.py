@@ -33,9 +33,10 @@ class ProbesCallback(Callback):
         every: int | None = None,
         only: Sequence[str] = (),
         sinks: Sequence[Sink] = (),
+        run: str = "run",
     ) -> None:
         self.preset, self.attribute, self.every = preset, attribute, every
-        self.only, self.sinks = tuple(only), tuple(sinks)
+        self.only, self.sinks, self.run = tuple(only), tuple(sinks), run
         self.watch: Watch | None = None
         self.last: dict[str, float] = {}
 
@@ -52,8 +53,19 @@ class ProbesCallback(Callback):
             every=self.every,
             only=self.only,
             sinks=self.sinks,
+            run=self.run,
         )
-        self.watch.step = trainer.global_step
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.watch is not None:
+            self.watch.step = trainer.global_step  # training may go on from a checkpoint
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self.watch is not None:
+            self.watch.remove("failed")
+            self.watch = None
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:

@@ -33,7 +33,8 @@ class SeamMount:
         raise NotImplementedError
 
     def mount(self, owner: nn.Module, slot: ForeignSlot) -> None:
-        self.open(owner)
+        if not users(owner):
+            self.open(owner)
 
     def unmount(self, owner: nn.Module, slot: ForeignSlot) -> None:
         if users(owner) <= 1:

@@ -11,7 +11,7 @@ from torch import nn
 from typing_extensions import override
 
 from trimtab.host import AttentionPoint, Host, Part, PartView, Point, Site, Slot, Tap, block_points
-from trimtab.hosts.attention_seam import SITES, SeamMount
+from trimtab.hosts.attention_seam import SeamMount
 from trimtab.hosts.foreign import PREFIX, Edge, ForeignSlot, Heads, Interleaved, Layout, Mount
 
 
@@ -240,6 +240,3 @@ class DecoderHost(Host):
         parent, _, attribute = path.rpartition(".")
         linear = part not in (Part.ATTN_NORM, Part.MLP_NORM, Part.FINAL_NORM, Part.EMBEDDING, Part.HEAD)
         return PartView(part, layer, root.get_submodule(parent), attribute, rows, self.names.transposed and linear)
-
-
-__all__ = ["SITES", "DecoderHost", "Names", "Shape"]

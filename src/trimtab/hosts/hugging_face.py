@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from trimtab.hosts.attention_seam import SeamMount, attend, users
+from trimtab.host import SiteUnavailableError
+from trimtab.hosts.attention_seam import SeamMount, attend
 from trimtab.hosts.decoder import DecoderHost, Shape
 
 OURS = "trimtab_"
+BASES = ("eager", "sdpa")
 
 
 class HuggingFaceHost(DecoderHost):
@@ -55,15 +57,42 @@ class RegistrySeam(SeamMount):
     @override
     def open(self, attention: nn.Module) -> None:
         config = cast(Any, attention).config
+        base = _name(config).removeprefix(OURS)
+        if base not in BASES:
+            raise SiteUnavailableError(
+                f"attention by '{base}' keeps masks and windows to itself, so its scores cannot be reached; "
+                "call model.set_attn_implementation('sdpa') first"
+            )
         if not _name(config).startswith(OURS):
-            config._attn_implementation_internal = _registered(_name(config))
+            config._attn_implementation_internal = _registered(base)
+        _OPEN.setdefault(id(config), weakref.WeakSet()).add(attention)
+        attention.register_forward_pre_hook(_STILL_OURS)
 
     @override
     def close(self, attention: nn.Module) -> None:
         config = cast(Any, attention).config
-        others = [one for one in self.attentions if one is not attention]
-        if _name(config).startswith(OURS) and not any(users(one) for one in others):
+        for key in [key for key, hook in attention._forward_pre_hooks.items() if isinstance(hook, _StillOurs)]:
+            del attention._forward_pre_hooks[key]
+        # Models made from one configuration object share it: the last user of all of them closes.
+        others = _OPEN.get(id(config), weakref.WeakSet[nn.Module]())
+        others.discard(attention)
+        if _name(config).startswith(OURS) and not others:
             config._attn_implementation_internal = _name(config).removeprefix(OURS)
+
+
+class _StillOurs:
+    """A hook that notices when another attention function was chosen behind our back."""
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        if not _name(cast(Any, module).config).startswith(OURS):
+            raise RuntimeError(
+                "the attention implementation was changed while methods or probes use it, which would make them "
+                "inactive; choose it before they are installed"
+            )
+
+
+_STILL_OURS = _StillOurs()
+_OPEN: dict[int, weakref.WeakSet[nn.Module]] = {}
 
 
 def _name(config: Any) -> str:
@@ -93,17 +122,20 @@ def _attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     own = _function(base, module)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     cap = {} if softcap is None else {"softcap": softcap}
 
+    weights: Tensor | None = None
+
     def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out, _ = own(module, q, k, v, attention_mask, scaling=scaling, dropout=dropout, **cap, **kwargs)
+        nonlocal weights
+        out, weights = own(module, q, k, v, attention_mask, scaling=scaling, dropout=dropout, **cap, **kwargs)
         return out.transpose(1, 2)
 
     heads = attend(module, query, key, value, attention_mask, scale, kernel, cap=softcap, dropout=dropout)
-    return heads.transpose(1, 2).contiguous(), None
+    return heads.transpose(1, 2).contiguous(), weights  # None where a kernel, or an edit, has none to show
 
 
 def _function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
@@ -116,6 +148,3 @@ def _function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]
         if found is not None:
             return found
     raise LookupError(f"{type(module).__name__} has no plain attention function beside it")
-
-
-__all__ = ["HuggingFaceHost", "RegistrySeam", "torch"]

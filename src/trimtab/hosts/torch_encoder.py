@@ -69,6 +69,8 @@ class TorchEncoderHost(Host):
 def _watching(attention: nn.MultiheadAttention) -> Callable[[AttentionWatcher], Callable[[], None]]:
     def watch(watcher: AttentionWatcher) -> Callable[[], None]:
         def show(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if args and args[0].ndim != 3:
+                return  # unbatched
             with torch.no_grad():
                 queries, keys, mask = _queries_and_keys(cast(nn.MultiheadAttention, module), args, kwargs)
                 watcher(queries, keys, mask, queries.shape[-1] ** -0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, cast
 
 from gguf import GGUFReader, GGUFValueType
 from typing_extensions import override
@@ -16,7 +16,7 @@ class TensorReader(GGUFReader):
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[GGUFValueType]]:
         if raw_type != GGUFValueType.ARRAY or self.byte_order != "I":
             return super()._get_field_parts(orig_offs, raw_type)
-        data = memoryview(self.data)
+        data = memoryview(cast(Any, self.data))
         kind, count = struct.unpack_from("=IQ", data, orig_offs)
         at = orig_offs + 12
         if kind == GGUFValueType.STRING:

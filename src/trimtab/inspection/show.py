@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, select_autoescape
@@ -16,6 +15,8 @@ from rich.text import Text
 
 from trimtab.config import printable
 from trimtab.inspection.summary import Matrix, Summary
+from trimtab.report.figures import escape
+from trimtab.report.page import resource, script_safe
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -121,20 +122,20 @@ def page(summaries: Sequence[Summary]) -> str:
     """One HTML file with all charts and code inside: by checkpoint where there are several, else by layer."""
     charts = _over_checkpoints(summaries) if len(summaries) > 1 else _over_layers(summaries[0])
     environment = Environment(autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string(_resource("templates/inspection.html.j2"))
-    escaped = {slug: _script_safe(chart) for slug, (_, chart) in charts.items()}
+    template = environment.from_string(resource("templates/inspection.html.j2"))
+    escaped = {slug: script_safe(chart) for slug, (_, chart) in charts.items()}
     return template.render(
         names=[summary.name for summary in summaries],
         titles={slug: title for slug, (title, _) in charts.items()},
         chart_data=escaped,
-        plotly=_resource("vendor/plotly-basic.min.js"),
-        draw=_resource("templates/draw.js"),
-        style=_resource("templates/style.css"),
+        plotly=resource("vendor/plotly-basic.min.js"),
+        draw=resource("templates/draw.js"),
+        style=resource("templates/style.css"),
     )
 
 
 def _over_checkpoints(summaries: Sequence[Summary]) -> dict[str, tuple[str, dict[str, Any]]]:
-    names = [f"{index}: {summary.name}" for index, summary in enumerate(summaries)]
+    names = [escape(f"{index}: {summary.name}") for index, summary in enumerate(summaries)]
     return {
         f"chart-{index}": (title, _chart({"": (names, values)}))
         for index, (title, values) in enumerate(trajectory(summaries).items())
@@ -159,7 +160,7 @@ def _chart(traces: dict[str, tuple[list[Any], list[float]]]) -> dict[str, Any]:
         {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": name.replace("&", "&amp;").replace("<", "&lt;"),
+            "name": escape(name),
             "x": x,
             "y": [value if math.isfinite(value) else None for value in y],
         }
@@ -167,15 +168,6 @@ def _chart(traces: dict[str, tuple[list[Any], list[float]]]) -> dict[str, Any]:
     ]
     layout = {"height": 320, "margin": {"l": 60, "r": 20, "t": 20, "b": 60}, "showlegend": len(data) > 1}
     return {"data": data, "layout": layout}
-
-
-def _script_safe(chart: dict[str, Any]) -> str:
-    text = json.dumps(chart, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _resource(name: str) -> str:
-    return (files("trimtab") / "report" / name).read_text(encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:

@@ -76,7 +76,7 @@ class Summary:
 
 
 def summarise(checkpoint: Checkpoint, embedding: str | None = None) -> Summary:
-    """Read each matrix once, one at a time.
+    """Read each matrix once, a few at a time.
 
     Args:
         checkpoint: what to read.

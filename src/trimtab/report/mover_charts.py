@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.report.figures import Figure
+from trimtab.report.figures import Figure, escape
 from trimtab.report.movers import FACTOR, FOLLOWED, Growth, Movement
 
 STABLE, BROKEN = ("#9ecae1", "#08519c"), ("#fdd0a2", "#a63603")  # first layer, last layer
@@ -29,12 +29,13 @@ def mover_table(movement: Movement) -> MoverTable:
     ended = (
         f"its training loss leaves for good at step {event}"
         if event is not None
-        else "its training loss never left for good: it failed without ever falling"
+        else "its training loss never rose for good"
     )
     lead = (
         f"A failing run at LR {broken.learning_rate:.3g} (seed {broken.seed}, {movement.broken.label.value}; {ended}) "
         f"against {movement.num_stable} stable runs, the nearest at LR {stable.learning_rate:.3g}. A quantity "
-        f"leaves when three readings in a row lie outside {1 / FACTOR:g} to {FACTOR:g} times the stable runs' range."
+        f"leaves when three readings in a row, or the last ones, lie "
+        f"outside {1 / FACTOR:g} to {FACTOR:g} times the stable runs' range."
     )
     moved = [mover for mover in movement.movers if mover.step is not None]
     rows = [
@@ -73,7 +74,8 @@ def mover_charts(number: int, movement: Movement) -> list[Figure]:
             (movement.broken, BROKEN, "failing"),
         ):
             places = movement.series[run.run_id].get(quantity, {})
-            for layer, (place, values) in enumerate(places.items()):
+            for layer, (where, values) in enumerate(places.items()):
+                place = escape(where).replace("%", "&#37;")  # a place may be a module's name
                 sound = [(step, value) for step, value in values if math.isfinite(value)]
                 share = layer / (len(places) - 1) if len(places) > 1 else 1.0
                 data.append(

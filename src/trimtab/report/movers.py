@@ -149,7 +149,7 @@ def read_series(findings: Findings, run: LabelledRun) -> Series:
         heads: dict[tuple[str, str], list[float]] = {}
         for key, value in row.items():
             what, _, rest = key.partition("/")
-            where, _, statistic = rest.partition("/")
+            where, _, statistic = rest.rpartition("/")
             quantity = f"{what}/*/{statistic}"
             if quantity in FOLLOWED:
                 heads.setdefault((quantity, where.partition(".head.")[0]), []).append(float(value))

@@ -26,7 +26,7 @@ def page_of(findings: Findings, results: dict[str, Any], moved: Mapping[str, Mov
     environment = Environment(
         autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(_resource("templates/page.html.j2"))
+    template = environment.from_string(resource("templates/page.html.j2"))
     return template.render(
         results=results,
         table=result_table(results),
@@ -36,13 +36,13 @@ def page_of(findings: Findings, results: dict[str, Any], moved: Mapping[str, Mov
         curve_charts=[chart for chart in charts if chart.slug.startswith("curves-")],
         mover_charts=moves,
         mover_tables={arm: mover_table(movement) for arm, movement in moved.items()},
-        chart_data={c.slug: _script_safe(c) for c in (*charts, *(c for some in moves.values() for c in some))},
+        chart_data={c.slug: _specification(c) for c in (*charts, *(c for some in moves.values() for c in some))},
         label_counts=_label_counts(results),
         specification=dump_toml(findings.spec.table()),
         environment=_environment(findings),
-        plotly=_resource("vendor/plotly-basic.min.js"),
-        draw=_resource("templates/draw.js"),
-        style=_resource("templates/style.css"),
+        plotly=resource("vendor/plotly-basic.min.js"),
+        draw=resource("templates/draw.js"),
+        style=resource("templates/style.css"),
     )
 
 
@@ -70,9 +70,13 @@ def _label_counts(results: dict[str, Any]) -> tuple[list[str], list[tuple[str, l
     return labels, [(name, list(arm["counts"].values())) for name, arm in results["arms"].items()]
 
 
-def _script_safe(chart: Figure) -> str:
+def _specification(chart: Figure) -> str:
+    return script_safe({"data": list(chart.data), "layout": chart.layout})
+
+
+def script_safe(chart: dict[str, Any]) -> str:
     """JSON that cannot close the script element it stands in."""
-    text = json.dumps({"data": list(chart.data), "layout": chart.layout}, allow_nan=False)
+    text = json.dumps(chart, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -84,5 +88,6 @@ def _environment(findings: Findings) -> str:
     return "not recorded"
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """A file that comes with the report, as text."""
     return (files("trimtab") / "report" / name).read_text(encoding="utf-8")

@@ -23,7 +23,10 @@ class JSONLSink:
 
     def open(self, run: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = (self.folder / f"{run}.jsonl").open("x", encoding="utf-8")
+        file = self.folder / f"{run}.jsonl"
+        if file.exists():
+            raise FileExistsError(f"{file} is there already: choose another run name or folder, or delete it")
+        self._file = file.open("x", encoding="utf-8")
 
     def log(self, step: int, row: Row) -> None:
         assert self._file is not None, "open() comes first"

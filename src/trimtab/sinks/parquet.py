@@ -33,7 +33,7 @@ class ParquetSink:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{run}.parquet"
         if file.exists():
-            raise FileExistsError(f"{file} is there already")
+            raise FileExistsError(f"{file} is there already: choose another run name or folder, or delete it")
         columns = (("step", "int64"), ("metric", "string"), ("value", "float64"))
         self._schema = self._arrow.schema([(name, getattr(self._arrow, kind)()) for name, kind in columns])
         self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)

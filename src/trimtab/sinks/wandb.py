@@ -29,16 +29,17 @@ class WandbSink:
         self.folder, self.project, self.mode = Path(folder), project, mode
         self._run: Any = run
         self._borrowed = run is not None
+        self._prefix = "probes/" if self._borrowed else ""
 
     def open(self, run: str) -> None:
         if not self._borrowed:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._run = self._wandb.init(project=self.project, name=run, dir=str(self.folder), mode=self.mode)
-        # Own axis: the user's own calls of log advance wandb's.
-        self._run.define_metric("*", step_metric="step")
+        # Own axis: the user's own calls of log advance wandb's. In a run of the user's, own names as well.
+        self._run.define_metric(f"{self._prefix}*", step_metric=f"{self._prefix}step")
 
     def log(self, step: int, row: Row) -> None:
-        self._run.log(dict(row))
+        self._run.log({self._prefix + metric: value for metric, value in row.items()})
 
     def close(self, status: Literal["finished", "failed"]) -> None:
         if self._run is not None and not self._borrowed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -78,6 +79,8 @@ def watch(
         attentions = [(key, point) for key, point in attentions if "/".join(key) in kept]
         weights = [weight for weight in weights if "/".join(weight.key) in kept]
         matrices = [(key, matrix) for key, matrix in matrices if "/".join(key) in kept]
+    if optimizer is not None:
+        _refuse_foreign(model, optimizer)
     if not points and not weights and not attentions and not matrices:
         raise WatchError(f"{type(model).__name__} offers nothing to watch")
     preset = replace(
@@ -115,7 +118,7 @@ def _parts_by_name(
 
 
 def _owns_weight(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "weight", None), Tensor) or hasattr(module, "parametrizations")
+    return isinstance(getattr(module, "weight", None), Tensor)
 
 
 def _matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
@@ -127,6 +130,18 @@ def _matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
             raise NoMatchError(f"'{pattern}' matches nothing; the nearest are {', '.join(near)}")
         kept |= found
     return kept
+
+
+def _refuse_foreign(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    if trained and not stepped & trained.keys():
+        raise WatchError(
+            "the optimizer holds none of the model's parameters; make it from model.parameters(), after fully_shard"
+        )
+    left = [name for number, name in trained.items() if number not in stepped]
+    if left:
+        warnings.warn(f"trimtab: no updates are read of {', '.join(left[:3])}: not of this optimizer", stacklevel=3)
 
 
 def _refuse_compiled(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trimtab.probe import GradientNoiseProbe
 from trimtab.watching.pack import Pack
-from trimtab.watching.parameters import Key, is_sharded, squares
+from trimtab.watching.parameters import Key, is_sharded, plain, squares
 from trimtab.watching.tensors import Reading, metric
 
 
@@ -33,6 +33,7 @@ class NoiseMeter:
         pack.add("noise", (2,))  # all parameters, the embedding
         pack.add("micro_batches", ())
         self._sums: dict[str, Tensor] = {}
+        self.guarded: Callable[[Callable[[], None]], None] = lambda action: action()
 
     def attach(self) -> list[Any]:
         """Hook the leaves for one reading; returns the handles.
@@ -43,7 +44,7 @@ class NoiseMeter:
         self._sums = {}
         if not self.probes:
             return []
-        leaves = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        leaves = [(plain(name), p) for name, p in self.model.named_parameters() if p.requires_grad]
         if any(is_sharded(p) for _, p in leaves):
             raise NotImplementedError("gradient variance cannot be read under fully_shard: leave the probe out")
         return [
@@ -57,19 +58,25 @@ class NoiseMeter:
 
     def _adding(self, is_embedding: bool) -> Callable[[Tensor], None]:
         def add(gradient: Tensor) -> None:
-            square = squares([gradient.detach()])[0]
-            self.pack["noise"][0] += square
-            if is_embedding:
-                self.pack["noise"][1] += square
+            self.guarded(lambda: self._add(gradient, is_embedding))
 
         return add
 
+    def _add(self, gradient: Tensor, is_embedding: bool) -> None:
+        square = squares([gradient.detach()])[0]
+        self.pack["noise"][0] += square
+        if is_embedding:
+            self.pack["noise"][1] += square
+
     def _keeping(self, name: str) -> Callable[[Tensor], None]:
         def keep(p: Tensor) -> None:
-            if p.grad is not None:
-                self._sums[name] = squares([p.grad.detach()])[0]
+            self.guarded(lambda: self._keep(name, p))
 
         return keep
+
+    def _keep(self, name: str, p: Tensor) -> None:
+        if p.grad is not None:
+            self._sums[name] = squares([p.grad.detach()])[0]
 
     def values(self, world: int, num: int, gradients: dict[Key, Tensor]) -> list[Reading]:
         """Statistics by metric key; none with a single micro-batch.

@@ -101,6 +101,11 @@ def _matrix(view: PartView) -> Tensor:
         return view.weight.detach()
 
 
+def plain(name: str) -> str:
+    """A parameter's name without what wrappers put into it after the probes were attached."""
+    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
+
+
 def local(x: Tensor) -> Tensor:
     """This rank's share of a tensor that may be sharded."""
     return cast(Any, x).to_local() if is_sharded(x) else x

@@ -133,11 +133,14 @@ def _factors(step: Any, group: dict[str, Any], dtype: torch.dtype) -> _Factors:
     if isinstance(step, Tensor):
         # Wide, as 1 - beta^step loses digits at the first steps; a number where that costs no transfer.
         step = float(step) if step.device.type == "cpu" else step.to(dtype)
-    rate = group["lr"] / (1 - beta1**step)
-    lost = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 0.0
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.device.type == "cpu":
+        lr = float(lr)
+    rate = lr / (1 - beta1**step)
+    lost = lr * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 0.0
     # After the step only the new weight is there: w = (1 - lost) w_old - rate adam, so the step itself is
     # w - w_old = -(rate adam + lost w) / (1 - lost).
-    return _Factors(1 - beta2**step, rate / (1 - lost), lost / rate if group["lr"] else 0.0)
+    return _Factors(1 - beta2**step, rate / (1 - lost), lost / rate if isinstance(lr, Tensor) or lr else 0.0)
 
 
 def has_moments(optimizer: torch.optim.Optimizer) -> bool:

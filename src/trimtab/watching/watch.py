@@ -40,7 +40,6 @@ class Watch:
     """Probes attached to a model; made by ``watch``.
 
     Attributes:
-        every: optimizer steps from one reading to the next; may be changed at any time.
         step: optimizer steps seen so far.
         last: the latest row; empty before the first.
     """
@@ -59,7 +58,8 @@ class Watch:
         run: str,
         group: dist.ProcessGroup | Literal["world"] | None,
     ) -> None:
-        self.preset, self.every, self.step, self.last = preset, preset.every, 0, dict[str, float]()
+        self.preset, self.step, self.last = preset, 0, dict[str, float]()
+        self.every = preset.every
         self.traced = False
         self._model, self._optimizer = weakref.ref(model), optimizer
         self._points, self._attentions = tuple(points), tuple(attentions)
@@ -75,6 +75,7 @@ class Watch:
         self._rows = {key: row for row, key in enumerate([*forward, *backward])}
         self._forward_places = {"/".join(key) for key in forward}
         self._pack = Pack()
+        self._pack.add("broken", ())
         logits = ("logits", "model") if ("logits", "model") in forward else None
         self.tensors = TensorMeter([*forward, *backward], attentions, preset, self._pack, logits)
         self.weights = WeightMeter(model, weights, preset, self._pack, optimizer)
@@ -84,17 +85,23 @@ class Watch:
         tables = [weight for weight in weights if weight.key[0] in ("embedding_weight", "head_weight")]
         self.tables = TableMeter(tables, [p for p in preset.probes if isinstance(p, TableProbe)], self._pack)
         self.matrices = MatrixMeter(matrices, [p for p in preset.probes if isinstance(p, MatrixProbe)], self._pack)
+        self.noise.guarded = self._guarded
         seam.OBSERVERS[self._number] = self
         self._optimizer_handles: list[Any] = []
         self._arm()  # it may be refused: nothing else is touched before
         if optimizer is not None:
             self._optimizer_handles = [
-                optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+                optimizer.register_step_pre_hook(self._entering_step),
                 optimizer.register_step_post_hook(lambda *_: self._after_step()),
             ]
         if self._writes:
-            for sink in self._sinks:
-                sink.open(run)
+            try:
+                for sink in self._sinks:
+                    sink.open(run)
+            except BaseException:
+                self._sinks = ()
+                self.remove("failed")
+                raise
 
     @property
     def model(self) -> nn.Module:
@@ -102,6 +109,21 @@ class Watch:
         model = self._model()
         assert model is not None, "the watched model is gone"
         return model
+
+    @property
+    def every(self) -> int:
+        """Optimizer steps from one reading to the next.
+
+        Raises:
+            ValueError: if set below 1.
+        """
+        return self._every
+
+    @every.setter
+    def every(self, steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"every must be at least 1, got {steps}")
+        self._every = steps
 
     @property
     def due(self) -> bool:
@@ -124,6 +146,8 @@ class Watch:
         """
         if self._number not in seam.OBSERVERS:
             raise WatchError("this watch was removed; attach another")
+        if self._broken:
+            raise WatchError("probes were switched off after errors; see the warning, and attach another watch")
         if self._optimizer is not None:
             raise WatchError("this watch reads at every optimizer step by itself; its rows are in .last and the sinks")
         self.step += 1
@@ -194,6 +218,19 @@ class Watch:
 
     # The turn of one optimizer step.
 
+    def _entering_step(self, _: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._before_step()
+            return None
+
+        def followed() -> Any:
+            loss = closure()  # gradients are there only after it
+            self._before_step()
+            return loss
+
+        return (args[:1], {**kwargs, "closure": followed})
+
     def _before_step(self) -> None:
         if self._armed and not self._broken:
             if not self.weights.gradients_read:
@@ -214,6 +251,7 @@ class Watch:
 
     def _arm(self) -> None:
         like = next(self.model.parameters(), torch.zeros(0))
+        self._device_type = like.device.type
         self._pack.clear(like.device, wide(like))
         self.tensors.forget()
         self._micro_batches, self.weights.gradients_read, self._in_forward = 0, False, False
@@ -277,7 +315,9 @@ class Watch:
             if not self._broken:
                 self._guarded(read)
         if not alone:
+            self._pack["broken"].fill_(float(self._broken))
             self._pack.reduce(group)  # also of a broken watch: the other ranks wait for it
+            self._broken = bool(self._pack["broken"] > 0)  # what one rank lacks would be missing from the row
         if self._broken:
             return
         world = 1 if alone else dist.get_world_size(group)
@@ -325,7 +365,9 @@ class Watch:
 
     def _guarded(self, action: Callable[[], None]) -> None:
         try:
-            action()
+            # In the precision asked for, whatever the caller's autocast says.
+            with torch.no_grad(), torch.autocast(self._device_type, enabled=False):
+                action()
         except Exception as error:
             self._failures += 1
             if self._failures == FAILURES_ALLOWED:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trimtab.probe import NUM_SUMS, AdamProbe, Moments, Preset, TensorProbe, UpdateProbe, measure
 from trimtab.watching.pack import Pack
-from trimtab.watching.parameters import Key, Weight, local, share, squares
+from trimtab.watching.parameters import Key, Weight, local, plain, share, squares
 from trimtab.watching.tensors import Reading, metric
 from trimtab.watching.updates import StepMeter, has_moments
 
@@ -35,7 +35,9 @@ class WeightMeter:
         self.weight_keys = list(dict.fromkeys(weight.key for weight in self.weights))
         roles = {id(weight.stored): weight.key for weight in self.weights if weight.stored is not None}
         # By name: fully_shard puts other objects in place of the parameters.
-        self.key_of = {name: roles.get(id(p), ("parameter", name)) for name, p in model.named_parameters()}
+        self.key_of = {
+            plain(name): roles.get(id(p), ("parameter", plain(name))) for name, p in model.named_parameters()
+        }
         self.keys = list(dict.fromkeys(self.key_of.values()))
         deep = len(self.weight_keys) if preset.deep_weights else 0
         pack.add("weights", (len(self.weight_keys), 2))  # squares, entries
@@ -48,6 +50,7 @@ class WeightMeter:
     def read_gradients(self, group: dist.ProcessGroup | None, *, alone: bool) -> None:
         """Take the norms of the gradients as they are now."""
         found = [(self.key_of[name], p, p.grad) for name, p in self._parameters() if p.grad is not None]
+        self.pack["gradients"].zero_()  # of an earlier closure, or of before see_gradients
         if found:
             norms = squares([local(gradient.detach()) for _, _, gradient in found])
             entries = norms.new_tensor([float(local(p.detach()).numel()) for _, p, _ in found])
@@ -122,7 +125,7 @@ class WeightMeter:
         return [metric((f"{what}{suffix}", where), slug) for what, where in keys]
 
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in self.model.named_parameters() if name in self.key_of]
+        return [(plain(name), p) for name, p in self.model.named_parameters() if plain(name) in self.key_of]
 
     def _scatter(self, region: str, keys: Sequence[Key], rows: Tensor, factors: Sequence[float]) -> None:
         place = self.pack[region]
