@@ -25,7 +25,7 @@ EMBEDDING = re.compile(
 )
 HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|head|output)\.weight$")
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-VECTORS, MOST_ITERATIONS, GROWTH = 4, 30, 1e-3
+VECTORS, MOST_ITERATIONS, GROWTH = 4, 30, 3e-3
 OUTLIER = 5.0  # robust deviations of the logarithm, and at least a quarter off the median
 LEAST_LAYERS = 5
 
@@ -128,7 +128,7 @@ def _matrix(name: str, matrix: Tensor) -> Matrix:
 
 
 def spectral_norm(matrix: Tensor) -> float:
-    """Largest singular value, from below: a few vectors are iterated until it grows by less than a thousandth."""
+    """Largest singular value, from below: a few vectors are iterated until it grows by less than three thousandths."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(wide.shape[0], min(VECTORS, wide.shape[0]), generator=generator))[0]

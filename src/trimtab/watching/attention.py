@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtab.host import AttentionPoint
 from trimtab.probe import spread
 
-BLOCK = 1 << 22  # scores held at a time
+BLOCK = 1 << 19  # scores held at a time
 INVISIBLE = -3e4
 
 

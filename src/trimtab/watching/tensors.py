@@ -25,7 +25,7 @@ from trimtab.watching.pack import Pack
 from trimtab.watching.parameters import Key
 
 LARGE = 1 << 18  # entries from which a tensor is measured by itself
-MOST_WAITING = 8 << 20  # bytes of samples held back
+MOST_WAITING = 4 << 20  # bytes of samples held back
 
 
 @dataclass(frozen=True, slots=True)

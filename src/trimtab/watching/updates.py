@@ -14,6 +14,7 @@ from trimtab.watching.parameters import local, squares
 
 CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}  # on a CPU the chunks stay in the cache
 SMALL = 1 << 18  # entries up to which parameters are taken together
+MOST_TOGETHER = 1 << 20  # entries taken together: their copies are the memory of a reading
 
 
 class StepMeter:
@@ -76,6 +77,12 @@ class StepMeter:
         """All of one group: small ones together in a few fused operations, large ones in chunks that fit the cache."""
         together: list[tuple[nn.Parameter, list[Tensor], _Factors]] = []
         found: dict[int, Tensor] = {}
+
+        def take() -> None:
+            sums = self._sums([flat for _, flat, _ in together], [factors for _, _, factors in together], group["eps"])
+            found.update({id(p): row * self._times(p) for (p, _, _), row in zip(together, sums, strict=True)})
+            together.clear()
+
         for p in parameters:
             state, gradient = self.optimizer.state[p], p.grad
             assert gradient is not None
@@ -85,14 +92,15 @@ class StepMeter:
             # A step count that lives on another device is no number, and fused operations take numbers.
             if flat[0].numel() <= SMALL and not isinstance(factors.share, Tensor):
                 together.append((p, flat, factors))
+                if sum(tensors[0].numel() for _, tensors, _ in together) > MOST_TOGETHER:
+                    take()
                 continue
             total = torch.zeros(2 + len(self.adam_probes), device=p.device, dtype=wide(p))
             for chunk in zip(*(x.split(CHUNK.get(p.device.type, CHUNK["cuda"])) for x in flat), strict=True):
                 total += self._sums([list(chunk)], [factors], group["eps"])[0]
             found[id(p)] = total * self._times(p)
         if together:
-            sums = self._sums([flat for _, flat, _ in together], [factors for _, _, factors in together], group["eps"])
-            found |= {id(p): row * self._times(p) for (p, _, _), row in zip(together, sums, strict=True)}
+            take()
         return found
 
     def _sums(self, tensors: Sequence[Sequence[Tensor]], factors: Sequence[_Factors], eps: float) -> Tensor:
