@@ -175,12 +175,14 @@ class Point:
 
     Attributes:
         what: its name in metric keys, such as ``qkv_output``; points with the same name and layer are pooled.
+        gradient: whether its gradient is that of this place alone; not where the tensor goes elsewhere too.
     """
 
     what: str
     layer: int | None
     module: nn.Module
     side: Literal["input", "output"]
+    gradient: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,16 +272,20 @@ def _listed(names: set[Site] | set[Part]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def block_points(layer: int, edges: dict[str, tuple[Sequence[nn.Module], nn.Module, str]]) -> list[Point]:
+def block_points(
+    layer: int, edges: dict[str, tuple[Sequence[nn.Module], nn.Module, str]], *, shared: Sequence[str] = ()
+) -> list[Point]:
     """Input and output points of one block's linear layers.
 
     Args:
         layer: index of the block.
         edges: by name (``qkv``, ``fc1`` ...): the modules that produce the output, and the module and side where
             the input they share can be read once, so that its gradient is that of all of them together.
+        shared: names whose input is the residual stream itself, which has a gradient of its own.
     """
     points: list[Point] = []
     for name, (producers, carrier, side) in edges.items():
-        points.append(Point(f"{name}_input", layer, carrier, cast(Literal["input", "output"], side)))
+        edge = cast(Literal["input", "output"], side)
+        points.append(Point(f"{name}_input", layer, carrier, edge, name not in shared))
         points += [Point(f"{name}_output", layer, producer, "output") for producer in producers]
     return points

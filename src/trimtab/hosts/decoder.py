@@ -178,6 +178,8 @@ class DecoderHost(Host):
     def find_points(self) -> Sequence[Point]:
         names = self.names
         points = [Point("embedding_output", None, self._blocks()[0], "input")]
+        norms = {"qkv": names.attn_norm, "fc1": names.mlp_norm}
+        without_norm = [name for name, norm in norms.items() if norm is None]
         for layer, block in enumerate(self._blocks()):
             attention, mlp = self._attention(block), block.get_submodule(names.mlp)
             proj, fc2 = attention.get_submodule(names.proj), mlp.get_submodule(names.fc2)
@@ -191,6 +193,7 @@ class DecoderHost(Host):
                     "fc1": (fc1, mlp, "input"),
                     "fc2": ([fc2], fc2, "input"),
                 },
+                shared=without_norm,
             )
             points.append(Point("residual", layer, block, "output"))
         return [

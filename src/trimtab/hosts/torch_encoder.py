@@ -50,9 +50,10 @@ class TorchEncoderHost(Host):
         for layer, block in enumerate(self.layers):
             points += [
                 # The projections are not called as modules: the outermost edges are what can be seen.
-                Point("qkv_input", layer, block.self_attn, "input"),
+                # With norms after the branches, what goes into a branch is the residual stream itself.
+                Point("qkv_input", layer, block.self_attn, "input", block.norm_first),
                 Point("proj_output", layer, block.self_attn, "output"),
-                Point("fc1_input", layer, block.linear1, "input"),
+                Point("fc1_input", layer, block.linear1, "input", block.norm_first),
                 Point("fc1_output", layer, block.linear1, "output"),
                 Point("fc2_input", layer, block.linear2, "input"),
                 Point("fc2_output", layer, block.linear2, "output"),

@@ -71,7 +71,8 @@ class Watch:
         self._warned = False
         self._armed, self._in_forward, self._micro_batches, self._failures, self._broken = False, False, 0, 0, False
         forward = list(dict.fromkeys(key for key, _ in points))
-        backward = [(f"{what}_grad", where) for what, where in forward if preset.gradients and what != "logits"]
+        with_gradient = dict.fromkeys(key for key, point in points if point.gradient and preset.gradients)
+        backward = [(f"{what}_grad", where) for what, where in with_gradient if what != "logits"]
         self._rows = {key: row for row, key in enumerate([*forward, *backward])}
         self._forward_places = {"/".join(key) for key in forward}
         self._pack = Pack()
