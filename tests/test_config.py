@@ -289,7 +289,8 @@ def test_merge_with_nothing_is_the_same_and_later_layers_win() -> None:
 
 
 def test_a_dataclass_chosen_by_slug_is_a_table_of_one_key() -> None:
-    assert to_plain((SoftCap(cap=3.0), QKNorm())) == [{"soft_cap": {"cap": 3.0}}, {"qk_norm": {"eps": 1e-6}}]
+    norm = {"norm": "layer_norm", "across": "head", "eps": 1e-6}
+    assert to_plain((SoftCap(cap=3.0), QKNorm())) == [{"soft_cap": {"cap": 3.0}}, {"qk_norm": norm}]
     assert to_plain(Classics()) == {"classics": {"vocab_size": 256}}
 
 

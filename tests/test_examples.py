@@ -52,7 +52,7 @@ def test_an_example_does_what_it_says(name: str, tmp_path: Path):
 @pytest.mark.slow
 def test_a_study_of_a_hugging_face_configuration_runs(tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, ROOT / "examples/hf_study.py", tmp_path / "out", "30"], capture_output=True, text=True
+        [sys.executable, ROOT / "examples/hf_study.py", tmp_path / "out", "40"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "qk_norm: best loss" in done.stdout

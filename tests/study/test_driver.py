@@ -372,14 +372,15 @@ def test_a_run_that_always_kills_its_worker_is_given_up(
 
 
 def test_no_child_process_is_left(tiny: Make, user_code: Any, tmp_path: Path) -> None:
+    before = children()  # other tests' libraries keep processes of their own, such as inductor's compilers
     tiny().run(tmp_path / "study", executor=ProcessExecutor(2))
     assert multiprocessing.active_children() == []
     with pytest.raises(StorageError):
         tiny().run(tmp_path / "other", executor=ProcessExecutor(2, task=user_code.fill_disk))
     deadline = time.monotonic() + 5
-    while children() and time.monotonic() < deadline:
+    while set(children()) - set(before) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert children() == []
+    assert not set(children()) - set(before)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
