@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
 from transformers import TrainerCallback
 from typing_extensions import override
 
-from trimtab.hosts import UnknownFamilyError, host_for
+from trimtab.hosts import host_or_model
 from trimtab.probe import Preset
 from trimtab.probes import standard
 from trimtab.sink import Sink
@@ -44,7 +43,7 @@ class ProbesCallback(TrainerCallback):
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
         self.watch = watch(
-            _subject(model),
+            host_or_model(getattr(model, "module", model)),
             self.preset,
             optimizer=inner,
             every=self.every,
@@ -65,11 +64,3 @@ class ProbesCallback(TrainerCallback):
             self.last = self.watch.last
             self.watch.remove()
             self.watch = None
-
-
-def _subject(model: nn.Module) -> Any:
-    inner = getattr(model, "module", model)
-    try:
-        return host_for(inner)
-    except UnknownFamilyError:
-        return inner

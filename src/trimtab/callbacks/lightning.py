@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 from typing_extensions import override
 
-from trimtab.hosts import UnknownFamilyError, host_for
+from trimtab.hosts import host_or_model
 from trimtab.probe import Preset
 from trimtab.probes import standard
 from trimtab.sink import Sink
@@ -47,7 +46,7 @@ class ProbesCallback(Callback):
         if len(optimizers) != 1:
             raise ValueError(f"probes follow one optimizer, and this module has {len(optimizers)}")
         self.watch = watch(
-            _subject(model),
+            host_or_model(model),
             self.preset,
             optimizer=optimizers[0],
             every=self.every,
@@ -78,10 +77,3 @@ class ProbesCallback(Callback):
             self.last = self.watch.last
             self.watch.remove()
             self.watch = None
-
-
-def _subject(model: nn.Module) -> Any:
-    try:
-        return host_for(model)
-    except UnknownFamilyError:
-        return model

@@ -63,6 +63,14 @@ def host_for(model: nn.Module) -> Host:
     )
 
 
+def host_or_model(model: nn.Module) -> Host | nn.Module:
+    """The adapter for a model, or the model itself, to be read by the names of its parts, where no family fits."""
+    try:
+        return host_for(model)
+    except UnknownFamilyError:
+        return model
+
+
 def parameter_counts(host: Host) -> Counter[Part]:
     """Parameters by part, each counted once: a tied head has none of its own, a shared QKV matrix is shared out.
 

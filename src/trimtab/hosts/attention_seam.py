@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,19 +19,19 @@ WATCHERS = "_trimtab_watchers"
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class SeamMount:
+class SeamMount(ABC):
     """Connects the slots of one model's attention layers; subclasses say how a family's function is replaced."""
 
     def __init__(self, attentions: Sequence[nn.Module]) -> None:
         self.attentions = tuple(attentions)
 
+    @abstractmethod
     def open(self, attention: nn.Module) -> None:
         """Let this layer's attention go through ``attend``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self, attention: nn.Module) -> None:
         """Give the layer its own function back."""
-        raise NotImplementedError
 
     def mount(self, owner: nn.Module, slot: ForeignSlot) -> None:
         if not users(owner):

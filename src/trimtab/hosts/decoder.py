@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -72,13 +73,13 @@ class DecoderHost(Host):
         self._slots: dict[tuple[int, str], ForeignSlot] = {}
         self.seam = self.make_seam([self._attention(block) for block in self._blocks()])
 
+    @abstractmethod
     def shape(self, attention: nn.Module) -> Shape:
         """The heads of an attention layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make_seam(self, attentions: Sequence[nn.Module]) -> SeamMount:
         """How this family's attention function is replaced."""
-        raise NotImplementedError
 
     def cap(self, attention: nn.Module) -> float | None:
         """The soft cap on scores that an attention layer has built in."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -13,29 +14,15 @@ from typing_extensions import override
 
 from trimtab.host import SiteUnavailableError
 from trimtab.hosts.attention_seam import SeamMount, attend
-from trimtab.hosts.decoder import DecoderHost, Names, Shape
+from trimtab.hosts.decoder import DecoderHost, Shape
+from trimtab.hosts.gpt2 import GPT2Host
 
 
 class NanoGPTHost(DecoderHost):
     """A module laid out as nanoGPT's: ``transformer.h`` of blocks with ``attn.c_attn`` and ``mlp.c_fc``."""
 
     family = "nanoGPT-like"
-    names = Names(
-        blocks="transformer.h",
-        embedding="transformer.wte",
-        final_norm="transformer.ln_f",
-        head="lm_head",
-        attention="attn",
-        mlp="mlp",
-        attn_norm="ln_1",
-        mlp_norm="ln_2",
-        attn_out="attn",
-        mlp_out="mlp",
-        qkv=("c_attn",),
-        proj="c_proj",
-        fc1=("c_fc",),
-        fc2="c_proj",
-    )
+    names = replace(GPT2Host.names, transposed=False)
 
     @override
     @classmethod

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trimtab.config import dump_toml
 from trimtab.data import TokenData
 from trimtab.data.batches import held_out_batch, training_batch
-from trimtab.hosts import UnknownFamilyError, host_for
+from trimtab.hosts import UnknownFamilyError, host_for, host_or_model
 from trimtab.intervention import GradientRule, ModelIntervention
 from trimtab.loop import held_out_loss, train
 from trimtab.method import family_matrices, install, method_parameters
@@ -149,10 +149,7 @@ def attach_probes(
     """The probes of the specification, writing into the run folder; a model that no host knows is read by names."""
     if config.preset == "none":
         return None
-    try:
-        subject = host_for(model)
-    except UnknownFamilyError:
-        subject = model
+    subject = host_or_model(model)
     every = config.every or None
     return watch(
         subject, PRESETS[config.preset], optimizer=optimizer, every=every, sinks=(_FolderSink(folder),), group=None

@@ -14,6 +14,10 @@ from trimtab.watching.parameters import Key, is_sharded, plain, squares
 from trimtab.watching.tensors import Reading, metric
 
 
+class ShardedError(RuntimeError):
+    """A probe cannot be read from sharded parameters."""
+
+
 class NoiseMeter:
     """Adds up ||g_k||^2 as each micro-batch's gradient arrives, and keeps the norm of their sum.
 
@@ -39,14 +43,14 @@ class NoiseMeter:
         """Hook the leaves for one reading; returns the handles.
 
         Raises:
-            NotImplementedError: for sharded parameters, whose micro-batch gradients no hook sees.
+            ShardedError: for sharded parameters, whose micro-batch gradients no hook sees.
         """
         self._sums = {}
         if not self.probes:
             return []
         leaves = [(plain(name), p) for name, p in self.model.named_parameters() if p.requires_grad]
         if any(is_sharded(p) for _, p in leaves):
-            raise NotImplementedError("gradient variance cannot be read under fully_shard: leave the probe out")
+            raise ShardedError("gradient variance cannot be read under fully_shard: leave the probe out")
         return [
             handle
             for name, p in leaves

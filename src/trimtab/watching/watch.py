@@ -17,7 +17,7 @@ from trimtab.host import AttentionPoint, Point
 from trimtab.probe import GradientNoiseProbe, MatrixProbe, Preset, TableProbe, wide
 from trimtab.sink import Sink
 from trimtab.watching import seam
-from trimtab.watching.noise import NoiseMeter
+from trimtab.watching.noise import NoiseMeter, ShardedError
 from trimtab.watching.pack import Pack
 from trimtab.watching.parameters import Key, Weight
 from trimtab.watching.tables import MatrixMeter, TableMeter
@@ -261,7 +261,7 @@ class Watch:
         self._release_leaves()
         try:
             self._leaf_handles = self.noise.attach()
-        except NotImplementedError as error:
+        except ShardedError as error:
             self.noise.probes = ()
             warnings.warn(f"trimtab: {error}", stacklevel=2)
         self._armed = True
