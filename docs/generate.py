@@ -11,8 +11,9 @@ from torch import nn
 
 from trimtab import host_for
 from trimtab.cli import EXIT_CODES
+from trimtab.change import MergeError
 from trimtab.host import SiteUnavailableError
-from trimtab.intervention import ConflictError, MergeError, Source
+from trimtab.intervention import ConflictError, Source
 from trimtab.interventions import catalogue as interventions
 from trimtab.method import Method, RemovalError
 from trimtab.methods import catalogue as methods

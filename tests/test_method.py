@@ -14,20 +14,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from trimtab import GPT, GPTConfig, host_for, methods
+from trimtab.change import Change, MergeError, SlotChange
 from trimtab.host import Host, Part, PartView, Site, SiteUnavailableError, Slot, Tap
 from trimtab.hosts import UnknownFamilyError
 from trimtab.hosts.gpt import GPTHost
-from trimtab.intervention import (
-    Change,
-    ConflictError,
-    MergeError,
-    ModelEdit,
-    ModelIntervention,
-    ModuleSwap,
-    SlotChange,
-    Source,
-    WeightRule,
-)  # fmt: skip
+from trimtab.intervention import ConflictError, ModelEdit, ModelIntervention, ModuleSwap, Source, WeightRule
 from trimtab.interventions import GlobalClip, PreNormRemoval, QKNorm, SigmaReparam, SoftCap, SoftTemp
 from trimtab.method import Method, NotInstallableError, RemovalError, install, installed_in, method_parameters
 from trimtab.optim import OptimizerConfig, adamw
@@ -552,10 +543,10 @@ class Mixing(ModelEdit):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OtherNorm(ModuleSwap):
     source: ClassVar[Source] = SOURCE
-    part = Part.ATTN_NORM
+    parts = (Part.ATTN_NORM,)
 
     @override
-    def replacement(self, module: nn.Module) -> nn.Module:
+    def replacement(self, views: Sequence[PartView]) -> nn.Module:
         return nn.RMSNorm(16)
 
 
@@ -563,10 +554,10 @@ class OtherNorm(ModuleSwap):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OtherProj(ModuleSwap):
     source: ClassVar[Source] = SOURCE
-    part = Part.PROJ
+    parts = (Part.PROJ,)
 
     @override
-    def replacement(self, module: nn.Module) -> nn.Module:
+    def replacement(self, views: Sequence[PartView]) -> nn.Module:
         return nn.Linear(16, 16)
 
 
@@ -574,11 +565,11 @@ class OtherProj(ModuleSwap):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SwapForItself(ModuleSwap):
     source: ClassVar[Source] = SOURCE
-    part = Part.PROJ
+    parts = (Part.PROJ,)
 
     @override
-    def replacement(self, module: nn.Module) -> nn.Module:
-        return module
+    def replacement(self, views: Sequence[PartView]) -> nn.Module:
+        return views[0].module
 
 
 @final

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +66,20 @@ AttentionWatcher = Callable[[Tensor, Tensor, Tensor | None, float], None]
 else added to the scores), and the factor that scores are scaled by."""
 
 
+class Listener(Protocol):
+    """An edit of one site that is told what passes at another, in the same pass and before its own turn."""
+
+    def hear(self, x: Tensor) -> None:
+        """Take the tensor of the other site, after its edits; gradients flow through it."""
+        ...
+
+
 class Slot(nn.Sequential):
     """Edits applied in order at one site of one layer; empty is the identity.
 
-    Watchers read the tensor before and after the edits and can change nothing: they are not
-    modules, so they own no parameters and leave no trace in the state dict.
+    Listeners are edits of other slots that need this tensor as well. Watchers read the tensor before and
+    after the edits and can change nothing: they are not modules, so they own no parameters and leave no
+    trace in the state dict.
 
     Raises:
         ValueError: in ``forward``, if an edit changed the shape of the tensor.
@@ -79,6 +88,7 @@ class Slot(nn.Sequential):
     def __init__(self) -> None:
         super().__init__()
         self.watchers: list[Watcher] = []
+        self.listeners: list[Listener] = []
 
     @property
     def active(self) -> bool:
@@ -87,21 +97,34 @@ class Slot(nn.Sequential):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        if not self._modules and not self.watchers:
+        if not self._modules and not self.watchers and not self.listeners:
             return input
         output = input
         for edit in self:
             output = cast(Tensor, edit(output))
         if output.shape != input.shape:
             raise ValueError(f"an edit changed {tuple(input.shape)} to {tuple(output.shape)}")
+        for listener in self.listeners:
+            listener.hear(output)
         for watch in self.watchers:
             watch(input.detach(), output.detach())
         return output
+
+    def listen(self, listener: Listener) -> None:
+        """Tell an edit of another slot what passes here."""
+        self.listeners.append(listener)
+
+    def unlisten(self, listener: Listener) -> None:
+        """Tell it no more."""
+        self.listeners = [one for one in self.listeners if one is not listener]
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Add a watcher; returns the function that takes it away again."""
         self.watchers.append(watcher)
         return lambda: self.watchers.remove(watcher)
+
+    def move(self, owner: nn.Module) -> None:
+        """Sit at another module, which plays the same part; a slot in the code of a family stays where it is."""
 
     def discard(self, edit: nn.Module) -> None:
         """Take one edit out, keeping the order of the others."""
@@ -118,6 +141,8 @@ class Tap:
         layer: index of the block from 0; None for a site outside the blocks.
         width: size of the tensor's last axis; 0 where it varies from call to call (scores, weights).
         num_heads: size of the head axis; 0 at sites without one.
+        heard: taps of the same layer whose tensors the edit is told, in the order its intervention names the sites.
+        num_layers: blocks of the model; these last two are filled in for the edit.
     """
 
     site: Site
@@ -125,6 +150,8 @@ class Tap:
     slot: Slot
     width: int
     num_heads: int = 0
+    heard: tuple[Tap, ...] = ()
+    num_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +185,15 @@ class PartView:
         return weight if self.rows is None else weight[self.rows]
 
     def write(self, value: Tensor) -> None:
-        """Set this part's weight, (out, in), leaving the other parts of a shared matrix alone."""
+        """Set this part's weight, (out, in), leaving the other parts of a shared matrix alone.
+
+        Raises:
+            TypeError: if a method computes the weight from other parameters.
+        """
+        weight = cast(Tensor, self.module.weight)
+        if not isinstance(weight, nn.Parameter):
+            raise TypeError(f"the weight of {self.part} is computed from others, so it cannot be written")
         with torch.no_grad():
-            weight = cast(Tensor, self.module.weight)
             weight = weight.mT if self.transposed else weight
             weight[slice(None) if self.rows is None else self.rows] = value.to(weight)
 

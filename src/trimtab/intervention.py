@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from typing_extensions import override
 
-from trimtab.host import Host, Part, PartView, Site, Slot, Tap
+from trimtab.change import Change, InitialChange, SlotChange, SwapChange, WeightChange
+from trimtab.host import Host, Part, PartView, Site, Tap
 
 
 class ConflictError(ValueError):
     """Two interventions, or an intervention and the family, claim the same thing; nothing was changed."""
+
+
+class TrainedModelError(ValueError):
+    """New initial weights would throw away what a model has learned; nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,128 +40,6 @@ class Source:
     place: str
     equation: str
     deviations: tuple[str, ...] = ()
-
-
-class Change(Protocol):
-    """One reversible alteration of a model."""
-
-    freely_removable: bool
-
-    def apply(self) -> None: ...
-
-    def undo(self) -> None: ...
-
-    def merge(self) -> None: ...
-
-    def claims(self) -> Sequence[object]:
-        """What no two changes may alter at once; nothing where changes stack."""
-        ...
-
-    def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
-        """Prefixes of internal state-dict keys -> the prefixes they are saved under."""
-        ...
-
-    def own_modules(self) -> Iterable[nn.Module]:
-        """The modules whose parameters belong to the method, not to the family."""
-        ...
-
-
-@dataclass(eq=False)
-class SlotChange:
-    """An edit added to a slot."""
-
-    slot: Slot
-    edit: nn.Module
-    freely_removable: bool = True
-
-    def apply(self) -> None:
-        self.slot.append(self.edit)
-
-    def undo(self) -> None:
-        self.slot.discard(self.edit)
-
-    def merge(self) -> None:
-        raise MergeError("an edit of activations has no effective weight to merge; use remove()")
-
-    def claims(self) -> Sequence[object]:
-        return ()
-
-    def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
-        path = paths[id(self.slot)]
-        index = list(self.slot).index(self.edit)
-        return {f"{path}.{index}.": f"trimtab.{slug}.{path}."}
-
-    def own_modules(self) -> Iterable[nn.Module]:
-        return (self.edit,)
-
-
-@dataclass(eq=False)
-class SwapChange:
-    """A part played by another module."""
-
-    view: PartView
-    replacement: nn.Module
-    original: nn.Module
-    freely_removable: bool = False
-
-    def apply(self) -> None:
-        self.view.replace(self.replacement)
-
-    def undo(self) -> None:
-        self.view.replace(self.original)
-
-    def merge(self) -> None:
-        raise MergeError(f"the swapped {self.view.part} has no effective weight to merge")
-
-    def claims(self) -> Sequence[object]:
-        # The weight too: a rule on the module that is swapped out would be silently inactive.
-        return ((id(self.view.owner), self.view.attribute), (id(self.original), "weight"))
-
-    def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
-        path = f"{paths[id(self.view.owner)]}.{self.view.attribute}".lstrip(".")
-        return {f"{path}.": f"trimtab.{slug}.{path}."}
-
-    def own_modules(self) -> Iterable[nn.Module]:
-        return (self.replacement,)
-
-
-@dataclass(eq=False)
-class WeightChange:
-    """A weight seen through a parametrization."""
-
-    module: nn.Module
-    rule: nn.Module
-    freely_removable: bool = False
-
-    def apply(self) -> None:
-        parametrize.register_parametrization(self.module, "weight", self.rule)
-
-    def undo(self) -> None:
-        self._take_out(keep_effective=False)
-
-    def merge(self) -> None:
-        self._take_out(keep_effective=True)
-
-    def _take_out(self, *, keep_effective: bool) -> None:
-        parametrize.remove_parametrizations(self.module, "weight", leave_parametrized=keep_effective)
-        # torch puts the weight back behind the bias; the old order is the order of an optimizer's state.
-        weight = self.module._parameters.pop("weight")
-        self.module._parameters = {"weight": weight} | self.module._parameters
-
-    def claims(self) -> Sequence[object]:
-        return ((id(self.module), "weight"),)
-
-    def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
-        path = paths[id(self.module)]
-        inner = f"{path}.parametrizations.weight"
-        return {f"{inner}.original": f"{path}.weight", f"{inner}.0.": f"trimtab.{slug}.{path}."}
-
-    def own_modules(self) -> Iterable[nn.Module]:
-        return (self.rule,)
-
-
-class MergeError(ValueError):
-    """There is no effective weight to bake in; nothing was changed."""
 
 
 class Intervention(ABC):
@@ -184,7 +66,13 @@ class ModelIntervention(Intervention):
 
 
 class ModelEdit(ModelIntervention):
-    """Edits of the tensors that pass at some sites."""
+    """Edits of the tensors that pass at some sites.
+
+    Attributes:
+        hears: further sites of the same layer whose tensors each edit, a ``Listener``, is told before its turn.
+    """
+
+    hears: ClassVar[Sequence[Site]] = ()
 
     @property
     @abstractmethod
@@ -198,28 +86,36 @@ class ModelEdit(ModelIntervention):
     @override
     def prepare(self, host: Host) -> Sequence[Change]:
         like = _first_parameter(host.model)
-        return [
-            SlotChange(tap.slot, self.edit(tap).to(like.device, like.dtype))
-            for site in self.sites
-            for tap in host.taps(site)
-        ]
+        heard = {(site, tap.layer): tap for site in self.hears for tap in host.taps(site)}
+        num_layers = len({tap.layer for tap in host.find_taps() if tap.layer is not None})
+        changes: list[Change] = []
+        for site in self.sites:
+            for tap in host.taps(site):
+                others = tuple(heard[other, tap.layer] for other in self.hears)
+                edit = self.edit(replace(tap, heard=others, num_layers=num_layers)).to(like.device, like.dtype)
+                changes.append(SlotChange(tap.slot, edit, tuple(other.slot for other in others)))
+        return changes
 
 
 class ModuleSwap(ModelIntervention):
-    """Another module in place of a part."""
+    """Other modules in place of some parts."""
 
     @property
     @abstractmethod
-    def part(self) -> Part:
-        """Which part is replaced."""
+    def parts(self) -> Sequence[Part]:
+        """Which parts are replaced; those that share one module, such as a fused QKV, are replaced together."""
 
     @abstractmethod
-    def replacement(self, module: nn.Module) -> nn.Module:
-        """What plays the part instead of ``module``."""
+    def replacement(self, views: Sequence[PartView]) -> nn.Module:
+        """What plays these parts, which share a module, instead of it."""
 
     @override
     def prepare(self, host: Host) -> Sequence[Change]:
-        return [SwapChange(view, self.replacement(view.module), view.module) for view in host.parts(self.part)]
+        shared: dict[int, list[PartView]] = {}
+        for part in self.parts:
+            for view in host.parts(part):
+                shared.setdefault(id(view.module), []).append(view)
+        return [SwapChange(views[0], self.replacement(views), views[0].module) for views in shared.values()]
 
 
 class WeightRule(ModelIntervention):
@@ -238,6 +134,54 @@ class WeightRule(ModelIntervention):
     def prepare(self, host: Host) -> Sequence[Change]:
         modules = {id(v.module): v.module for part in self.parts for v in host.parts(part)}
         return [WeightChange(m, self.rule(cast(Tensor, m.weight))) for m in modules.values()]
+
+
+class InitRule(ModelIntervention):
+    """Other initial weights for a fresh model."""
+
+    @abstractmethod
+    def initial(self, view: PartView, num_layers: int) -> Tensor | None:
+        """The weight (out, in) that this part starts from, drawn from torch's global stream; None leaves it alone."""
+
+    @override
+    def prepare(self, host: Host) -> Sequence[Change]:
+        """Build everything that will be put in, touching nothing.
+
+        Raises:
+            TrainedModelError: if the model has been trained.
+        """
+        if is_trained(host):
+            raise TrainedModelError(
+                f"{self.slug()} draws new initial weights, and this model has been trained; use it on a fresh one"
+            )
+        views = host.find_parts()
+        num_layers = 1 + max(view.layer for view in views if view.layer is not None)
+        drawn: dict[int, list[tuple[PartView, Tensor]]] = {}
+        first: dict[int, nn.Module] = {}
+        for view in views:
+            stored = getattr(view.module, "weight", None)
+            if stored is None or first.setdefault(id(stored), view.module) is not view.module:
+                continue  # a tied head starts as the embedding does
+            values = self.initial(view, num_layers)
+            if values is not None:
+                drawn.setdefault(id(view.module), []).append((view, values))
+        return [InitialChange([view for view, _ in some], [values for _, values in some]) for some in drawn.values()]
+
+
+def is_trained(host: Host) -> bool:
+    """Whether the model has learned: the gains of a norm differ from each other, which no initialisation makes.
+
+    A model on the meta device has no values, and one without any gain cannot be told: both count as fresh.
+    """
+    norms = (view for part in (Part.ATTN_NORM, Part.MLP_NORM, Part.FINAL_NORM) for view in _offered(host, part))
+    gains = (getattr(view.module, "weight", None) for view in norms)
+    return any(
+        isinstance(gain, Tensor) and not gain.is_meta and bool((gain != gain.flatten()[0]).any()) for gain in gains
+    )
+
+
+def _offered(host: Host, part: Part) -> Sequence[PartView]:
+    return [view for view in host.find_parts() if view.part is part]
 
 
 @runtime_checkable

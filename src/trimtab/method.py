@@ -13,17 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from trimtab.change import Change, MergeError, WeightChange
 from trimtab.host import Host
-from trimtab.intervention import (
-    Change,
-    ConflictError,
-    GradientRule,
-    Intervention,
-    MergeError,
-    ModelIntervention,
-    Source,
-    WeightChange,
-)
+from trimtab.intervention import ConflictError, GradientRule, Intervention, ModelIntervention, ModuleSwap, Source
 
 
 class NotInstallableError(RuntimeError):
@@ -103,7 +95,7 @@ class Installed:
         Raises:
             MergeError: if the method has no effective weight.
         """
-        if not all(isinstance(change, WeightChange) for change in self.changes):
+        if not all(change.mergeable for change in self.changes):
             raise MergeError(f"{self.slug} has no effective weight to merge")
         self._check_installed()
         self._take_out([change.merge for change in self.changes])
@@ -161,10 +153,19 @@ def install(interventions: Sequence[ModelIntervention], host: Host) -> tuple[Ins
             raise ConflictError(f"{slug} would be installed twice")
     for slug in sorted(host.built_in & {i.slug() for i in interventions}):
         raise ConflictError(f"{host.family} has {slug} built in")
-    fresh = [Installed(i.slug(), host, i.prepare(host)) for i in interventions]
-    _refuse_double_claims(installed, fresh)
     untouched = [one for one in installed if one.untouched]
-    _apply_all([change for one in fresh for change in one.changes])
+    fresh: list[Installed] = []
+    try:
+        # What replaces a module goes in first, so that edits find the module that is there in the end.
+        for intervention in sorted(interventions, key=lambda i: not isinstance(i, ModuleSwap)):
+            one = Installed(intervention.slug(), host, intervention.prepare(host))
+            _refuse_double_claims((*installed, *fresh), one)
+            _apply_all(one.changes)
+            fresh.append(one)
+    except BaseException:
+        for change in (change for one in reversed(fresh) for change in reversed(one.changes)):
+            change.undo()
+        raise
     if fresh:
         _Registry.of(host.model).installed.extend(fresh)
     for one in (*untouched, *fresh):
@@ -179,13 +180,18 @@ def installed_in(model: nn.Module) -> tuple[Installed, ...]:
 
 
 def method_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Parameters that belong to installed methods (gains, scales), not to the family; these never decay."""
+    """Parameters that belong to installed methods (gains, scales), not to the family; these never decay.
+
+    The weights of linear layers that a method adds, such as those of a gate, are weights like the family's.
+    """
+    added = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
     return {
         parameter
         for one in installed_in(model)
         for change in one.changes
         for module in change.own_modules()
         for parameter in module.parameters()
+        if parameter not in added
     }
 
 
@@ -200,7 +206,8 @@ def _stored(module: nn.Module) -> object:
     """The parameter behind a module's weight, seen through a parametrization; the module itself if it has none."""
     if parametrize.is_parametrized(module, "weight"):
         return cast(Any, module).parametrizations.weight.original
-    return getattr(module, "weight", module)
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, nn.Parameter) else module  # a product of factors is made anew at every reading
 
 
 class _Registry:
@@ -282,14 +289,13 @@ def _refuse_compiled_or_sharded(model: nn.Module) -> None:
         raise NotInstallableError("the model is sharded: install methods first, then fully_shard")
 
 
-def _refuse_double_claims(installed: Sequence[Installed], fresh: Sequence[Installed]) -> None:
-    owner = {claim: one.slug for one in installed for change in one.changes for claim in change.claims()}
-    for one in fresh:
-        for change in one.changes:
-            for claim in change.claims():
-                if claim in owner:
-                    raise ConflictError(f"{owner[claim]} and {one.slug} both replace the same weight or part")
-            owner |= dict.fromkeys(change.claims(), one.slug)
-            if isinstance(change, WeightChange) and parametrize.is_parametrized(change.module, "weight"):
-                kind = type(change.module).__name__
-                raise ConflictError(f"{one.slug}: the weight of a {kind} is parametrized already")
+def _refuse_double_claims(others: Sequence[Installed], one: Installed) -> None:
+    owner = {claim: other.slug for other in others for change in other.changes for claim in change.claims()}
+    for change in one.changes:
+        for claim in change.claims():
+            if claim in owner:
+                raise ConflictError(f"{owner[claim]} and {one.slug} both replace the same weight or part")
+        owner |= dict.fromkeys(change.claims(), one.slug)
+        if isinstance(change, WeightChange) and parametrize.is_parametrized(change.module, "weight"):
+            kind = type(change.module).__name__
+            raise ConflictError(f"{one.slug}: the weight of a {kind} is parametrized already")

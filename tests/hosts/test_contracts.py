@@ -41,11 +41,15 @@ BETWEEN = {
     "OLMo 2": "its norm of queries and keys goes over all heads together",
 }
 
+NORMS_QK = {"qk_norm", "qk_norm_cap", "qk_fc_norm", "qkv_norm", "reordered_qk_norm"}
 CONFLICTS = {
-    "Qwen 3": {"qk_norm", "qk_norm_cap", "qk_fc_norm", "qkv_norm"},
-    "OLMo 2": {"qk_norm", "qk_norm_cap", "qk_fc_norm", "qkv_norm"},
-    "Gemma 2": {"soft_cap", "qk_norm_cap", "qk_fc_norm"},
+    "Qwen 3": NORMS_QK,
+    "OLMo 2": NORMS_QK | {"reordered_norm", "sigma_reparam_normless"},
+    "Gemma 2": {"soft_cap", "qk_norm_cap", "qk_fc_norm", "reordered_norm", "reordered_qk_norm", "scaled_embed"},
 }
+for _family in FAMILIES:
+    if _family != "trimtab GPT":  # the residual stream of others cannot be edited
+        CONFLICTS[_family] = CONFLICTS.get(_family, set()) | {"deep_norm"}
 REFUSED = [(family, slug) for family, slugs in CONFLICTS.items() for slug in sorted(slugs)]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from trimtab.host import Slot, Watcher
+from trimtab.host import Listener, Slot, Watcher
 
 PREFIX = "trimtab_"
 
@@ -84,7 +84,7 @@ class Mount(Protocol):
 
 
 class ForeignSlot(Slot):
-    """A slot that becomes part of the model with its first edit or watcher, and leaves with its last."""
+    """A slot that becomes part of the model with its first edit, listener or watcher, and leaves with its last."""
 
     def __init__(self, name: str, owner: nn.Module, mount: Mount) -> None:
         super().__init__()
@@ -95,6 +95,16 @@ class ForeignSlot(Slot):
     def bind(self, owner: nn.Module) -> None:
         """Say which module the slot sits at; again after the model was copied."""
         self._owner = weakref.ref(owner)  # a plain reference would register the owner as a part of its own slot
+
+    @override
+    def move(self, owner: nn.Module) -> None:
+        before = self._owner()
+        if before is None or before is owner:
+            return
+        self._mount.unmount(before, self)
+        del before._modules[self.name]
+        self.bind(owner)
+        self._connect()
 
     @override
     def append(self, module: nn.Module) -> Self:
@@ -117,6 +127,16 @@ class ForeignSlot(Slot):
 
         return take_away
 
+    @override
+    def listen(self, listener: Listener) -> None:
+        self._connect()
+        super().listen(listener)
+
+    @override
+    def unlisten(self, listener: Listener) -> None:
+        super().unlisten(listener)
+        self._disconnect()
+
     def _connect(self) -> None:
         owner = self._owner()
         if owner is not None and owner._modules.get(self.name) is not self:
@@ -125,7 +145,8 @@ class ForeignSlot(Slot):
 
     def _disconnect(self) -> None:
         owner = self._owner()
-        if owner is not None and not self._modules and not self.watchers and self.name in owner._modules:
+        in_use = self._modules or self.watchers or self.listeners
+        if owner is not None and not in_use and self.name in owner._modules:
             self._mount.unmount(owner, self)
             del owner._modules[self.name]
 

@@ -60,11 +60,11 @@ class Olmo2Host(HuggingFaceHost):
 
 
 class Gemma2Host(HuggingFaceHost):
-    """Gemma 2: capped scores, norms before and after each branch."""
+    """Gemma 2: capped scores, norms before and after each branch, embeddings times the root of the width."""
 
     family = "Gemma 2"
     model_types = frozenset({"gemma2"})
-    built_in = frozenset({"soft_cap", "branch_norm"})
+    built_in = frozenset({"soft_cap", "branch_norm", "embedding_scale"})
     names = replace(
         LLAMA,
         mlp_norm="pre_feedforward_layernorm",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 from torch import nn
 from typing_extensions import override
@@ -18,19 +18,23 @@ from typing_extensions import override
 from trimtab.host import Site, Tap
 from trimtab.intervention import ModelEdit, Source
 
+NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
+
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BranchNorm(ModelEdit):
-    """Layer-normalise each branch output over the model width.
+    """Normalise each branch output over the model width.
 
     Attributes:
+        norm: which norm; OLMo 2 uses the RMS norm, without bias.
         eps: added to the variance, in squared units of the branch output.
 
     Raises:
-        ValueError: if eps is not positive and finite.
+        ValueError: if norm is unknown, or eps is not positive and finite.
     """
 
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     eps: float = 1e-6
     source: ClassVar[Source] = Source(
         title="Methods of improving LLM training stability",
@@ -41,6 +45,8 @@ class BranchNorm(ModelEdit):
     )
 
     def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
         if not 0 < self.eps < math.inf:
             raise ValueError(f"eps must be positive and finite, got {self.eps}")
 
@@ -51,4 +57,4 @@ class BranchNorm(ModelEdit):
 
     @override
     def edit(self, tap: Tap) -> nn.Module:
-        return nn.LayerNorm(tap.width, eps=self.eps)
+        return NORMS[self.norm](tap.width, eps=self.eps)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast, final
+from typing import ClassVar, Literal, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -24,18 +24,31 @@ from trimtab.intervention import Source, WeightRule
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SigmaReparam(WeightRule):
-    """Reparametrise QKV, Proj, FC1 and FC2 by their spectral norm, with one power iteration per training forward."""
+    """Reparametrise QKV, Proj, FC1 and FC2 by their spectral norm, with one power iteration per training forward.
 
+    Attributes:
+        gamma: where the learnable scalar starts: at the ``spectral_norm`` of the initial weight, which keeps the
+            function, as in the authors' PyTorch code; or at ``one``, as in their paper and JAX code.
+
+    Raises:
+        ValueError: if gamma is unknown.
+    """
+
+    gamma: Literal["spectral_norm", "one"] = "spectral_norm"
     source: ClassVar[Source] = Source(
         title="Stabilizing Transformer Training by Preventing Attention Entropy Collapse",
         arxiv="2303.06296",
         place="method 1 of arXiv 2410.16682",
         equation="W_eff = (gamma / sigma(W)) W, sigma by power iteration",
         deviations=(
-            "gamma starts at the spectral norm, so the function is kept; the paper's text has 1",
+            "gamma starts at the spectral norm by default, so the function is kept; the paper's text has 1",
             "layer norms stay; scope QKV, Proj, FC1, FC2; a fused QKV counts as one matrix",
         ),
     )
+
+    def __post_init__(self) -> None:
+        if self.gamma not in ("spectral_norm", "one"):
+            raise ValueError(f"gamma must be spectral_norm or one, got {self.gamma!r}")
 
     @property
     @override
@@ -44,25 +57,37 @@ class SigmaReparam(WeightRule):
 
     @override
     def rule(self, weight: Tensor) -> nn.Module:
-        return _SpectralReparam(weight)
+        return _SpectralReparam(weight, unit=self.gamma == "one")
 
 
 class _SpectralReparam(nn.Module):
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, *, unit: bool) -> None:
         super().__init__()
+        device = weight.device
         # On the CPU in float64: exact, the same on every device, and done once.
-        _, values, right = torch.linalg.svd(weight.detach().double().cpu(), full_matrices=False)
-        self.gamma = nn.Parameter(values[0].to(weight.device, torch.float32))
-        self.register_buffer("u", right[0].to(weight.device, torch.float32))
+        whole = torch.zeros(weight.shape) if weight.is_meta else weight.detach()
+        left, values, right = torch.linalg.svd(whole.double().cpu(), full_matrices=False)
+        self.gamma = nn.Parameter(
+            values[0].to(device, torch.float32).fill_(1.0) if unit else values[0].float().to(device)
+        )
+        self.register_buffer("u", right[0].to(device, torch.float32))
+        self.register_buffer("v", left[:, 0].contiguous().to(device, torch.float32), persistent=False)
 
     @override
     def forward(self, weight: Tensor) -> Tensor:
-        stored = cast(Tensor, self.u)
-        u = stored.float()  # the model may have been cast after the method went in
-        with torch.no_grad():
-            v = F.normalize(weight.detach().float() @ u, dim=0)
-            if self.training:
-                u = F.normalize(weight.detach().float().T @ v, dim=0)
-                stored.copy_(u)
+        stored_u, stored_v = cast(Tensor, self.u), cast(Tensor, self.v)
+        u, v = stored_u.float(), stored_v.float()  # the model may have been cast after the method went in
+        if not _recomputing():
+            with torch.no_grad():
+                v = F.normalize(weight.detach().float() @ u, dim=0)
+                if self.training:
+                    u = F.normalize(weight.detach().float().T @ v, dim=0)
+                    stored_u.copy_(u)
+                    stored_v.copy_(v)
         sigma = torch.dot(v, weight.float() @ u)
         return (self.gamma / sigma).to(weight.dtype) * weight
+
+
+def _recomputing() -> bool:
+    """Whether an activation checkpoint runs the forward pass again inside backward: the state moves once a step."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

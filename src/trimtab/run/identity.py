@@ -26,6 +26,7 @@ from trimtab.run.spec import RunSpec
 # What every run passes through. An intervention and a data source are added by the run that uses them.
 CORE = (
     "trimtab.host",
+    "trimtab.change",
     "trimtab.intervention",
     "trimtab.method",
     "trimtab.models.gpt",

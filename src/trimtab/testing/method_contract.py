@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimtab.host import Host, Slot
-from trimtab.intervention import ModelIntervention, SwapChange, WeightChange
+from trimtab.change import InitialChange, SlotChange, SwapChange, WeightChange
+from trimtab.host import Host, Listener, Site, Slot, Tap
+from trimtab.intervention import ModelIntervention
 from trimtab.method import Method, RemovalError, installed_in, method_parameters
 from trimtab.optim import OptimizerConfig, adamw
 from trimtab.testing.families import logits_of
@@ -44,14 +46,16 @@ class MethodContract(ABC):
                     assert not torch.equal(change.rule(weight), weight), f"{one.slug}: the rule changes nothing"
                 if isinstance(change, SwapChange):
                     assert change.replacement is not change.original, f"{one.slug}: the part is swapped for itself"
-                edit = getattr(change, "edit", None)
-                if isinstance(edit, nn.Module):
-                    tap = next(t for t in host.find_taps() if edit in list(t.slot))
-                    generator = torch.Generator().manual_seed(2)
-                    x = torch.randn(2, 2, 8, tap.width or 8, generator=generator) * 100 + 3
-                    if tap.width == 0:
-                        x = x if tap.site == "scores" else x.softmax(-1)
-                    assert not torch.equal(edit(x), x), f"{one.slug} at {tap.site} changes nothing"
+                if isinstance(change, InitialChange):
+                    for view, values in zip(change.views, change.values, strict=True):
+                        assert torch.equal(view.weight, values.to(view.weight)), f"{one.slug}: values not written"
+                if isinstance(change, SlotChange):
+                    taps = {id(tap.slot): tap for tap in host.find_taps()}
+                    tap = taps[id(change.slot)]
+                    for slot in change.heard:
+                        cast(Listener, change.edit).hear(_large_input(taps[id(slot)], seed=3) / 100)
+                    x = _large_input(tap, seed=2)
+                    assert not torch.equal(change.edit(x), x), f"{one.slug} at {tap.site} changes nothing"
 
     def test_every_edit_keeps_the_shape(self) -> None:
         """A forward pass succeeds: slots refuse an edit that changes a shape."""
@@ -125,14 +129,14 @@ class MethodContract(ABC):
         self.train_a_little(host)
         host.model.eval()
         tokens = self.tokens(host)
-        trained = logits_of(host.model, tokens)
         for one in reversed(installed):
+            trained = logits_of(host.model, tokens)
             try:
                 one.remove()
                 continue
             except RemovalError:
                 assert torch.equal(logits_of(host.model, tokens), trained), "a refused removal changed the model"
-            if all(isinstance(change, WeightChange) for change in one.changes):
+            if all(change.mergeable for change in one.changes):
                 one.merge()
                 assert torch.allclose(logits_of(host.model, tokens), trained, atol=1e-5)
             break
@@ -147,6 +151,13 @@ class MethodContract(ABC):
             logits = logits_of(host.model, tokens[:, :-1])
             F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
             optimizer.step()
+
+
+def _large_input(tap: Tap, seed: int) -> Tensor:
+    """A tensor of the site's documented shape, two sequences of eight tokens, with entries in the hundreds."""
+    shape = (2, tap.num_heads, 8, tap.width or 8) if tap.num_heads else (2, 8, tap.width)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 100 + 3
+    return x.softmax(-1) if tap.site is Site.WEIGHTS else x
 
 
 def parametrized(module: nn.Module) -> nn.Parameter | None:

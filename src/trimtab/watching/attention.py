@@ -41,6 +41,8 @@ def query_rows(
             s_BHRS = point.cap * torch.tanh(s_BHRS / point.cap)
         for edit in point.scores:
             s_BHRS = edit(s_BHRS)
+        for listener in point.scores.listeners:
+            listener.hear(s_BHRS)
         added, visible = _mask_of(mask, some, T, S, s_BHRS)
         biased = s_BHRS if added is None else s_BHRS + added
         w_BHRS = biased.masked_fill(~visible, -math.inf).softmax(-1)

@@ -77,8 +77,9 @@ def weights_of(host: Host) -> list[Weight]:
     for view in host.find_parts():
         if view.part in ROLES and id(view.module) not in found:
             weight = Weight((f"{ROLES[view.part]}_weight", place(view.layer)), view.module)
-            if weight.stored is not None and id(weight.stored) not in tied:
-                tied.add(id(weight.stored))
+            identity = id(view.module if weight.stored is None else weight.stored)  # a product of factors has none
+            if identity not in tied:
+                tied.add(identity)
                 found[id(view.module)] = weight
     return list(found.values())
 

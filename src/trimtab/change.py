@@ -1,0 +1,235 @@
+"""The reversible alterations that an intervention makes of a model: applied, undone, or baked in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from trimtab.host import Listener, PartView, Slot
+
+
+class MergeError(ValueError):
+    """There is no effective weight to bake in; nothing was changed."""
+
+
+class Change(Protocol):
+    """One reversible alteration of a model.
+
+    Attributes:
+        freely_removable: whether it can be undone after training as well.
+        mergeable: whether it has an effective weight that can be baked into a plain one.
+    """
+
+    freely_removable: bool
+
+    @property
+    def mergeable(self) -> bool: ...
+
+    def apply(self) -> None: ...
+
+    def undo(self) -> None: ...
+
+    def merge(self) -> None: ...
+
+    def claims(self) -> Sequence[object]:
+        """What no two changes may alter at once; nothing where changes stack."""
+        ...
+
+    def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
+        """Prefixes of internal state-dict keys -> the prefixes they are saved under."""
+        ...
+
+    def own_modules(self) -> Iterable[nn.Module]:
+        """The modules whose parameters belong to the method, not to the family."""
+        ...
+
+
+@dataclass(eq=False)
+class SlotChange:
+    """An edit added to a slot.
+
+    Attributes:
+        heard: slots of other sites whose tensors the edit, then a ``Listener``, is told first.
+    """
+
+    slot: Slot
+    edit: nn.Module
+    heard: Sequence[Slot] = ()
+    freely_removable: bool = True
+    mergeable: bool = False
+
+    def apply(self) -> None:
+        for slot in self.heard:
+            slot.listen(cast(Listener, self.edit))
+        self.slot.append(self.edit)
+
+    def undo(self) -> None:
+        self.slot.discard(self.edit)
+        for slot in self.heard:
+            slot.unlisten(cast(Listener, self.edit))
+
+    def merge(self) -> None:
+        raise MergeError("an edit of activations has no effective weight to merge; use remove()")
+
+    def claims(self) -> Sequence[object]:
+        return ()
+
+    def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
+        path = paths[id(self.slot)]
+        index = list(self.slot).index(self.edit)
+        return {f"{path}.{index}.": f"trimtab.{slug}.{path}."}
+
+    def own_modules(self) -> Iterable[nn.Module]:
+        return (self.edit,)
+
+
+@runtime_checkable
+class Factorised(Protocol):
+    """A replacement whose parameters come to one plain weight."""
+
+    def effective_weight(self) -> Tensor:
+        """In the shape and order of the weight that was replaced."""
+        ...
+
+    def effective_bias(self) -> Tensor | None: ...
+
+
+@dataclass(eq=False)
+class SwapChange:
+    """A part played by another module, whose parameters then count as the family's."""
+
+    view: PartView
+    replacement: nn.Module
+    original: nn.Module
+    freely_removable: bool = False
+
+    @property
+    def mergeable(self) -> bool:
+        return isinstance(self.replacement, Factorised)
+
+    def apply(self) -> None:
+        self.view.replace(self.replacement)
+        _move_slots(self.original, self.replacement)
+
+    def undo(self) -> None:
+        self.view.replace(self.original)
+        _move_slots(self.replacement, self.original)
+
+    def merge(self) -> None:
+        if not isinstance(self.replacement, Factorised):
+            raise MergeError(f"the swapped {self.view.part} has no effective weight to merge")
+        with torch.no_grad():
+            original = cast(nn.Linear, self.original)
+            original.weight.copy_(self.replacement.effective_weight())
+            bias = self.replacement.effective_bias()
+            if bias is not None:
+                original.bias.copy_(bias)
+        self.undo()
+
+    def claims(self) -> Sequence[object]:
+        # The weight too: a rule on the module that is swapped out would be silently inactive.
+        return (
+            (id(self.view.owner), self.view.attribute),
+            (id(self.original), "weight"),
+            (id(self.replacement), "weight"),
+        )
+
+    def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
+        path = f"{paths[id(self.view.owner)]}.{self.view.attribute}".lstrip(".")
+        return {f"{path}.": f"trimtab.{slug}.{path}."}
+
+    def own_modules(self) -> Iterable[nn.Module]:
+        return ()
+
+
+@dataclass(eq=False)
+class WeightChange:
+    """A weight seen through a parametrization; a rule with a ``right_inverse`` says what is stored for it."""
+
+    module: nn.Module
+    rule: nn.Module
+    freely_removable: bool = False
+    mergeable: bool = True
+    _plain: Tensor | None = field(default=None, repr=False)
+
+    def apply(self) -> None:
+        if hasattr(self.rule, "right_inverse"):  # rounding would not give the plain weight back
+            self._plain = _kept(cast(Tensor, self.module.weight))
+        parametrize.register_parametrization(self.module, "weight", self.rule)
+
+    def undo(self) -> None:
+        self._take_out(keep_effective=False)
+        if self._plain is not None:
+            with torch.no_grad():
+                cast(Tensor, self.module.weight).copy_(self._plain)
+
+    def merge(self) -> None:
+        self._take_out(keep_effective=True)
+
+    def _take_out(self, *, keep_effective: bool) -> None:
+        parametrize.remove_parametrizations(self.module, "weight", leave_parametrized=keep_effective)
+        # torch puts the weight back behind the bias; the old order is the order of an optimizer's state.
+        weight = self.module._parameters.pop("weight")
+        self.module._parameters = {"weight": weight} | self.module._parameters
+
+    def claims(self) -> Sequence[object]:
+        return ((id(self.module), "weight"),)
+
+    def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
+        path = paths[id(self.module)]
+        inner = f"{path}.parametrizations.weight"
+        return {f"{inner}.original": f"{path}.weight", f"{inner}.0.": f"trimtab.{slug}.{path}."}
+
+    def own_modules(self) -> Iterable[nn.Module]:
+        return (self.rule,)
+
+
+@dataclass(eq=False)
+class InitialChange:
+    """Other initial values of the parts of one module; the old ones are kept on the CPU until it is taken out."""
+
+    views: Sequence[PartView]
+    values: Sequence[Tensor]
+    freely_removable: bool = False
+    mergeable: bool = True
+    _plain: Sequence[Tensor] = field(default=(), repr=False)
+
+    def apply(self) -> None:
+        self._plain = [_kept(view.weight) for view in self.views]
+        self._write(self.values)
+
+    def undo(self) -> None:
+        self._write(self._plain)
+
+    def merge(self) -> None:
+        """Nothing is left to bake in: the weights are plain already."""
+
+    def _write(self, values: Sequence[Tensor]) -> None:
+        for view, value in zip(self.views, values, strict=True):
+            view.write(value)
+
+    def claims(self) -> Sequence[object]:
+        # A rule or a factorisation of the same weight would have been made from the old values.
+        return ((id(self.views[0].module), "weight"),)
+
+    def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
+        return {}
+
+    def own_modules(self) -> Iterable[nn.Module]:
+        return ()
+
+
+def _move_slots(source: nn.Module, target: nn.Module) -> None:
+    """Edits at the edges of a module are edits of the place, not of the module."""
+    for child in list(source.children()):
+        if isinstance(child, Slot):
+            child.move(target)
+
+
+def _kept(weight: Tensor) -> Tensor:
+    return weight.detach().clone() if weight.is_meta else weight.detach().cpu().clone()

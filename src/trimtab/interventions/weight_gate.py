@@ -1,0 +1,75 @@
+r"""Weight gate (WeSaR): every matrix is stored at one scale, and a learnable scalar gives it its own.
+
+.. math:: W_{eff} = \alpha W, \qquad W_{ij} \sim \mathcal N(0, \hat\sigma^2), \quad \alpha_0 = \sigma / \hat\sigma
+
+Adam moves every entry by about the LR, so with one scale for all, :math:`\lVert\Delta W\rVert / \lVert W\rVert` is the
+same for every matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from trimtab.host import Part
+from trimtab.intervention import Source, WeightRule
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightGate(WeightRule):
+    """Store QKV, Proj, FC1 and FC2 at one standard deviation, each behind a learnable scalar gate.
+
+    Attributes:
+        std: of every stored matrix ("sigma hat").
+
+    Raises:
+        ValueError: if std is not positive and finite.
+    """
+
+    std: float = math.sqrt(4e-5)
+    source: ClassVar[Source] = Source(
+        title="Initialization of Large Language Models via Reparameterization to Mitigate Loss Spikes",
+        arxiv="2410.05052",
+        place="WeSaR",
+        equation="W_eff = alpha W, W ~ N(0, sigma^2), alpha = target std / sigma at first",
+        deviations=(
+            "accounts differ on sigma: 4e-5 is taken as its square, so it is 6.3e-3",
+            "the target is the standard deviation the family starts from, so the function is kept",
+            "scope QKV, Proj, FC1, FC2; a fused QKV counts as one matrix; embedding and head stay",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.std < math.inf:
+            raise ValueError(f"std must be positive and finite, got {self.std}")
+
+    @property
+    @override
+    def parts(self) -> Sequence[Part]:
+        return (Part.Q, Part.K, Part.V, Part.PROJ, Part.FC1, Part.FC2)
+
+    @override
+    def rule(self, weight: Tensor) -> nn.Module:
+        return _Gated(weight, self.std)
+
+
+class _Gated(nn.Module):
+    def __init__(self, weight: Tensor, std: float) -> None:
+        super().__init__()
+        alpha = weight.detach().float().std(correction=0) / std
+        self.alpha = nn.Parameter(torch.where(alpha == 0, 1.0, alpha))  # a matrix of zeros stays one
+
+    @override
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.alpha.to(weight.dtype) * weight
+
+    def right_inverse(self, effective: Tensor) -> Tensor:
+        """What is stored for an effective weight."""
+        return effective / self.alpha.detach().to(effective.dtype)

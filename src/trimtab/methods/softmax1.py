@@ -1,0 +1,8 @@
+"""A softmax that may sum to less than one."""
+
+from __future__ import annotations
+
+from trimtab.interventions.softmax_one import SoftmaxOne
+from trimtab.method import Method
+
+softmax1 = Method("softmax1", (SoftmaxOne(),), SoftmaxOne.source)
