@@ -18,8 +18,9 @@ from trimtab.report import write_report
 from trimtab.report.tables import print_table
 from trimtab.run.folder import Outcome, decode_number
 from trimtab.study.analysis import analyse
+from trimtab.study.arms import SIXTEENTH
 from trimtab.study.search import Trial
-from trimtab.study.spec import SIXTEENTH, read_study
+from trimtab.study.spec import read_study
 
 
 def main() -> None:

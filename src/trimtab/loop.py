@@ -87,6 +87,15 @@ def train(
         yield StepRecord(step, lr, torch.stack(losses).sum(), grad_norm, held_out)
 
 
+def token_losses(model: nn.Module, tokens: Int[Tensor, "B T_plus_1"]) -> Float[Tensor, "B T"]:
+    """Cross-entropy of each next token, in nats; logits are taken to fp32 first. NaN in, NaN out."""
+    output = model(tokens[:, :-1])
+    logits = cast(Tensor, getattr(output, "logits", output))
+    return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
+        len(tokens), -1
+    )
+
+
 def next_token_loss(model: nn.Module, tokens: Int[Tensor, "B T_plus_1"]) -> Float[Tensor, ""]:
     """Mean cross-entropy of each next token, in nats; logits are taken to fp32 first. NaN in, NaN out."""
     output = model(tokens[:, :-1])

@@ -7,6 +7,7 @@ import lzma
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from itertools import accumulate
 from typing import final
 
 import numpy as np
@@ -80,6 +81,7 @@ class Classics(TokenSource):
 def _load(vocab_size: int) -> TokenData:
     train: list[bytes] = []
     held_out: dict[str, bytes] = {}
+    breaks: dict[str, list[int]] = {}
     for text in TEXTS:
         whole = read_text(text)
         start = 0
@@ -89,8 +91,10 @@ def _load(vocab_size: int) -> TokenData:
             pieces.append(whole[first:end])
             start = end
         train.append(whole[start:])
-        held_out[text.file.split(".")[0]] = b"".join(pieces)
-    return encode(b"".join(train), held_out, vocab_size)
+        name = text.file.split(".")[0]
+        held_out[name] = b"".join(pieces)
+        breaks[name] = list(accumulate(len(piece) for piece in pieces[:-1]))
+    return encode(b"".join(train), held_out, vocab_size, breaks)
 
 
 def read_text(text: Text) -> bytes:

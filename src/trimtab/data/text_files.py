@@ -12,11 +12,16 @@ from typing_extensions import override
 from trimtab.data.source import CorpusError, TokenData, TokenSource, check_length
 from trimtab.data.tokenizer import check_vocab_size, encode
 
+OWN_PART = 4096
+
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextFiles(TokenSource):
     """Text files, joined in the order given; the end of each is held out.
+
+    Of several files, what is held out of each is a part of its own, named after the file, if it has 4 KB or more; the
+    rest, and that of a single file, is the part ``text``.
 
     Attributes:
         paths: UTF-8 files, relative to the working folder.
@@ -41,18 +46,20 @@ class TextFiles(TokenSource):
     @override
     def load(self) -> TokenData:
         train: list[bytes] = []
-        held_out: list[bytes] = []
+        held_out: dict[str, bytes] = {}
         for path in map(Path, self.paths):
             text = _read(path)
             # Cut at a character, so that both sides stay valid UTF-8.
             cut = len(text.decode()[: int(len(text.decode()) * (1 - self.held_out_share))].encode())
             train.append(text[:cut])
-            held_out.append(text[cut:])
+            name = path.stem if len(self.paths) > 1 and len(text) - cut >= OWN_PART else "text"
+            held_out[name] = held_out.get(name, b"") + text[cut:]
         named = ", ".join(self.paths)
         check_length(named, np.frombuffer(b"".join(train), dtype=np.uint8))
-        data = encode(b"".join(train), {"text": b"".join(held_out)}, self.vocab_size)
+        data = encode(b"".join(train), held_out, self.vocab_size)
         check_length(named, data.train)
-        check_length(f"{named} (held out)", data.held_out["text"], least=256)
+        every = np.concatenate(list(data.held_out.values()))
+        check_length(f"{named} (held out)", every, least=256)
         return data
 
 

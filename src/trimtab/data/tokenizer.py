@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,24 +27,29 @@ def check_vocab_size(vocab_size: int) -> None:
         raise ValueError(f"vocab_size must lie between {BYTES} (raw bytes) and {LARGEST}, got {vocab_size}")
 
 
-def encode(train: bytes, held_out: Mapping[str, bytes], vocab_size: int) -> TokenData:
+def encode(
+    train: bytes, held_out: Mapping[str, bytes], vocab_size: int, breaks: Mapping[str, Sequence[int]] | None = None
+) -> TokenData:
     """Token ids of a text: its bytes where ``vocab_size`` is 256, else a BPE trained on ``train``.
 
+    ``breaks`` are the bytes of each held-out part at which another document begins; a line begins there too.
     Ids are cached on disk by the hash of all text and the vocabulary size; the cache can be deleted at any time.
     """
     if vocab_size == BYTES:
         parts = {name: np.frombuffer(text, dtype=np.uint8) for name, text in held_out.items()}
-        return TokenData(np.frombuffer(train, dtype=np.uint8), parts, vocab_size, 1.0)
+        return TokenData(np.frombuffer(train, dtype=np.uint8), parts, vocab_size, 1.0, breaks=breaks or {})
     digest = hashlib.sha256(train)
     for name, text in sorted(held_out.items()):
         digest.update(name.encode() + hashlib.sha256(text).digest())
+    digest.update(repr(sorted((breaks or {}).items())).encode())
     cached = cache_folder() / f"bpe-{digest.hexdigest()[:16]}-{vocab_size}.npz"
     ids = _read_cached(cached)
     if ids is None:
-        ids = _encode_by_bpe(train, held_out, vocab_size)
+        ids = _encode_by_bpe(train, held_out, vocab_size, breaks or {})
         _write_whole(cached, ids)
     parts = {name: ids[f"held_out.{name}"] for name in held_out}
-    return TokenData(ids["train"], parts, vocab_size, len(train) / len(ids["train"]))
+    begins = {name: [int(i) for i in ids[f"breaks.{name}"]] for name in breaks or {}}
+    return TokenData(ids["train"], parts, vocab_size, len(train) / len(ids["train"]), breaks=begins)
 
 
 def _read_cached(path: Path) -> dict[str, Tokens] | None:
@@ -60,7 +65,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("TRIMTAB_CACHE") or Path.home() / ".cache" / "trimtab")
 
 
-def _encode_by_bpe(train: bytes, held_out: Mapping[str, bytes], vocab_size: int) -> dict[str, Tokens]:
+def _encode_by_bpe(
+    train: bytes, held_out: Mapping[str, bytes], vocab_size: int, breaks: Mapping[str, Sequence[int]]
+) -> dict[str, Tokens]:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -76,7 +83,10 @@ def _encode_by_bpe(train: bytes, held_out: Mapping[str, bytes], vocab_size: int)
         encoded = tokenizer.encode_batch(text.decode().splitlines(keepends=True))
         return np.concatenate([np.asarray(line.ids, dtype=np.uint16) for line in encoded])
 
-    return {"train": ids(train), **{f"held_out.{name}": ids(text) for name, text in held_out.items()}}
+    coded = {"train": ids(train), **{f"held_out.{name}": ids(text) for name, text in held_out.items()}}
+    for name, places in breaks.items():
+        coded[f"breaks.{name}"] = np.array([len(ids(held_out[name][:place])) for place in places], dtype=np.uint64)
+    return coded
 
 
 def _write_whole(path: Path, arrays: Mapping[str, Tokens]) -> None:

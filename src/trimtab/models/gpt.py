@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from trimtab.host import AttentionWatcher, Slot
@@ -41,6 +42,8 @@ class GPTConfig:
         tied: whether the head is the embedding's matrix.
         init_std: standard deviation of every fresh matrix; Proj and FC2 are divided by sqrt(2 num_layers) besides.
         attention: ``fused`` computes scores only when an edit needs them, ``explicit`` always.
+        recompute: whether each block's activations are computed again in the backward pass in place of being kept:
+            less memory, a third more time.
 
     Raises:
         ValueError: if a size is not positive, the heads do not divide the width, or a share is outside 0 to 1.
@@ -60,6 +63,7 @@ class GPTConfig:
     tied: bool = True
     init_std: float = 0.02
     attention: Literal["fused", "explicit"] = "fused"
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "num_layers", "num_heads", "width", "mlp_ratio"):
@@ -226,6 +230,9 @@ class GPT(nn.Module):
         if self.position_embedding is not None:
             x_BTD = x_BTD + self.position_embedding.weight[: tokens_BT.shape[1]]
         x_BTD = self.embedding(x_BTD)
+        recompute = self.config.recompute and torch.is_grad_enabled()
         for block in self.blocks:
-            x_BTD = block(x_BTD, self.rotary)
+            x_BTD = (
+                checkpoint(block, x_BTD, self.rotary, use_reentrant=False) if recompute else block(x_BTD, self.rotary)
+            )
         return self.logits(self.head(self.final_norm(x_BTD)))

@@ -13,8 +13,8 @@ from typing import Any
 
 from trimtab.stats.intervals import mean_interval
 from trimtab.study.analysis import Findings, LabelledRun
+from trimtab.study.arms import SIXTEENTH
 from trimtab.study.labels import Label
-from trimtab.study.spec import SIXTEENTH
 
 # Okabe and Ito's colours, told apart by colour-blind readers, then two greys.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7B5EA7", "#767676", "#005A32")

@@ -29,6 +29,7 @@ from trimtab.probes import PRESETS
 from trimtab.run.folder import IntegrityError, Outcome, RunFolder
 from trimtab.run.identity import run_id
 from trimtab.run.spec import ProbesConfig, Protocol, RunSpec
+from trimtab.run.texts import block_losses, text_blocks
 from trimtab.sink import Row
 from trimtab.watching import Watch, watch
 
@@ -110,6 +111,9 @@ def execute(
             progress(record.step, loss)
             if facts.see(row):
                 break
+        if protocol.evaluation.final_blocks and facts.stopped is None:
+            blocks = text_blocks(data, protocol.evaluation, protocol.model.context)
+            folder.write_texts(block_losses(model, blocks, EVALUATION_BATCH, device))
         if keep_weights:
             checkpoints = folder.path / "checkpoints"
             checkpoints.mkdir()

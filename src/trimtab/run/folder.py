@@ -15,6 +15,7 @@ from typing import Any, Literal, TextIO, cast
 SCHEMA = 2
 STEPS = "steps.jsonl"
 READINGS = "probes.jsonl"
+TEXTS = "texts.json"
 OUTCOME = "outcome.json"
 
 
@@ -78,6 +79,11 @@ class RunFolder:
             self._readings = (self.path / READINGS).open("w", encoding="utf-8")
         self._readings.write(json.dumps({k: encode_number(v) for k, v in row.items()}, allow_nan=False) + "\n")
 
+    def write_texts(self, losses: Mapping[str, Sequence[float]]) -> None:
+        """Keep the final loss of every block of each held-out part, in nats."""
+        plain = {name: [encode_number(loss) for loss in some] for name, some in losses.items()}
+        write_json(self.path / TEXTS, plain)
+
     def finish(self, outcome: Outcome) -> None:
         """Make the rows durable, then write the outcome, atomically."""
         assert self._steps is not None, "begin() comes first"
@@ -88,7 +94,7 @@ class RunFolder:
         self.close()
         record = {name: encode_number(getattr(outcome, name)) for name in Outcome.__slots__}
         record["held_out"] = [[step, encode_number(loss)] for step, loss in outcome.held_out]
-        written = [name for name in (STEPS, READINGS) if (self.path / name).exists()]
+        written = [name for name in (STEPS, READINGS, TEXTS) if (self.path / name).exists()]
         files = {name: hashlib.sha256((self.path / name).read_bytes()).hexdigest() for name in written}
         content = {"schema": SCHEMA, **record, "files": files}
         write_json(self.path / OUTCOME, content | {"sha256": _own_hash(content)})
@@ -137,6 +143,14 @@ def load_steps(path: Path) -> Sequence[dict[str, Any]]:
 def load_readings(path: Path) -> Sequence[dict[str, Any]]:
     """The rows of probes of a finished run, in order; none if it had no probes."""
     return _rows(path / READINGS) if (path / READINGS).exists() else []
+
+
+def load_texts(path: Path) -> Mapping[str, Sequence[float]]:
+    """The final losses by held-out part and block, in nats; nothing if the run kept none."""
+    if not (path / TEXTS).exists():
+        return {}
+    raw = cast("dict[str, list[Any]]", json.loads((path / TEXTS).read_text(encoding="utf-8")))
+    return {name: [float(decode_number(loss)) for loss in some] for name, some in raw.items()}
 
 
 def _rows(file: Path) -> Sequence[dict[str, Any]]:

@@ -46,6 +46,7 @@ CORE = (
     "trimtab.data.tokenizer",
     "trimtab.run.spec",
     "trimtab.run.execute",
+    "trimtab.run.texts",
 )
 
 

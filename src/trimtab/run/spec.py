@@ -60,6 +60,8 @@ class EvaluationConfig:
         num_sequences: held-out windows, the same every time.
         explosion_margin: a held-out loss above ln V + this counts as exploded, in nats.
         explosion_patience: exploded evaluations in a row, after half the steps, that end the run.
+        final_blocks: stretches of each held-out part on which the trained model is evaluated one by one; 0 for none.
+        block_bytes: length of such a stretch, in bytes of text; in tokens where there is no text.
 
     Raises:
         ValueError: if a count is not positive or the margin is negative.
@@ -70,11 +72,15 @@ class EvaluationConfig:
     num_sequences: int = 128
     explosion_margin: float = 0.1
     explosion_patience: int = 5
+    final_blocks: int = 0
+    block_bytes: int = 4096
 
     def __post_init__(self) -> None:
-        for name in ("evaluations", "final_evaluations", "num_sequences", "explosion_patience"):
+        for name in ("evaluations", "final_evaluations", "num_sequences", "explosion_patience", "block_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.final_blocks < 0:
+            raise ValueError(f"final_blocks must not be negative, got {self.final_blocks}")
         if self.explosion_margin < 0:
             raise ValueError(f"explosion_margin must not be negative, got {self.explosion_margin}")
 

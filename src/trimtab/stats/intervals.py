@@ -5,12 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
-_T975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
+from trimtab.stats.student import t_quantile
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -22,7 +17,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     if n == 1:
         return mean, math.nan, math.nan
     sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    half = (_T975[n - 2] if n - 2 < len(_T975) else 1.96 + 2.372 / (n - 1)) * sd / math.sqrt(n)
+    half = t_quantile(0.975, n - 1) * sd / math.sqrt(n)
     return mean, mean - half, mean + half
 
 

@@ -20,10 +20,11 @@ from trimtab.run.check import check_run
 from trimtab.run.folder import Outcome, load_outcome, write_whole
 from trimtab.run.identity import run_id
 from trimtab.study.analysis import Findings, analyse
+from trimtab.study.arms import SIXTEENTH
 from trimtab.study.executors.protocol import Executor, Job, Report
 from trimtab.study.ledger import Ledger, no_outcomes
 from trimtab.study.search import Results, Trial, rounds
-from trimtab.study.spec import SIXTEENTH, StudySpec
+from trimtab.study.spec import StudySpec
 
 MOST_ATTEMPTS = 3
 MOST_KILLS = 10

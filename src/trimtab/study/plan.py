@@ -11,8 +11,9 @@ from trimtab.config import printable
 from trimtab.data.batches import held_out_batch
 from trimtab.loop import held_out_loss, train
 from trimtab.run.execute import EVALUATION_BATCH, build, build_optimizer, training_batches
+from trimtab.study.arms import SIXTEENTH
 from trimtab.study.driver import check_arms, tokens_of
-from trimtab.study.spec import SIXTEENTH, StudySpec
+from trimtab.study.spec import StudySpec
 
 TIMED_STEPS = 5
 ROW_BYTES = 130

@@ -16,8 +16,9 @@ from trimtab.run.folder import Outcome
 from trimtab.stats.comparison import clipped_density
 from trimtab.stats.intervals import pooled_sd
 from trimtab.stats.posterior import EdgeModel, EdgePosterior, Trials, grid_quantiles
+from trimtab.study.arms import SIXTEENTH
 from trimtab.study.labels import Label, Yardstick, failed, label, reference_never_learned
-from trimtab.study.spec import SIXTEENTH, Criterion, StudySpec
+from trimtab.study.spec import Criterion, StudySpec
 
 FIRST_PROBE_SEED = 1000
 REPLICATE_REACH = 0.5  # nats from the best within which replicates tell seed noise from failure

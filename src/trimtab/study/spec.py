@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from trimtab.config import ConfigError, Raw, dotted, merge, shown, to_plain
-from trimtab.intervention import Intervention
-from trimtab.method import Method
-from trimtab.methods import catalogue
-from trimtab.run.reading import read_method, read_protocol, reader
-from trimtab.run.spec import SECTIONS, ModelBuilder, OptimizerBuilder, Protocol, RunSpec, Seeds
+from trimtab.config import ConfigError, Raw, to_plain
+from trimtab.run.reading import read_protocol, reader
+from trimtab.run.spec import SECTIONS, ModelBuilder, OptimizerBuilder, Protocol
+from trimtab.study.arms import SIXTEENTH, Arm, arm_table, read_arms
 
 MOST_TRIALS = 10_000
-SIXTEENTH = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,33 +115,6 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Arm:
-    """One line of the table: a method under a protocol.
-
-    Attributes:
-        method: its slug where it has one, for display; "" for a list of interventions without a name.
-    """
-
-    name: str
-    method: str
-    interventions: tuple[Intervention, ...]
-    protocol: Protocol
-    build_model: ModelBuilder | None = None
-    build_optimizer: OptimizerBuilder | None = None
-
-    def run(self, tick: int, seed: int) -> RunSpec:
-        """The run of this arm at an LR, given in sixteenths of an octave, and a seed."""
-        return RunSpec(
-            protocol=self.protocol,
-            method=self.interventions,
-            learning_rate=2.0 ** (tick / SIXTEENTH),
-            seeds=Seeds.all_equal(seed),
-            build_model=self.build_model,
-            build_optimizer=self.build_optimizer,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class StudySpec:
     """A study, completely.
 
@@ -206,31 +176,9 @@ class StudySpec:
                 "learning_rates": to_plain(self.learning_rates),
                 "criterion": to_plain(self.criterion),
                 "search": to_plain(self.search),
-                "arms": {name: _arm_table(arm, shared) for name, arm in self.arms.items()},
+                "arms": {name: arm_table(arm, shared) for name, arm in self.arms.items()},
             }
         )
-
-
-def _arm_table(arm: Arm, shared: Raw) -> Raw:
-    own = cast(Raw, to_plain(arm.protocol))
-    known = catalogue().get(arm.method)
-    by_slug = known is not None and known.interventions == arm.interventions
-    method: object = arm.method if by_slug else to_plain(arm.interventions)
-    if arm.method and not by_slug:
-        method = {"name": arm.method, "interventions": method}
-    return {"method": method} | _changed(own, shared)
-
-
-def _changed(own: Raw, shared: Raw) -> Raw:
-    changed: Raw = {}
-    for key, value in own.items():
-        if isinstance(value, dict) and isinstance(shared.get(key), dict):
-            below = _changed(cast(Raw, value), shared[key])
-            if below:
-                changed[key] = below
-        elif value != shared.get(key):
-            changed[key] = value
-    return changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,13 +206,7 @@ def read_study(
     rest = {key: value for key, value in raw.items() if key not in SECTIONS}
     keys = reader().read(rest, _StudyKeys, where, also=SECTIONS)
     sections = {key: value for key, value in raw.items() if key in SECTIONS}
-    if not isinstance(keys.arms, dict) or not keys.arms:
-        raise ConfigError(f"{where}: arms: expected at least one table such as [arms.baseline], got {shown(keys.arms)}")
-    arms: dict[str, Arm] = {}
-    for name, table in cast(Raw, keys.arms).items():
-        _check_name(name, where)
-        arms[name] = _read_arm(name, table, sections, where, build_model, build_optimizer)
-    _refuse_twins(arms, where)
+    arms = read_arms(keys.arms, sections, where, build_model, build_optimizer)
     try:
         return StudySpec(
             name=keys.name,
@@ -277,50 +219,3 @@ def read_study(
         )
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
-
-
-def _read_arm(
-    name: str,
-    table: Any,
-    sections: Raw,
-    where: str,
-    build_model: ModelBuilder | None,
-    build_optimizer: OptimizerBuilder | None,
-) -> Arm:
-    path = ("arms", name)
-    at = f"{where}: {dotted(path)}"
-    if not isinstance(table, dict):
-        raise ConfigError(f"{at}: expected a table, got {shown(table)}")
-    settings = dict(cast(Raw, table))
-    named: Any = settings.pop("method", name if name in catalogue() else None)
-    if named is None:
-        raise ConfigError(f"{at}: method is missing, and '{name}' is not the name of one")
-    for key in settings:
-        if key not in SECTIONS:
-            raise ConfigError(f"{at}: unknown '{key}'; an arm takes method, {', '.join(SECTIONS)}")
-    slug = named.slug if isinstance(named, Method) else named if isinstance(named, str) else ""
-    if isinstance(named, dict) and set(cast(Raw, named)) == {"name", "interventions"}:
-        slug, named = str(cast(Raw, named)["name"]), cast(Raw, named)["interventions"]
-    interventions = named.interventions if isinstance(named, Method) else read_method(named, where, path)
-    return Arm(
-        name=name,
-        method=slug,
-        interventions=interventions,
-        protocol=read_protocol(merge(sections, settings), where, path),
-        build_model=build_model,
-        build_optimizer=build_optimizer,
-    )
-
-
-def _check_name(name: str, where: str) -> None:
-    if not 1 <= len(name) <= 100 or any(not character.isprintable() for character in name):
-        raise ConfigError(f"{where}: {dotted(('arms', name))}: the name of an arm has 1 to 100 printable characters")
-
-
-def _refuse_twins(arms: Mapping[str, Arm], where: str) -> None:
-    seen: dict[tuple[Any, ...], str] = {}
-    for arm in arms.values():
-        key = (arm.interventions, arm.protocol, arm.build_model, arm.build_optimizer)
-        if key in seen:
-            raise ConfigError(f"{where}: arms '{seen[key]}' and '{arm.name}' are the same arm twice")
-        seen[key] = arm.name

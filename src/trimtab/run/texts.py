@@ -1,0 +1,54 @@
+"""The held-out loss of a finished run, block by block: what tells apart how sure it is over seeds and over text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from trimtab.data import TokenData
+from trimtab.loop import token_losses
+from trimtab.run.spec import EvaluationConfig
+
+BlockLosses = Mapping[str, list[float]]
+
+
+def text_blocks(data: TokenData, config: EvaluationConfig, context: int) -> dict[str, Int[Tensor, "N W T_plus_1"]]:
+    """Evenly spaced stretches of about ``block_bytes`` of each held-out part, as windows of context + 1 tokens.
+
+    A stretch that would run from one document into the next is left out. Parts shorter than a stretch have none.
+    """
+    per_byte = 1.0 if math.isnan(data.bytes_per_token) else data.bytes_per_token
+    windows = max(1, round(config.block_bytes / per_byte / context))
+    length = windows * context + 1  # each token but the first is predicted once
+    found: dict[str, Tensor] = {}
+    for name, tokens in data.held_out.items():
+        room = len(tokens) - length
+        if room < 0:
+            continue
+        count = min(config.final_blocks, 1 + room // (length - 1))
+        starts = np.unique(np.linspace(0, room, count).astype(np.int64))
+        breaks = np.asarray(data.breaks.get(name, ()), dtype=np.int64)
+        whole = [start for start in starts if not ((breaks > start) & (breaks < start + length)).any()]
+        if whole:
+            cuts = np.array(whole)[:, None, None] + np.arange(windows)[:, None] * context + np.arange(context + 1)
+            found[name] = torch.from_numpy(tokens[cuts].astype(np.int64))
+    return found
+
+
+def block_losses(model: nn.Module, blocks: Mapping[str, Tensor], batch_size: int, device: torch.device) -> BlockLosses:
+    """Mean loss per token of each block, in nats, in fp32 and eval mode; the model's mode is restored."""
+    was_training = model.training
+    model.eval()
+    losses: dict[str, list[float]] = {}
+    with torch.no_grad():
+        for name, windows in blocks.items():
+            pieces = windows.flatten(0, 1).split(batch_size)
+            means = torch.cat([token_losses(model, piece.to(device)).mean(-1).cpu() for piece in pieces])
+            losses[name] = means.view(windows.shape[:2]).double().mean(-1).tolist()
+    model.train(was_training)
+    return losses
