@@ -54,10 +54,9 @@ def _run_command(options: argparse.Namespace) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH_OF_FILES  # a log has no width of its own; 80 columns would fold the table
-    # Imported here, so that --help and a mistyped command answer without torch.
+    # Imported here, so that --help and a mistyped command answer at once; none of it takes torch.
     from trimtab.data import CorpusError
     from trimtab.run.folder import IntegrityError
-    from trimtab.study.driver import StorageError
     from trimtab.study.ledger import StudyLockedError
 
     try:
@@ -68,7 +67,7 @@ def _run_command(options: argparse.Namespace) -> int:
         return _complain(str(error), DAMAGED)
     except StudyLockedError as error:
         return _complain(str(error), LOCKED)
-    except (StorageError, OSError) as error:
+    except OSError as error:  # StorageError is one
         return _complain(str(error), STORAGE)
     except MemoryError:
         return _complain("out of memory; use fewer --workers or a smaller model", OUT_OF_MEMORY)
@@ -223,7 +222,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
     from trimtab.inspection.checkpoints import open_checkpoint
-    from trimtab.inspection.show import as_json, page, show, show_trajectory
+    from trimtab.inspection.show import as_json, show, show_trajectory
     from trimtab.inspection.summary import summarise
     from trimtab.run.folder import write_whole
 
@@ -232,10 +231,14 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
         show(summary, console)
     if len(summaries) > 1:
         show_trajectory(summaries, console)
-    for file, text in ((options.json, as_json), (options.html, page)):
-        if file is not None:
-            write_whole(file, text(summaries))
-            console.print(Text(f"written: {file}"))
+    if options.json is not None:
+        write_whole(options.json, as_json(summaries))
+        console.print(Text(f"written: {options.json}"))
+    if options.html is not None:
+        from trimtab.inspection.page import page  # with the report's charts comes torch
+
+        write_whole(options.html, page(summaries))
+        console.print(Text(f"written: {options.html}"))
     return OK
 
 

@@ -7,17 +7,15 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from trimtab.config import ConfigError
+from trimtab.inspection.safetensors_file import SafetensorsFile
 from trimtab.run.folder import OUTCOME, STEPS, IntegrityError
 
-ROWS_AT_A_TIME = 8192
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 REMEDY = (
     "pickled checkpoints can run code when they are opened, so they are not read. Convert it where you trust it: "
@@ -39,7 +37,7 @@ class Checkpoint:
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
-    read: Callable[[str], Tensor]
+    read: Callable[[str], NDArray[np.float32]]
     steps: Path | None = None
 
 
@@ -93,32 +91,24 @@ def _folder(path: Path) -> Checkpoint:
     raise ConfigError(f"{path}: holds no safetensors, no single GGUF file, and is no run folder")
 
 
-def _nothing(name: str) -> Tensor:
+def _nothing(name: str) -> NDArray[np.float32]:
     raise KeyError(name)
 
 
 def _safetensors(name: str, files: Mapping[str, Path]) -> Checkpoint:
-    shapes: dict[str, tuple[int, ...]] = {}
-    home: dict[str, Any] = {}
-    for file in files.values():
+    home: dict[str, SafetensorsFile] = {}
+    for path in files.values():
         try:
-            opened = safe_open(file, framework="pt")
-            for key in opened.keys():  # noqa: SIM118 (it has no iterator)
-                shapes[key], home[key] = tuple(opened.get_slice(key).get_shape()), opened
+            file = SafetensorsFile(path)
         except SafetensorError as error:
-            raise IntegrityError(f"{file}: damaged, or no safetensors file ({error})") from error
-
-    def read(key: str) -> Tensor:
-        return home[key].get_tensor(key).float()
-
-    return Checkpoint(name, shapes, read)
+            raise IntegrityError(f"{path}: damaged, or no safetensors file ({error})") from error
+        home |= dict.fromkeys(file.shapes, file)
+    return Checkpoint(name, {key: file.shapes[key] for key, file in home.items()}, lambda key: home[key].read(key))
 
 
 def _gguf(path: Path) -> Checkpoint:
     try:
-        from gguf.quants import dequantize
-
-        from trimtab.inspection.gguf_tensors import TensorReader
+        from trimtab.inspection.gguf_tensors import TensorReader, entries, torch_shape
     except ImportError as error:
         raise ConfigError(f"{path}: reading GGUF takes the package gguf: pip install 'trimtab[gguf]'") from error
     try:
@@ -126,14 +116,5 @@ def _gguf(path: Path) -> Checkpoint:
     except (ValueError, IndexError, OSError, KeyError, struct.error) as error:
         raise IntegrityError(f"{path}: damaged, or no GGUF file ({error})") from error
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-
-    def read(key: str) -> Tensor:
-        tensor = tensors[key]
-        out = torch.empty(tuple(int(n) for n in tensor.shape[::-1]))
-        for start in range(0, len(out), ROWS_AT_A_TIME):  # dequantising takes several times the memory of its result
-            rows = tensor.data[start : start + ROWS_AT_A_TIME]
-            out[start : start + ROWS_AT_A_TIME] = torch.from_numpy(np.array(dequantize(rows, tensor.tensor_type)))
-        return out
-
-    # GGUF counts axes from the innermost.
-    return Checkpoint(path.name, {k: tuple(int(n) for n in t.shape[::-1]) for k, t in tensors.items()}, read)
+    shapes = {name: torch_shape(tensor) for name, tensor in tensors.items()}
+    return Checkpoint(path.name, shapes, lambda key: entries(tensors[key]))

@@ -5,8 +5,13 @@ from __future__ import annotations
 import struct
 from typing import Any, cast
 
-from gguf import GGUFReader, GGUFValueType
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGUFReader, GGUFValueType, ReaderTensor
+from gguf.quants import dequantize
+from numpy.typing import NDArray
 from typing_extensions import override
+
+ENTRIES_AT_A_TIME = 1 << 16  # what dequantising makes on its way, several times its result, then stays in the cache
 
 
 class TensorReader(GGUFReader):
@@ -27,3 +32,25 @@ class TensorReader(GGUFReader):
         else:
             return super()._get_field_parts(orig_offs, raw_type)
         return at - orig_offs, [], [], [GGUFValueType.ARRAY]
+
+
+def torch_shape(tensor: ReaderTensor) -> tuple[int, ...]:
+    """The shape as torch has it: GGUF counts axes from the innermost."""
+    return tuple(int(n) for n in tensor.shape[::-1])
+
+
+def entries(tensor: ReaderTensor) -> NDArray[np.float32]:
+    """The entries of one tensor, dequantised, in the shape that torch has.
+
+    Raises:
+        NotImplementedError: if the package gguf cannot dequantise its type.
+    """
+    length, size = GGML_QUANT_SIZES[tensor.tensor_type]  # a block's entries, and its bytes
+    blocks = tensor.data.reshape(-1).view(np.uint8).reshape(-1, size)
+    out = np.empty((len(blocks), length), np.float32)
+    step = max(1, ENTRIES_AT_A_TIME // length)
+    for start in range(0, len(blocks), step):
+        # As one row: gguf goes through rows sixteen at a time, which for short ones is mostly overhead.
+        row = blocks[start : start + step].reshape(1, -1)
+        out[start : start + step] = dequantize(row, tensor.tensor_type).reshape(-1, length)
+    return out.reshape(torch_shape(tensor))

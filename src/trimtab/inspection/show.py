@@ -1,4 +1,4 @@
-"""Summaries as tables for the terminal, a trajectory over several checkpoints, JSON, and a page with charts."""
+"""Summaries as tables for the terminal, a trajectory over several checkpoints, and JSON."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, select_autoescape
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
 from trimtab.config import printable
 from trimtab.inspection.summary import Matrix, Summary
-from trimtab.report.figures import escape
-from trimtab.report.page import resource, script_safe
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -116,58 +113,6 @@ def show_trajectory(summaries: Sequence[Summary], console: Console) -> None:
 def as_json(summaries: Sequence[Summary]) -> str:
     """Everything, as text; numbers that are not finite are null."""
     return json.dumps([_finite(asdict(summary)) for summary in summaries], indent=1, allow_nan=False) + "\n"
-
-
-def page(summaries: Sequence[Summary]) -> str:
-    """One HTML file with all charts and code inside: by checkpoint where there are several, else by layer."""
-    charts = _over_checkpoints(summaries) if len(summaries) > 1 else _over_layers(summaries[0])
-    environment = Environment(autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string(resource("templates/inspection.html.j2"))
-    escaped = {slug: script_safe(chart) for slug, (_, chart) in charts.items()}
-    return template.render(
-        names=[summary.name for summary in summaries],
-        titles={slug: title for slug, (title, _) in charts.items()},
-        chart_data=escaped,
-        plotly=resource("vendor/plotly-basic.min.js"),
-        draw=resource("templates/draw.js"),
-        style=resource("templates/style.css"),
-    )
-
-
-def _over_checkpoints(summaries: Sequence[Summary]) -> dict[str, tuple[str, dict[str, Any]]]:
-    names = [escape(f"{index}: {summary.name}") for index, summary in enumerate(summaries)]
-    return {
-        f"chart-{index}": (title, _chart({"": (names, values)}))
-        for index, (title, values) in enumerate(trajectory(summaries).items())
-    }
-
-
-def _over_layers(summary: Summary) -> dict[str, tuple[str, dict[str, Any]]]:
-    charts: dict[str, tuple[str, dict[str, Any]]] = {}
-    for index, (statistic, title) in enumerate((("rms", "RMS"), ("spectral_norm", "spectral norm"))):
-        traces: dict[str, tuple[list[Any], list[float]]] = {}
-        for matrix in summary.matrices:
-            if matrix.layer is not None:
-                layers, values = traces.setdefault(matrix.group, ([], []))
-                layers.append(matrix.layer)
-                values.append(getattr(matrix, statistic))
-        charts[f"chart-{index}"] = (f"{title} by layer", _chart(traces))
-    return charts
-
-
-def _chart(traces: dict[str, tuple[list[Any], list[float]]]) -> dict[str, Any]:
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": escape(name),
-            "x": x,
-            "y": [value if math.isfinite(value) else None for value in y],
-        }
-        for name, (x, y) in traces.items()
-    ]
-    layout = {"height": 320, "margin": {"l": 60, "r": 20, "t": 20, "b": 60}, "showlegend": len(data) > 1}
-    return {"data": data, "layout": layout}
 
 
 def _finite(value: Any) -> Any:

@@ -6,26 +6,24 @@ import math
 import os
 import re
 import statistics
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from trimtab.config import ConfigError
 from trimtab.inspection.checkpoints import Checkpoint
-from trimtab.probes import median_spikes, spike_share
-from trimtab.probes.token_embedding_variability import row_deviations, summary
+from trimtab.inspection.spectrum import spectral_norm
+from trimtab.inspection.variability import variability
 from trimtab.run.folder import load_steps
+from trimtab.stats.spike_score import median_spikes, spike_share
 
 EMBEDDING = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|token_embedding|token_embd|embed_in|word_embeddings|tok_embeddings)\.weight$"
 )
 HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|head|output)\.weight$")
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-VECTORS, MOST_ITERATIONS, GROWTH = 4, 30, 3e-3
 OUTLIER = 5.0  # robust deviations of the logarithm, and at least a quarter off the median
 LEAST_LAYERS = 5
 
@@ -42,7 +40,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """One weight matrix. The spectral norm comes from subspace iteration, and is from below."""
+    """One weight matrix. The spectral norm comes from Lanczos iteration, and is from below."""
 
     name: str
     group: str
@@ -90,56 +88,33 @@ def summarise(checkpoint: Checkpoint, embedding: str | None = None) -> Summary:
     flat = [name for name, shape in checkpoint.shapes.items() if len(shape) == 2 and min(shape) > 1]
     tabled = {n for n in flat if n == embedding or (embedding is None and EMBEDDING.search(n)) or HEAD.search(n)}
     tables = tuple(_table(name, checkpoint.read(name)) for name in flat if name in tabled)
-    with _one_thread_each() as pool:
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         matrices = pool.map(lambda name: _matrix(name, checkpoint.read(name)), [n for n in flat if n not in tabled])
         found = tuple(_natural(list(matrices)))
     parameters = sum(math.prod(shape) for shape in checkpoint.shapes.values())
     return Summary(checkpoint.name, parameters, tables, found, _outliers(found), _spikes(checkpoint))
 
 
-@contextmanager
-def _one_thread_each() -> Generator[ThreadPoolExecutor]:
-    """A pool with a thread a core, each of which calculates alone: matrices are too small to be shared out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
+def _table(name: str, table: NDArray[np.float32]) -> Table:
+    norms = np.sqrt(_row_squares(table))
+    return Table(name, len(table), variability(table), (float(norms.min()), float(norms.mean()), float(norms.max())))
 
 
-def _table(name: str, table: Tensor) -> Table:
-    norms = table.norm(dim=1)
-    tev = {key: float(value) for key, value in summary(row_deviations(table)).items()}
-    return Table(name, len(table), tev, (float(norms.min()), float(norms.mean()), float(norms.max())))
-
-
-def _matrix(name: str, matrix: Tensor) -> Matrix:
+def _matrix(name: str, matrix: NDArray[np.float32]) -> Matrix:
     numbers = NUMBER.findall(name)
-    squares = float(torch.linalg.vector_norm(matrix)) ** 2
-    bad = 0 if math.isfinite(squares) else int((~matrix.isfinite()).sum())
+    squares = float(_row_squares(matrix).sum())
+    bad = 0 if math.isfinite(squares) else int((~np.isfinite(matrix)).sum())
     sigma = spectral_norm(matrix) if bad == 0 else math.nan
     rank = squares / sigma**2 if sigma else math.nan
     shape = (matrix.shape[0], matrix.shape[1])
     layer = int(numbers[0]) if numbers else None
-    rms = math.sqrt(squares / matrix.numel())
+    rms = math.sqrt(squares / matrix.size)
     return Matrix(name, NUMBER.sub("*", name, count=1), layer, shape, rms, sigma, rank, bad)
 
 
-def spectral_norm(matrix: Tensor) -> float:
-    """Largest singular value, from below: a few vectors are iterated until it grows by less than three thousandths."""
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(wide.shape[0], min(VECTORS, wide.shape[0]), generator=generator))[0]
-    value = 0.0
-    for _ in range(MOST_ITERATIONS):
-        image = wide.mT @ basis
-        before, value = value, math.sqrt(max(0.0, float(torch.linalg.eigvalsh(image.mT @ image)[-1])))
-        if value <= before * (1 + GROWTH):
-            break
-        basis = torch.linalg.qr(wide @ image)[0]
-    return value
+def _row_squares(matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Squared L2 norms of the rows of (M, N): (M,)."""
+    return np.einsum("ij,ij->i", matrix, matrix).astype(np.float64)
 
 
 def _natural(matrices: list[Matrix]) -> list[Matrix]:

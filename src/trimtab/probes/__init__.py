@@ -15,11 +15,11 @@ from trimtab.probes.mean import MEAN
 from trimtab.probes.non_finite import NON_FINITE
 from trimtab.probes.rms import RMS
 from trimtab.probes.spectral_norm import SPECTRAL_NORM
-from trimtab.probes.spike_score import median_spikes, spike_share
 from trimtab.probes.stable_rank import STABLE_RANK
 from trimtab.probes.token_embedding_variability import TOKEN_EMBEDDING_VARIABILITY
 from trimtab.probes.update_ratio import UPDATE_RATIO
 from trimtab.probes.update_rms import UPDATE_RMS
+from trimtab.stats.spike_score import median_spikes, spike_share
 
 __all__ = ["CATALOGUE", "PRESETS", "cheap", "full", "median_spikes", "spike_share", "standard"]
 

@@ -1,0 +1,56 @@
+"""The largest singular value of a stored matrix, by Lanczos iteration: a few products with the matrix and no more."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T", np.float32, np.float64)
+LEAST_STEPS, MOST_STEPS = 8, 80  # the first few are taken unseen: a start that misses the leading direction looks done
+SMALL = 2.0**-10  # entries near the end of float32 are added up without reaching it
+RESIDUAL = 3e-3  # of the squared value; a squared singular value lies within, and the value itself within half of it
+
+
+def spectral_norm(matrix: NDArray[np.float32]) -> float:
+    """Largest singular value of a finite matrix (M, N), from below and up to the rounding of float32.
+
+    Lanczos iteration on the smaller of the two Gram matrices, which is never formed, with every vector made orthogonal
+    to all before it. Products with the matrix are in float32, all else, being short, in float64.
+    """
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    steps = min(MOST_STEPS, len(wide))
+    basis = np.zeros((steps + 1, len(wide)))
+    tridiagonal = np.zeros((steps + 1, steps + 1))
+    start = np.random.default_rng(0).standard_normal(len(wide))
+    basis[0] = start / np.linalg.norm(start)
+    value = 0.0
+    for step in range(steps):
+        image = _times(basis[step], wide)
+        length = float(np.linalg.norm(image))
+        tridiagonal[step, step] = length**2
+        squares, vectors = np.linalg.eigh(tridiagonal[: step + 1, : step + 1])
+        value = math.sqrt(max(0.0, float(squares[-1])))
+        if length == 0:
+            break
+        rest = _times(image / length, wide.T) * length  # at unit length: its square may be beyond float32
+        for _ in range(2):
+            rest -= _combined(_combined(rest, basis[: step + 1].T), basis[: step + 1])
+        left = float(np.linalg.norm(rest))
+        if left == 0 or (step + 1 >= LEAST_STEPS and left * abs(vectors[-1, -1]) <= RESIDUAL * squares[-1]):
+            break
+        tridiagonal[step, step + 1] = tridiagonal[step + 1, step] = left
+        basis[step + 1] = rest / left
+    return value
+
+
+def _times(vector: NDArray[np.float64], matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Product of a vector (M,) no longer than 1 with (M, N), taken in float32: (N,)."""
+    return _combined((vector * SMALL).astype(np.float32), matrix).astype(np.float64) / SMALL
+
+
+def _combined(vector: NDArray[T], matrix: NDArray[T]) -> NDArray[T]:
+    """Product of (M,) with (M, N), on this thread alone: threads of BLAS wait for each other by keeping cores busy."""
+    return np.einsum("i,ij->j", vector, matrix)
