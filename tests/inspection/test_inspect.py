@@ -208,6 +208,17 @@ def test_pickles_are_refused_with_the_way_to_convert_them(tmp_path: Path, capsys
     assert not (tmp_path / "it-ran").exists()
 
 
+@pytest.mark.parametrize("start", [b"\x80", b"PK"])
+def test_a_header_whose_length_begins_like_a_pickle_is_no_pickle(tmp_path: Path, start: bytes) -> None:
+    save_file({"w": torch.ones(2, 2)}, tmp_path / "plain.safetensors")
+    plain = (tmp_path / "plain.safetensors").read_bytes()
+    size = int.from_bytes(plain[:8], "little")
+    longer = next(n for n in range(size, 1 << 17) if n.to_bytes(8, "little").startswith(start))
+    padded = longer.to_bytes(8, "little") + plain[8 : 8 + size].ljust(longer) + plain[8 + size :]
+    (tmp_path / "padded.safetensors").write_bytes(padded)
+    assert open_checkpoint(tmp_path / "padded.safetensors").read("w").tolist() == [[1, 1], [1, 1]]
+
+
 def test_damage_is_told_apart_from_a_wrong_path(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-9])
     assert main(["inspect", str(tmp_path / "cut.safetensors")]) == 30

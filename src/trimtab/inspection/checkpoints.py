@@ -53,10 +53,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.is_dir():
         return _folder(path)
     with path.open("rb") as file:
-        head = file.read(4)
-    if path.suffix in PICKLED or head[:2] == b"PK" or head[:1] == b"\x80":
+        head = file.read(9)
+    # The header's length, eight bytes, may begin as a pickle does; what follows it in safetensors is JSON.
+    pickled = (head[:2] == b"PK" or head[:1] == b"\x80") and head[8:] != b"{"
+    if path.suffix in PICKLED or pickled:
         raise ConfigError(f"{path}: {REMEDY}")
-    if path.suffix == ".gguf" or head == b"GGUF":
+    if path.suffix == ".gguf" or head[:4] == b"GGUF":
         return _gguf(path)
     return _safetensors(path.name, {"": path})
 
