@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo as dynamo
+import torch._inductor.config as inductor
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trimtab import GPT, GPTConfig, host_for, methods, probes, watch
 from trimtab.probe import Preset
-from trimtab.testing.families import FAMILIES, VOCABULARY, logits_of
+from trimtab.testing.families import FAMILIES, VOCABULARY, hugging_face, logits_of
 from trimtab.watching import EmptyReadingError, Watch
 
 
@@ -78,6 +79,24 @@ def test_a_compiled_model_of_any_family_keeps_its_bits_and_gives_the_readings_of
 def test_inductor_keeps_the_bits_too(preset: Preset) -> None:
     plain, _ = trained(small, None, "inductor")
     watched, watching = trained(small, preset, "inductor", every=2)
+    assert watching is not None
+    assert watching.traced
+    assert watching.last["step"] == 2
+    for mine, other in zip(watched.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["olmo2", "gemma2"])
+def test_inductor_keeps_the_bits_of_rotary_models_where_it_always_vectorises(family: str) -> None:
+    """Left to choose, it vectorises a watched kernel and not the same one unwatched, and their sines differ."""
+
+    def build() -> nn.Module:
+        return hugging_face(family, num_hidden_layers=1)
+
+    with inductor.patch({"cpp.enable_tiling_heuristics": False}):
+        plain, _ = trained(build, None, "inductor", steps=2)
+        watched, watching = trained(build, probes.standard, "inductor", steps=2, every=2)
     assert watching is not None
     assert watching.traced
     assert watching.last["step"] == 2
