@@ -14,13 +14,13 @@ from pathlib import Path
 from rich.console import Console
 
 from trimtab.config import apply_settings, load_toml
-from trimtab.report import write_report
-from trimtab.report.tables import print_table
+from trimtab.report import print_findings, write_report
 from trimtab.run.folder import Outcome, decode_number
-from trimtab.study.analysis import analyse
 from trimtab.study.arms import SIXTEENTH
+from trimtab.study.kinds import KINDS, read_any_study
+from trimtab.study.loss_at_lr.analysis import ComparedRun, assess
+from trimtab.study.loss_at_lr.spec import LossStudySpec
 from trimtab.study.search import Trial
-from trimtab.study.spec import read_study
 
 
 def main() -> None:
@@ -30,9 +30,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     file = options.folder / "study.toml"
-    spec = read_study(apply_settings(load_toml(file), options.settings), str(file))
+    spec = read_any_study(apply_settings(load_toml(file), options.settings), str(file))
     results: dict[Trial, Outcome | None] = {}
     names: dict[Trial, str] = {}
+    texts: dict[Trial, dict[str, list[float]]] = {}
     for line in (options.folder / "outcomes.jsonl").read_text().splitlines():
         row = json.loads(line)
         trial = Trial(row["round"], row["arm"], round(math.log2(row["lr"]) * SIXTEENTH), row["seed"])
@@ -40,10 +41,16 @@ def main() -> None:
         curve = tuple((step, decode_number(loss)) for step, loss in row["held_out"])
         results[trial] = Outcome(**{**facts, "held_out": curve})
         names[trial] = row["run_id"]
+        texts[trial] = row.get("texts", {})
     target = options.out or options.folder
     target.mkdir(parents=True, exist_ok=True)
-    content = write_report(analyse(spec, results, names, options.folder, {}), target)
-    print_table(content, Console(width=150, highlight=False))
+    if isinstance(spec, LossStudySpec):
+        runs = [ComparedRun(trial, names[trial], results[trial], texts[trial]) for trial in results]
+        findings = assess(spec, runs, options.folder, {})
+    else:
+        findings = KINDS[spec.kind].analyse(spec, results, names, options.folder, {})
+    write_report(findings, target)
+    print_findings(findings, Console(width=150, highlight=False))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from trimtab import GPT, GPTConfig, host_for, methods
 from trimtab.change import Change, MergeError, SlotChange
-from trimtab.host import Host, Part, PartView, Site, SiteUnavailableError, Slot, Tap
+from trimtab.host import Host, Part, PartView, Site, SiteUnavailableError, Slot, Tap, stored_weight
 from trimtab.hosts import UnknownFamilyError
 from trimtab.hosts.gpt import GPTHost
 from trimtab.intervention import ConflictError, ModelEdit, ModelIntervention, ModuleSwap, Source, WeightRule
@@ -455,24 +455,26 @@ def test_a_model_inside_another_module_saves_under_the_same_names_with_a_prefix(
 
 
 @pytest.mark.parametrize("slug", list(methods.catalogue()))
-def test_parameters_of_a_method_never_decay(slug: str) -> None:
+def test_matrices_of_layers_decay_and_gains_and_scales_of_a_method_do_not(slug: str) -> None:
     model = make_model()
     family = {id(p) for p in model.parameters()}
     methods.catalogue()[slug].install(host_for(model))
+    layers = {id(stored_weight(m)) for m in model.modules() if isinstance(m, nn.Linear)}
     optimizer = adamw(model, OptimizerConfig(), 1e-3, exempt=method_parameters(model))
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        matrix = parameter.ndim >= 2 and id(parameter) in family
+        matrix = parameter.ndim >= 2 and (id(parameter) in family or id(parameter) in layers)
         assert decays[id(parameter)] == (0.1 if matrix else 0.0), name
-    assert {id(p) for p in method_parameters(model)} == {id(p) for p in model.parameters()} - family
 
 
-def test_a_matrix_of_a_method_does_not_decay_either() -> None:
-    model = make_model()
-    install([Mixing()], host_for(model))
-    optimizer = adamw(model, OptimizerConfig(), 1e-3, exempt=method_parameters(model))
-    spared = [p for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]]
-    assert any(p.ndim == 2 for p in spared)
+def test_a_matrix_that_a_method_adds_decays_where_it_is_the_weight_of_a_layer_and_else_does_not() -> None:
+    for edit, decays in ((Mixing(), True), (HeadGains(), False)):
+        model = make_model()
+        family = {id(p) for p in model.parameters()}
+        install([edit], host_for(model))
+        optimizer = adamw(model, OptimizerConfig(), 1e-3, exempt=method_parameters(model))
+        matrices = [p for p in optimizer.param_groups[0]["params"] if id(p) not in family]
+        assert bool(matrices) is decays
 
 
 def test_the_gradient_rules_of_a_method_are_not_installed_but_listed() -> None:
@@ -537,6 +539,27 @@ class Mixing(ModelEdit):
     @override
     def edit(self, tap: Tap) -> nn.Module:
         return nn.Linear(tap.width, tap.width)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadGains(ModelEdit):
+    source: ClassVar[Source] = SOURCE
+    sites = (Site.ATTN_OUT,)
+
+    @override
+    def edit(self, tap: Tap) -> nn.Module:
+        return _Gains(tap.width)
+
+
+class _Gains(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gains = nn.Parameter(torch.ones(1, width))
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gains
 
 
 @final

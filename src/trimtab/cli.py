@@ -145,16 +145,15 @@ def presets() -> list[str]:
 
 
 def _study(options: argparse.Namespace, console: Console) -> int:
-    from trimtab.report import write_report
-    from trimtab.report.tables import print_table
+    from trimtab.report import print_findings, write_report
     from trimtab.study.display import PlainDisplay, ProgressDisplay
     from trimtab.study.driver import run_study
+    from trimtab.study.kinds import read_any_study
     from trimtab.study.plan import plan
-    from trimtab.study.spec import read_study
     from trimtab.study.study import executor_for
 
     raw, where = _study_tables(options)
-    spec = read_study(apply_settings(raw, options.settings), where)
+    spec = read_any_study(apply_settings(raw, options.settings), where)
     if options.workers is not None and options.workers < 0:
         raise ConfigError("--workers must not be negative")
     if options.workers_per_gpu < 1:
@@ -168,8 +167,8 @@ def _study(options: argparse.Namespace, console: Console) -> int:
     display = ProgressDisplay(console) if console.is_terminal else PlainDisplay(console)
     with display if isinstance(display, ProgressDisplay) else nullcontext():
         findings = run_study(spec, options.out, executor, display)
-    results = write_report(findings)
-    print_table(results, console)
+    write_report(findings)
+    print_findings(findings, console)
     console.print(Text(f"report: {options.out / 'report.html'}"))
     return NO_OUTCOMES if findings.errors else OK
 
@@ -207,15 +206,15 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
-    from trimtab.report import write_report
-    from trimtab.report.tables import print_table
+    from trimtab.report import print_findings, write_report
     from trimtab.study import load_study
     from trimtab.study.driver import replay
 
     if not (options.folder / "study.toml").is_file():
         raise ConfigError(f"{options.folder}: not a study folder (it holds no study.toml)")
-    results = write_report(replay(load_study(options.folder).spec, options.folder))
-    print_table(results, console)
+    findings = replay(load_study(options.folder).spec, options.folder)
+    write_report(findings)
+    print_findings(findings, console)
     console.print(Text(f"report: {options.folder / 'report.html'}"))
     return OK
 

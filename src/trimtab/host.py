@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from typing_extensions import override
 
 
@@ -178,6 +179,11 @@ class PartView:
         return cast(nn.Module, getattr(self.owner, self.attribute))
 
     @property
+    def stored(self) -> nn.Parameter | None:
+        """The parameter behind the weight, which parts may share or tie; None if the weight is made of others."""
+        return stored_weight(self.module)
+
+    @property
     def weight(self) -> Tensor:
         """The effective weight of this part, (out, in) for a linear part; a view, but a copy of interleaved rows."""
         weight = cast(Tensor, self.module.weight)
@@ -200,6 +206,13 @@ class PartView:
     def replace(self, module: nn.Module) -> None:
         """Let another module play this role."""
         setattr(self.owner, self.attribute, module)
+
+
+def stored_weight(module: nn.Module) -> nn.Parameter | None:
+    """The parameter behind a module's weight, seen through a parametrization, without computing that weight."""
+    if parametrize.is_parametrized(module, "weight"):
+        return cast(nn.Parameter, cast(Any, module).parametrizations.weight.original)
+    return module._parameters.get("weight")
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,8 +159,10 @@ class InitRule(ModelIntervention):
         drawn: dict[int, list[tuple[PartView, Tensor]]] = {}
         first: dict[int, nn.Module] = {}
         for view in views:
-            stored = getattr(view.module, "weight", None)
-            if stored is None or first.setdefault(id(stored), view.module) is not view.module:
+            if view.part is not Part.EMBEDDING and getattr(view.module, "weight", None) is None:
+                continue  # a norm that was taken out
+            stored = view.module if view.stored is None else view.stored
+            if first.setdefault(id(stored), view.module) is not view.module:
                 continue  # a tied head starts as the embedding does
             values = self.initial(view, num_layers)
             if values is not None:

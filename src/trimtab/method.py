@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from trimtab.change import Change, MergeError, WeightChange
-from trimtab.host import Host
+from trimtab.host import Host, stored_weight
 from trimtab.intervention import ConflictError, GradientRule, Intervention, ModelIntervention, ModuleSwap, Source
 
 
@@ -158,7 +158,8 @@ def install(interventions: Sequence[ModelIntervention], host: Host) -> tuple[Ins
     try:
         # What replaces a module goes in first, so that edits find the module that is there in the end.
         for intervention in sorted(interventions, key=lambda i: not isinstance(i, ModuleSwap)):
-            one = Installed(intervention.slug(), host, intervention.prepare(host))
+            with _evaluating(host.model):  # looking at a weight must move no state of its parametrization
+                one = Installed(intervention.slug(), host, intervention.prepare(host))
             _refuse_double_claims((*installed, *fresh), one)
             _apply_all(one.changes)
             fresh.append(one)
@@ -166,6 +167,8 @@ def install(interventions: Sequence[ModelIntervention], host: Host) -> tuple[Ins
         for change in (change for one in reversed(fresh) for change in reversed(one.changes)):
             change.undo()
         raise
+    slugs = [i.slug() for i in interventions]
+    fresh.sort(key=lambda one: slugs.index(one.slug))
     if fresh:
         _Registry.of(host.model).installed.extend(fresh)
     for one in (*untouched, *fresh):
@@ -184,7 +187,7 @@ def method_parameters(model: nn.Module) -> set[nn.Parameter]:
 
     The weights of linear layers that a method adds, such as those of a gate, are weights like the family's.
     """
-    added = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    added = {stored_weight(module) for module in model.modules() if isinstance(module, nn.Linear)}
     return {
         parameter
         for one in installed_in(model)
@@ -197,17 +200,10 @@ def method_parameters(model: nn.Module) -> set[nn.Parameter]:
 
 def family_matrices(host: Host) -> Sequence[Tensor]:
     """The effective weight matrices of the family's own parts, each once, also where parts share or tie one."""
-    modules = {id(_stored(view.module)): view.module for view in host.find_parts()}
+    # A product of factors has no parameter of its own, and is made anew at every reading.
+    modules = {id(view.module if view.stored is None else view.stored): view.module for view in host.find_parts()}
     weights = [cast("Tensor | None", getattr(module, "weight", None)) for module in modules.values()]
     return [weight for weight in weights if weight is not None and weight.ndim >= 2]
-
-
-def _stored(module: nn.Module) -> object:
-    """The parameter behind a module's weight, seen through a parametrization; the module itself if it has none."""
-    if parametrize.is_parametrized(module, "weight"):
-        return cast(Any, module).parametrizations.weight.original
-    weight = getattr(module, "weight", None)
-    return weight if isinstance(weight, nn.Parameter) else module  # a product of factors is made anew at every reading
 
 
 class _Registry:
@@ -267,6 +263,17 @@ def _fingerprint(model: nn.Module) -> str:
             flat = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
             digest.update(flat.numpy().tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Generator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _apply_all(changes: Sequence[Change]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from trimtab.host import AttentionPoint, Host, Part, PartView, Point, Site, Slot, Tap, block_points
+from trimtab.host import AttentionPoint, Host, Part, PartView, Point, Site, Slot, Tap, block_points, stored_weight
 from trimtab.hosts.attention_seam import SeamMount
 from trimtab.hosts.foreign import PREFIX, Edge, ForeignSlot, Heads, Interleaved, Layout, Mount
 
@@ -100,7 +100,7 @@ class DecoderHost(Host):
         attention, mlp, names = self._attention(block), block.get_submodule(self.names.mlp), self.names
         shape, proj, fc2 = self.shape(attention), attention.get_submodule(names.proj), mlp.get_submodule(names.fc2)
         width = cast("torch.Tensor", self._at(names.embedding).weight).shape[1]
-        hidden = cast("torch.Tensor", fc2.weight).shape[0 if names.transposed else 1]
+        hidden = cast("torch.Tensor", stored_weight(fc2)).shape[0 if names.transposed else 1]
         heads, key_heads, head = shape.num_heads, shape.num_key_heads, shape.head_width
 
         def tap(site: Site, owner: nn.Module, mount: Mount, size: int, num_heads: int = 0) -> Tap:

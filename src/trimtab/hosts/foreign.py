@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,6 +92,17 @@ class ForeignSlot(Slot):
         self.name = PREFIX + name
         self._mount = mount
         self.bind(owner)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ForeignSlot:
+        """A copy of a model has slots of its own, which sit at the copies of their owners."""
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        owner = self._owner()
+        for key, value in self.__dict__.items():
+            if key != "_owner":
+                twin.__dict__[key] = copy.deepcopy(value, memo)
+        twin._owner = self._owner if owner is None else weakref.ref(copy.deepcopy(owner, memo))
+        return twin
 
     def bind(self, owner: nn.Module) -> None:
         """Say which module the slot sits at; again after the model was copied."""

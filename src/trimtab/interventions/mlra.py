@@ -121,6 +121,8 @@ class MLRA(ModuleSwap):
             first = chosen[0].weight
             num_in = first.shape[1]
             rank = self.rank or _parity(num_in, sum(view.weight.shape[0] for view in chosen))
+            if rank > num_in:
+                raise ValueError(f"mlra: rank {rank} is more than the width {num_in} of what is projected")
             common = _drawn(rank, num_in, self._std(first, rank), first)
         modules: dict[int, list[PartView]] = {}
         for view in views:
@@ -203,7 +205,7 @@ def _order(views: Sequence[PartView]) -> Tensor | None:
     total = sum(view.weight.shape[0] for view in views)
     numbers = torch.arange(total)
     rows = torch.cat([numbers[view.rows] for view in views])
-    return None if torch.equal(rows, numbers) else rows.argsort()
+    return None if torch.equal(rows, numbers) else rows.argsort().to(views[0].weight.device)
 
 
 def _parity(num_in: int, num_out: int) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, select_autoescape
@@ -36,10 +37,10 @@ def page_of(findings: Findings, results: dict[str, Any], moved: Mapping[str, Mov
         curve_charts=[chart for chart in charts if chart.slug.startswith("curves-")],
         mover_charts=moves,
         mover_tables={arm: mover_table(movement) for arm, movement in moved.items()},
-        chart_data={c.slug: _specification(c) for c in (*charts, *(c for some in moves.values() for c in some))},
+        chart_data={c.slug: specification_of(c) for c in (*charts, *(c for some in moves.values() for c in some))},
         label_counts=_label_counts(results),
         specification=dump_toml(findings.spec.table()),
-        environment=_environment(findings),
+        environment=environment_of(findings.folder, [run.run_id for run in findings.runs]),
         plotly=resource("vendor/plotly-basic.min.js"),
         draw=resource("templates/draw.js"),
         style=resource("templates/style.css"),
@@ -70,7 +71,8 @@ def _label_counts(results: dict[str, Any]) -> tuple[list[str], list[tuple[str, l
     return labels, [(name, list(arm["counts"].values())) for name, arm in results["arms"].items()]
 
 
-def _specification(chart: Figure) -> str:
+def specification_of(chart: Figure) -> str:
+    """A chart as the text of its script element."""
     return script_safe({"data": list(chart.data), "layout": chart.layout})
 
 
@@ -80,9 +82,10 @@ def script_safe(chart: dict[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _environment(findings: Findings) -> str:
-    beside_runs = (findings.folder / "runs" / run.run_id / "environment.json" for run in findings.runs)
-    for file in (*beside_runs, findings.folder / "environment.json"):
+def environment_of(folder: Path, run_ids: Sequence[str]) -> str:
+    """What the first run that says so ran on; also beside a study whose runs are gone."""
+    beside_runs = (folder / "runs" / run_id / "environment.json" for run_id in run_ids)
+    for file in (*beside_runs, folder / "environment.json"):
         if file.is_file():
             return file.read_text(encoding="utf-8")
     return "not recorded"

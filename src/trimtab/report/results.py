@@ -6,11 +6,12 @@ Everything that may differ between two equal studies (times, versions, paths) st
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any, cast
@@ -22,6 +23,7 @@ from trimtab import __version__
 from trimtab.config import canonical
 from trimtab.report.movers import Movement, as_json, movements
 from trimtab.report.reported import REPORTED
+from trimtab.run.folder import Outcome
 from trimtab.stats.comparison import clipped_density
 from trimtab.stats.posterior import EdgePosterior
 from trimtab.stats.rank import kendall_tau_b
@@ -41,7 +43,6 @@ def results_of(findings: Findings, moved: Mapping[str, Movement] | None = None) 
     """
     moved = movements(findings) if moved is None else moved
     spec = findings.spec
-    seconds = [run.outcome.seconds for run in findings.runs if run.outcome is not None]
     content = {
         "schema": SCHEMA,
         "study": {
@@ -78,23 +79,31 @@ def results_of(findings: Findings, moved: Mapping[str, Movement] | None = None) 
         "excluded": [{"id": run_id, "reason": reason} for run_id, reason in sorted(findings.errors.items())],
         "reported": order_agreement(findings),
         "movers": {arm: as_json(movement) for arm, movement in moved.items()},
-        "provenance": {
-            "trimtab": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "training_seconds": sum(seconds),
-        },
+        "provenance": provenance([run.outcome for run in findings.runs]),
     }
-    return cast("dict[str, Any]", _finite(content))
+    return cast("dict[str, Any]", finite(content))
+
+
+def provenance(outcomes: Sequence[Outcome | None]) -> dict[str, Any]:
+    """What may differ between two equal studies: versions, and the time that the runs took."""
+    return {
+        "trimtab": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "training_seconds": sum(outcome.seconds for outcome in outcomes if outcome is not None),
+    }
 
 
 def spec_hash(findings: Findings) -> str:
     """16 hexadecimal digits of the complete specification."""
-    import hashlib
+    return spec_hash_of(findings.spec.table())
 
-    return hashlib.sha256(canonical(findings.spec.table()).encode()).hexdigest()[:16]
+
+def spec_hash_of(table: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of a specification."""
+    return hashlib.sha256(canonical(table).encode()).hexdigest()[:16]
 
 
 def order_agreement(findings: Findings) -> dict[str, Any] | None:
@@ -143,7 +152,7 @@ def csv_of(results: dict[str, Any]) -> str:
     for name, arm in results["arms"].items():
         main = arm["criteria"]["d"]
         writer.writerow(
-            [_disarmed(name), arm["method"], arm["best_loss"], arm["best_lr"], arm["lr_sensitivity"]]
+            [disarmed(name), arm["method"], arm["best_loss"], arm["best_lr"], arm["lr_sensitivity"]]
             + [main[question][level][part] for question, level in limits for part in parts]
             + [main["p_value"], main["p_holm"], *arm["counts"].values()]
         )
@@ -166,15 +175,17 @@ def _arm(arm: ArmFindings) -> dict[str, Any]:
     return table
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value for JSON: numbers that are not finite as None, keys as text, tuples as lists."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def _disarmed(text: str) -> str:
+def disarmed(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from trimtab.config import ConfigError, Raw, dotted, merge, shown, to_plain
@@ -31,6 +31,10 @@ class Arm:
     build_model: ModelBuilder | None = None
     build_optimizer: OptimizerBuilder | None = None
 
+    def named(self, name: str) -> Arm:
+        """The same arm under another name."""
+        return replace(self, name=name)
+
     def run(self, tick: int, seed: int) -> RunSpec:
         """The run of this arm at an LR, given in sixteenths of an octave, and a seed."""
         return RunSpec(
@@ -49,8 +53,10 @@ def read_arms(
     where: str,
     build_model: ModelBuilder | None = None,
     build_optimizer: OptimizerBuilder | None = None,
+    *,
+    over: Raw | None = None,
 ) -> dict[str, Arm]:
-    """The arms of a study file, each laid over the sections that they share.
+    """The arms of a study file, each laid over the sections that they share, and ``over``, such as a size, over each.
 
     Raises:
         ConfigError: if there is none, or for a bad name, key or value, or an arm given twice.
@@ -60,7 +66,7 @@ def read_arms(
     arms: dict[str, Arm] = {}
     for name, table in cast(Raw, raw).items():
         check_name(name, where, "arms")
-        arms[name] = _read_arm(name, table, sections, where, build_model, build_optimizer)
+        arms[name] = _read_arm(name, table, sections, over or {}, where, build_model, build_optimizer)
     _refuse_twins(arms, where)
     return arms
 
@@ -92,6 +98,7 @@ def _read_arm(
     name: str,
     table: Any,
     sections: Raw,
+    over: Raw,
     where: str,
     build_model: ModelBuilder | None,
     build_optimizer: OptimizerBuilder | None,
@@ -115,7 +122,7 @@ def _read_arm(
         name=name,
         method=slug,
         interventions=interventions,
-        protocol=read_protocol(merge(sections, settings), where, path),
+        protocol=read_protocol(merge(merge(sections, settings), over), where, path),
         build_model=build_model,
         build_optimizer=build_optimizer,
     )

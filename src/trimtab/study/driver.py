@@ -19,12 +19,11 @@ from trimtab.data import TokenData, TokenSource
 from trimtab.run.check import check_run
 from trimtab.run.folder import Outcome, load_outcome, write_whole
 from trimtab.run.identity import run_id
-from trimtab.study.analysis import Findings, analyse
 from trimtab.study.arms import SIXTEENTH
 from trimtab.study.executors.protocol import Executor, Job, Report
+from trimtab.study.kinds import KINDS, AnyFindings, AnySpec
 from trimtab.study.ledger import Ledger, no_outcomes
-from trimtab.study.search import Results, Trial, rounds
-from trimtab.study.spec import StudySpec
+from trimtab.study.search import Results, Trial
 
 MOST_ATTEMPTS = 3
 MOST_KILLS = 10
@@ -55,7 +54,7 @@ class Silence:
     def finished(self, trial: Trial, outcome: Outcome | None, message: str) -> None: ...
 
 
-def run_study(spec: StudySpec, folder: Path, executor: Executor, display: Display | None = None) -> Findings:
+def run_study(spec: AnySpec, folder: Path, executor: Executor, display: Display | None = None) -> AnyFindings:
     """Carry out or resume a study in a folder.
 
     Raises:
@@ -82,7 +81,7 @@ def run_study(spec: StudySpec, folder: Path, executor: Executor, display: Displa
             ) from error
 
 
-def replay(spec: StudySpec, folder: Path) -> Findings:
+def replay(spec: AnySpec, folder: Path) -> AnyFindings:
     """The findings of a finished study, from its folder alone; trains and writes nothing.
 
     Raises:
@@ -106,10 +105,10 @@ def replay(spec: StudySpec, folder: Path) -> Findings:
         return found
 
     results, names = _search(spec, obtain)
-    return analyse(spec, results, names, folder, errors)
+    return KINDS[spec.kind].analyse(spec, results, names, folder, errors)
 
 
-def _drive(spec: StudySpec, folder: Path, executor: Executor, ledger: Ledger, display: Display) -> Findings:
+def _drive(spec: AnySpec, folder: Path, executor: Executor, ledger: Ledger, display: Display) -> AnyFindings:
     runs = folder / "runs"
     runs.mkdir(exist_ok=True)
 
@@ -123,15 +122,15 @@ def _drive(spec: StudySpec, folder: Path, executor: Executor, ledger: Ledger, di
         return {trial: load_outcome(runs / names[trial]) for trial in batch}
 
     results, names = _search(spec, obtain)
-    return analyse(spec, results, names, folder, ledger.errors())
+    return KINDS[spec.kind].analyse(spec, results, names, folder, ledger.errors())
 
 
 def _search(
-    spec: StudySpec, obtain: Callable[[Sequence[Trial], Mapping[Trial, str]], Results]
+    spec: AnySpec, obtain: Callable[[Sequence[Trial], Mapping[Trial, str]], Results]
 ) -> tuple[Results, Mapping[Trial, str]]:
     results: dict[Trial, Outcome | None] = {}
     names: dict[Trial, str] = {}
-    search = rounds(spec)
+    search = KINDS[spec.kind].rounds(spec)
     batch = next(search)
     while True:
         names |= {trial: name_of(spec, trial) for trial in batch}
@@ -143,7 +142,7 @@ def _search(
 
 
 def _train(
-    spec: StudySpec,
+    spec: AnySpec,
     missing: Sequence[Trial],
     names: Mapping[Trial, str],
     runs: Path,
@@ -194,7 +193,7 @@ def _count(report: Report, attempts: dict[str, int], kills: dict[str, int]) -> b
     return tally[report.name] >= most
 
 
-def name_of(spec: StudySpec, trial: Trial) -> str:
+def name_of(spec: AnySpec, trial: Trial) -> str:
     """The run id of a trial."""
     run = spec.arms[trial.arm].run(trial.tick, trial.seed)
     return run_id(run, tokens_of(run.protocol.data).fingerprint)
@@ -206,7 +205,7 @@ def tokens_of(source: TokenSource) -> TokenData:
     return source.load()
 
 
-def check_arms(spec: StudySpec) -> None:
+def check_arms(spec: AnySpec) -> None:
     """Build every arm's model once, so that what cannot be built is refused before anything is written.
 
     Raises:
@@ -217,7 +216,7 @@ def check_arms(spec: StudySpec) -> None:
         check_run(arm.run(-8 * SIXTEENTH, 0), tokens_of(arm.protocol.data), f"arms.{arm.name}")
 
 
-def open_folder(spec: StudySpec, folder: Path) -> None:
+def open_folder(spec: AnySpec, folder: Path) -> None:
     """Make the study folder, or check that the one there belongs to this study.
 
     Raises:
@@ -247,7 +246,7 @@ def open_folder(spec: StudySpec, folder: Path) -> None:
         raise ConfigError(f"{folder}: holds a study of another protocol ({difference}); use another --out")
 
 
-def _claim(spec: StudySpec, folder: Path) -> None:
+def _claim(spec: AnySpec, folder: Path) -> None:
     write_whole(folder / "protocol.json", canonical(spec.fixed()) + "\n")
     write_whole(folder / "study.toml", dump_toml(spec.table()))
 

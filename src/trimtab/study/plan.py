@@ -13,14 +13,14 @@ from trimtab.loop import held_out_loss, train
 from trimtab.run.execute import EVALUATION_BATCH, build, build_optimizer, training_batches
 from trimtab.study.arms import SIXTEENTH
 from trimtab.study.driver import check_arms, tokens_of
-from trimtab.study.spec import StudySpec
+from trimtab.study.kinds import AnySpec
 
 TIMED_STEPS = 5
 ROW_BYTES = 130
 FOLDER_BYTES = 8192
 
 
-def plan(spec: StudySpec, workers: int) -> str:
+def plan(spec: AnySpec, workers: int) -> str:
     """Lines that say what the study will take.
 
     Raises:
@@ -30,7 +30,7 @@ def plan(spec: StudySpec, workers: int) -> str:
     check_arms(spec)
     seconds = seconds_per_run(spec)
     rates, name = spec.learning_rates, printable(spec.name)
-    first, most = spec.first_runs() * len(spec.arms), spec.most_runs()
+    first, most = spec.first_runs(), spec.most_runs()
     disk = most * (spec.protocol.training.steps * ROW_BYTES + FOLDER_BYTES)
     return "\n".join(
         [
@@ -45,7 +45,7 @@ def plan(spec: StudySpec, workers: int) -> str:
     )
 
 
-def seconds_per_run(spec: StudySpec) -> float:
+def seconds_per_run(spec: AnySpec) -> float:
     """Time of one run of the reference arm, from a few steps and one evaluation on this machine."""
     arm = spec.arms[spec.reference]
     run = arm.run(-8 * SIXTEENTH, 0)

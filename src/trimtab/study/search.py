@@ -202,7 +202,7 @@ def _probes(spec: StudySpec, phase: PhaseOne, model: EdgeModel, results: Results
 
 
 def _grid(spec: StudySpec, sweep: Sequence[int]) -> list[Trial]:
-    left = spec.search.most_runs - spec.first_runs()
+    left = spec.search.most_runs - spec.first_runs() // len(spec.arms)
     return [
         Trial(2, arm, tick, FIRST_PROBE_SEED + seed)
         for arm in spec.arms

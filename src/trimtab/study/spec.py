@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from trimtab.config import ConfigError, Raw, to_plain
 from trimtab.run.reading import read_protocol, reader
@@ -126,6 +126,7 @@ class StudySpec:
         ValueError: if the reference is not an arm, or more than 10,000 trials are asked for.
     """
 
+    kind: ClassVar[str] = "max_lr"
     name: str
     arms: Mapping[str, Arm]
     learning_rates: LearningRates
@@ -150,11 +151,12 @@ class StudySpec:
 
     def most_runs(self) -> int:
         """Upper bound of the number of runs."""
-        return len(self.arms) * max(self.first_runs(), self.search.most_runs)
+        return max(self.first_runs(), len(self.arms) * self.search.most_runs)
 
     def first_runs(self) -> int:
-        """Runs of one arm in phase 1."""
-        return len(self.learning_rates.sweep()) * self.search.sweep_seeds + self.search.replicates
+        """Runs of phase 1, all arms together."""
+        of_one = len(self.learning_rates.sweep()) * self.search.sweep_seeds + self.search.replicates
+        return len(self.arms) * of_one
 
     def fixed(self) -> Raw:
         """What a folder of results must share: all but the name, the arms and how many runs are spent."""
@@ -184,6 +186,7 @@ class StudySpec:
 @dataclass(frozen=True, kw_only=True)
 class _StudyKeys:
     learning_rates: LearningRates
+    kind: Literal["max_lr"] = "max_lr"
     name: str = "study"
     reference: str = "baseline"
     criterion: Criterion = field(default_factory=Criterion)

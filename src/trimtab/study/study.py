@@ -13,12 +13,11 @@ import torch
 from trimtab.config import ConfigError, Raw, load_toml
 from trimtab.method import Method
 from trimtab.run.spec import ModelBuilder, OptimizerBuilder
-from trimtab.study.analysis import Findings
 from trimtab.study.driver import Display, run_study
 from trimtab.study.executors.inline import InlineExecutor
 from trimtab.study.executors.processes import ProcessExecutor
 from trimtab.study.executors.protocol import Executor
-from trimtab.study.spec import StudySpec, read_study
+from trimtab.study.kinds import AnyFindings, AnySpec, read_any_study
 
 ArmTable = str | Method | Mapping[str, Any]
 
@@ -59,10 +58,10 @@ class Study:
         raw: Raw = {**settings, "learning_rates": dict(learning_rates), "arms": tables}
         if settings.get("reference") is None and "baseline" not in tables:
             raw["reference"] = next(iter(tables), "baseline")
-        self.spec = read_study(raw, "Study", build_model=_builder(model), build_optimizer=_builder(optimizer))
+        self.spec = read_any_study(raw, "Study", build_model=_builder(model), build_optimizer=_builder(optimizer))
 
     @classmethod
-    def of(cls, spec: StudySpec) -> Study:
+    def of(cls, spec: AnySpec) -> Study:
         """A study from its specification."""
         study = cls.__new__(cls)
         study.spec = spec
@@ -75,7 +74,7 @@ class Study:
         workers: int | None = None,
         executor: Executor | None = None,
         display: Display | None = None,
-    ) -> Findings:
+    ) -> AnyFindings:
         """Carry out the study, or what is missing of it, in the folder ``out``.
 
         Args:
@@ -97,7 +96,7 @@ def _builder(given: Any) -> Any:
     return None if isinstance(given, Mapping) else given
 
 
-def executor_for(spec: StudySpec, workers: int | None, workers_per_gpu: int = 1) -> Executor:
+def executor_for(spec: AnySpec, workers: int | None, workers_per_gpu: int = 1) -> Executor:
     """Processes for a study: one per core and thread asked for, or ``workers_per_gpu`` on each CUDA device.
 
     Raises:
@@ -128,4 +127,4 @@ def load_study(path: str | Path) -> Study:
     file = Path(path)
     if file.is_dir():
         file /= "study.toml"
-    return Study.of(read_study(load_toml(file), str(file)))
+    return Study.of(read_any_study(load_toml(file), str(file)))

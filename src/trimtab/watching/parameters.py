@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from trimtab.host import Host, Part, PartView
+from trimtab.host import Host, Part, PartView, stored_weight
 
 ROLES = {
     Part.Q: "qkv",
@@ -44,10 +44,7 @@ class Weight:
     @property
     def stored(self) -> nn.Parameter | None:
         """The parameter behind it."""
-        if parametrize.is_parametrized(self.module, "weight"):
-            return cast(nn.Parameter, cast(Any, self.module).parametrizations.weight.original)
-        found = getattr(self.module, "weight", None)
-        return found if isinstance(found, nn.Parameter) else None
+        return stored_weight(self.module)
 
     def effective(self) -> Tensor:
         """The weight that the forward pass uses; reading it alters no state of a parametrization."""

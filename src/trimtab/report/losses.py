@@ -1,0 +1,237 @@
+"""A comparison of losses as ``results.json``, ``results.csv`` and the sections of its page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from trimtab.report.loss_figures import curves, differences, losses_by_size
+from trimtab.report.results import disarmed, finite, provenance, spec_hash_of
+from trimtab.report.sections import Section
+from trimtab.report.tables import ResultTable, number
+from trimtab.stats.paired import PairedDifference
+from trimtab.study.loss_at_lr.analysis import Compared, LossFindings, Mean, Saving
+
+SCHEMA = 1
+
+
+def loss_results(findings: LossFindings) -> dict[str, Any]:
+    """The JSON content; numbers that are not finite are null."""
+    spec = findings.spec
+    return finite(
+        {
+            "schema": SCHEMA,
+            "kind": spec.kind,
+            "study": {
+                "name": spec.name,
+                "spec_hash": spec_hash_of(spec.table()),
+                "reference": spec.reference,
+                "steps": spec.protocol.training.steps,
+                "threads": spec.protocol.training.threads,
+                "comparison": asdict(spec.comparison),
+                "warnings": list(findings.warnings),
+                "verdicts": verdicts(findings),
+                "spec": spec.table(),
+            },
+            "compared": [asdict(one) for one in findings.compared],
+            "slopes": [asdict(one) for one in findings.slopes],
+            "costs": {name: asdict(cost) for name, cost in findings.costs.items()},
+            "runs": [
+                {
+                    "id": run.run_id,
+                    "arm": run.trial.arm,
+                    "lr": run.trial.learning_rate,
+                    "seed": run.trial.seed,
+                    "round": run.trial.round,
+                    "loss": run.loss,
+                    "final_loss": run.outcome.final_loss if run.outcome else None,
+                    "stopped": run.outcome.stopped if run.outcome else None,
+                }
+                for run in findings.runs
+            ],
+            "excluded": [{"id": run_id, "reason": reason} for run_id, reason in sorted(findings.errors.items())],
+            "provenance": provenance([run.outcome for run in findings.runs]),
+        }
+    )
+
+
+def verdicts(findings: LossFindings) -> list[str]:
+    """Each arm against the reference in one sentence, with the smallest effect that could have been seen."""
+    reference = findings.spec.reference
+    lines: list[str] = []
+    for one in findings.compared:
+        if one.difference is not None:
+            found = one.difference
+            lines.append(
+                f"{_named(findings, one)}: {_signed(found)} nats against {reference}: {_verdict(found)} "
+                f"(smallest visible effect {number(_or_none(found.visible), '.3f')})"
+            )
+    for slope in findings.slopes:
+        mean = slope.mean
+        lines.append(
+            f"{slope.line}{_at(findings, slope.multiple)}: with each doubling of depth the difference to {reference} "
+            f"changes by {mean.mean:+.3f} [{mean.low:+.3f}, {mean.high:+.3f}] nats: {_direction(mean)}"
+        )
+    return lines
+
+
+def _verdict(found: PairedDifference) -> str:
+    if math.isnan(found.low):
+        return "one seed, cannot tell"
+    return "lower loss" if found.high < 0 else "higher loss" if found.low > 0 else "cannot tell"
+
+
+def _direction(mean: Mean) -> str:
+    if math.isnan(mean.low):
+        return "cannot tell"
+    return "better the deeper" if mean.high < 0 else "worse the deeper" if mean.low > 0 else "cannot tell"
+
+
+def loss_sections(findings: LossFindings) -> list[Section]:
+    """The page, in order."""
+    reference = findings.spec.reference
+    sections = [
+        Section(
+            "The answer",
+            "Final loss on held-out text, mean over seeds; differences are paired by seed and block of text. Brackets "
+            "are 95 % intervals over seeds and text together. p is two-sided, after Holm's correction over the arms of "
+            "one size and rate. Tokens saved: the share of the reference's tokens that an arm does without until its "
+            "held-out loss, which at that point is not annealed, reaches the reference's final one.",
+            _main_table(findings),
+            [*verdicts(findings), *(f"warning: {warning}" for warning in findings.warnings), NOTE],
+            on_terminal=True,
+        )
+    ]
+    by_size = losses_by_size(findings)
+    if by_size:
+        sections.append(Section("Loss against depth", charts=by_size))
+    sections += [
+        Section(f"Differences to {reference}", charts=[differences(findings)]),
+        Section(
+            "How sure is each difference?",
+            "Over seeds: these texts, other seeds. Over text: these very runs, other blocks of 4 KB. Visible: the "
+            "effect that such data would show with power 0.8.",
+            _intervals_table(findings),
+        ),
+        Section("Differences by held-out text", "In nats, 95 % intervals over seeds and text.", _text_table(findings)),
+        Section("Loss against tokens", charts=curves(findings, compute=False)),
+        Section("Loss against compute", charts=curves(findings, compute=True)),
+        Section("What was excluded, and why", lines=_excluded(findings)),
+    ]
+    return sections
+
+
+NOTE = "warning: losses of small models after few steps need not carry over"
+
+
+def loss_csv(findings: LossFindings) -> str:
+    """One row an arm, size and rate; a cell that a spreadsheet would run as a formula is disarmed."""
+    output = io.StringIO()
+    writer = csv.writer(output, lineterminator="\n")
+    parts = ("mean", "low", "high", "p_value", "visible")
+    writer.writerow(
+        ["arm", "size", "multiple", "learning_rate", "loss", "loss_low", "loss_high", "perplexity", "bits_per_byte"]
+        + [f"difference_{part}" for part in parts]
+        + ["p_holm", "tokens_saved", "parameters", "flops_per_token", "broken", "missing"]
+    )
+    for one in findings.compared:
+        cost = findings.costs[one.name]
+        found = [None] * len(parts) if one.difference is None else [getattr(one.difference, part) for part in parts]
+        saved = None if one.saving is None else one.saving.tokens.mean
+        named = (disarmed(one.place.line), disarmed(one.place.size), one.multiple, one.learning_rate)
+        loss = (one.loss.mean, one.loss.low, one.loss.high, one.perplexity, one.bits_per_byte)
+        rest = (one.p_holm, saved, cost.parameters, cost.flops_per_token, one.broken, one.missing)
+        writer.writerow((*named, *loss, *found, *rest))
+    return output.getvalue()
+
+
+def _main_table(findings: LossFindings) -> ResultTable:
+    sized = len(findings.spec.size_names) > 1
+    columns = ["arm", *(["size"] if sized else []), "LR", "final loss", "perplexity", "bits/byte"]
+    columns += ["difference", "p (Holm)", "tokens saved", "parameters", "FLOPs/token", "broken"]
+    rows: list[list[str]] = []
+    for one in findings.compared:
+        cost = findings.costs[one.name]
+        size = [one.place.size] if sized else []
+        perplexity, bits = (number(_or_none(value), ".3f") for value in (one.perplexity, one.bits_per_byte))
+        difference = "" if one.difference is None else _signed(one.difference)
+        p_value = "" if one.p_holm is None else f"{one.p_holm:.2g}"
+        rows.append(
+            [
+                *(one.place.line, *size, f"{one.learning_rate:.3g}", interval(one.loss), perplexity, bits),
+                *(difference, p_value, _saved(one.saving), f"{cost.parameters:,}", f"{cost.flops_per_token:.3g}"),
+                f"{one.broken}" if one.broken else "",
+            ]
+        )
+    return ResultTable(columns, rows)
+
+
+def _intervals_table(findings: LossFindings) -> ResultTable:
+    rows = [
+        [
+            _named(findings, one),
+            _signed(one.difference),
+            _range(one.difference.seed_low, one.difference.seed_high),
+            _range(one.difference.text_low, one.difference.text_high),
+            number(_or_none(one.difference.visible), ".4f"),
+        ]
+        for one in findings.compared
+        if one.difference is not None
+    ]
+    return ResultTable(["arm", "difference", "over seeds", "over text", "visible"], rows)
+
+
+def _text_table(findings: LossFindings) -> ResultTable:
+    texts = sorted({text for one in findings.compared for text in one.difference_by_text})
+    rows = [
+        [_named(findings, one)]
+        + [_signed(one.difference_by_text[text]) if text in one.difference_by_text else "-" for text in texts]
+        for one in findings.compared
+        if one.difference is not None
+    ]
+    return ResultTable(["arm", *texts], rows)
+
+
+def _excluded(findings: LossFindings) -> Sequence[str]:
+    return [f"{run_id}: {reason}" for run_id, reason in sorted(findings.errors.items())] or ["Nothing."]
+
+
+def _named(findings: LossFindings, one: Compared) -> str:
+    return f"{one.name}{_at(findings, one.multiple)}"
+
+
+def _at(findings: LossFindings, multiple: float) -> str:
+    return f" at {multiple:g}x the LR" if len(findings.spec.comparison.multiples) > 1 else ""
+
+
+def interval(mean: Mean) -> str:
+    """'2.134 [2.120, 2.148]'."""
+    if math.isnan(mean.mean):
+        return "-"
+    return f"{mean.mean:.3f}" + ("" if math.isnan(mean.low) else f" [{mean.low:.3f}, {mean.high:.3f}]")
+
+
+def _signed(found: PairedDifference) -> str:
+    return f"{found.mean:+.3f}{'' if math.isnan(found.low) else ' ' + _range(found.low, found.high)}"
+
+
+def _range(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"[{low:+.3f}, {high:+.3f}]"
+
+
+def _saved(saving: Saving | None) -> str:
+    if saving is None:
+        return ""
+    if saving.reached == 0:
+        return f"not reached (0 of {saving.seeds})"
+    tokens = saving.tokens
+    bracket = "" if math.isnan(tokens.low) else f" [{tokens.low:.0%}, {tokens.high:.0%}]"
+    return f"{tokens.mean:.0%}{bracket} ({saving.reached} of {saving.seeds})"
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
