@@ -260,7 +260,7 @@ def _described(slug: str, method: Any) -> str:
         slug,
         f"  equation:   {source.equation}",
         f"  installs:   {parts}",
-        f"  paper:      {source.title} (arXiv {source.arxiv}), {source.place}",
+        f"  paper:      {source.title}{f' (arXiv {source.arxiv})' if source.arxiv else ''}, {source.place}",
     ]
     lines += [f"  deviation:  {deviation}" for deviation in source.deviations]
     return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trimtab import GPT, host_for
+from trimtab import GPT, host_for, methods
 from trimtab.hosts import parameter_counts
 from trimtab.models.sizes import SIZES
 
@@ -38,3 +38,22 @@ def test_a_fused_qkv_matrix_is_shared_out_over_its_parts():
     model = GPT(SIZES["0.1M"])
     counts = parameter_counts(host_for(model))
     assert counts["q"] == counts["k"] == counts["v"] == 4 * (40 * 40 + 40)
+
+
+@pytest.mark.parametrize("name", [name for name in SIZES if name.startswith("deep-")])
+@pytest.mark.parametrize("slug", ["baseline", "mlra", "deep_norm"])
+def test_the_deep_sizes_build_on_the_meta_device_with_their_methods_and_equal_parameters(name: str, slug: str):
+    with torch.device("meta"):
+        model = GPT(SIZES[name])
+        plain = sum(parameter.numel() for parameter in model.parameters())
+        methods.catalogue()[slug].install(host_for(model))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert len(model.blocks) == int(name.split("-")[1])
+    if slug == "mlra":
+        assert sum(parameter.numel() for parameter in model.parameters()) == plain
+
+
+def test_the_deepest_size_has_the_parameters_of_the_published_weights():
+    with torch.device("meta"):
+        model = GPT(SIZES["deep-192-gpt2"])
+    assert sum(parameter.numel() for parameter in model.parameters()) * 4 == pytest.approx(1.9e9, rel=0.03)

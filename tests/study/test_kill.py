@@ -141,6 +141,42 @@ def test_kills_of_the_driver_change_nothing(study_file: Path, undisturbed: Undis
     print(f"{kills} kills, {completed + 1} studies finished, 0 violations")
 
 
+@pytest.mark.parametrize("kind", ["loss_at_lr", "max_lr_by_size"])
+def test_kills_of_the_driver_change_nothing_in_other_kinds_of_study(
+    kind: str, tiny_tables: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    tables = tiny_tables(
+        training={"steps": 100},
+        evaluation={"final_blocks": 4, "block_bytes": 256},
+        search={"replicates": 0, "most_runs": 4},
+    )
+    tables |= {
+        "kind": kind,
+        "sizes": {"1 layer": {"model": {"num_layers": 1}}, "2 layers": {"model": {"num_layers": 2}}},
+    }
+    if kind == "loss_at_lr":
+        del tables["search"]
+        tables["comparison"] = {"seeds": 2, "at_size": "1 layer"}
+    study_file = tmp_path / "study.toml"
+    study_file.write_text(tomli_w.dumps(tables), encoding="utf-8")
+    driver = Driver(study_file, tmp_path / "undisturbed")
+    assert driver.wait() == 0, driver.errors()
+    folder, chance = tmp_path / "study", random.Random(SEED + 3)
+    for runs_done in (1, 4):  # killed in the first round, and in the second
+        driver = Driver(study_file, folder)
+        while len(list(folder.glob("runs/*/outcome.json"))) < runs_done:
+            assert not driver.ended_within(0.05), driver.errors()
+        time.sleep(chance.uniform(0, 0.5))
+        driver.process.kill()
+        driver.wait()
+        driver.assert_nobody_left()
+    driver = Driver(study_file, folder)
+    assert driver.wait() == 0, driver.errors()
+    assert results(folder) == results(tmp_path / "undisturbed")
+    assert leftovers(folder) == []
+    driver.assert_nobody_left()
+
+
 def test_killed_workers_change_nothing(study_file: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     chance = random.Random(SEED + 1)
     folder = tmp_path / "study"

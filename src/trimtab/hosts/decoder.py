@@ -170,7 +170,7 @@ class DecoderHost(Host):
             return [None, None, None]
         heads, key_heads, head = shape.num_heads, shape.num_key_heads, shape.head_width
         if names.interleaved:
-            numbers = torch.arange(3 * heads * head).view(heads, 3, head)
+            numbers = torch.arange(3 * heads * head, device="cpu").view(heads, 3, head)
             return [numbers[:, index].flatten() for index in range(3)]
         ends = (heads * head, (heads + key_heads) * head, (heads + 2 * key_heads) * head)
         return [slice(0, ends[0]), slice(ends[0], ends[1]), slice(ends[1], ends[2])]

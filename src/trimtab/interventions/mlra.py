@@ -203,7 +203,7 @@ def _order(views: Sequence[PartView]) -> Tensor | None:
     if len(views) == 1:
         return None
     total = sum(view.weight.shape[0] for view in views)
-    numbers = torch.arange(total)
+    numbers = torch.arange(total, device="cpu")  # also where the model is only sketched, on the meta device
     rows = torch.cat([numbers[view.rows] for view in views])
     return None if torch.equal(rows, numbers) else rows.argsort().to(views[0].weight.device)
 

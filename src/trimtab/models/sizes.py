@@ -14,6 +14,11 @@ def _bytes(num_layers: int, width: int, num_heads: int, context: int) -> GPTConf
     )
 
 
+def _deep(num_layers: int, width: int, *, vocab_size: int = 256, context: int = 64) -> GPTConfig:
+    heads = 4 if width < 448 else 7
+    return GPTConfig(vocab_size=vocab_size, context=context, num_layers=num_layers, num_heads=heads, width=width)
+
+
 # Counts are of all parameters, with the byte vocabulary of 256 but for the last two.
 SIZES: dict[str, GPTConfig] = {
     "0.1M": _bytes(4, 40, 4, 64),
@@ -21,6 +26,16 @@ SIZES: dict[str, GPTConfig] = {
     "3M": _bytes(4, 256, 4, 256),
     "10M": _bytes(6, 384, 6, 256),
     "25M": _bytes(8, 512, 8, 512),
+    # Deep and narrow, in the conventions of GPT-2, for comparisons of depth.
+    "deep-6": _deep(6, 64),
+    "deep-12": _deep(12, 64),
+    "deep-24": _deep(24, 64),
+    "deep-48": _deep(48, 64),
+    # arXiv 2409.07787 trains GPT-2s of up to 192 layers. Widths are not stated; the published weights of the deepest,
+    # 1.9 GB, are those of 192 layers of width 448 in fp32.
+    "deep-48-gpt2": _deep(48, 448, vocab_size=50_257, context=1024),
+    "deep-96-gpt2": _deep(96, 448, vocab_size=50_257, context=1024),
+    "deep-192-gpt2": _deep(192, 448, vocab_size=50_257, context=1024),
     # GPT-2 small as published: learned positions, tied head, biases, GELU.
     "gpt2-124M": GPTConfig(vocab_size=50_257, context=1024, num_layers=12, num_heads=12, width=768),
     # arXiv 2410.16682: 24 x 1024, 16 heads, context 4096; vocabulary, activation, biases and rotary share are not

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trimtab.report.loss_figures import curves, differences, losses_by_size
+from trimtab.report.reported import REPORTED_PERPLEXITY, REPORTED_PERPLEXITY_HALF_WIDTH
 from trimtab.report.results import disarmed, finite, provenance, spec_hash_of
 from trimtab.report.sections import Section
 from trimtab.report.tables import ResultTable, number
@@ -17,6 +18,8 @@ from trimtab.stats.paired import PairedDifference
 from trimtab.study.loss_at_lr.analysis import Compared, LossFindings, Mean, Saving
 
 SCHEMA = 1
+SURE = 0.05
+LEAST_REPORTED = 3
 
 
 def loss_results(findings: LossFindings) -> dict[str, Any]:
@@ -67,7 +70,7 @@ def verdicts(findings: LossFindings) -> list[str]:
         if one.difference is not None:
             found = one.difference
             lines.append(
-                f"{_named(findings, one)}: {_signed(found)} nats against {reference}: {_verdict(found)} "
+                f"{_named(findings, one)}: {_signed(found)} nats against {reference}: {_verdict(found, one.p_holm)} "
                 f"(smallest visible effect {number(_or_none(found.visible), '.3f')})"
             )
     for slope in findings.slopes:
@@ -79,10 +82,13 @@ def verdicts(findings: LossFindings) -> list[str]:
     return lines
 
 
-def _verdict(found: PairedDifference) -> str:
+def _verdict(found: PairedDifference, p_holm: float | None) -> str:
     if math.isnan(found.low):
         return "one seed, cannot tell"
-    return "lower loss" if found.high < 0 else "higher loss" if found.low > 0 else "cannot tell"
+    if found.low <= 0 <= found.high:
+        return "cannot tell"
+    side = "lower loss" if found.high < 0 else "higher loss"
+    return side if p_holm is not None and p_holm < SURE else f"{side} by itself, not after Holm's correction"
 
 
 def _direction(mean: Mean) -> str:
@@ -106,6 +112,17 @@ def loss_sections(findings: LossFindings) -> list[Section]:
             on_terminal=True,
         )
     ]
+    reported = _reported_table(findings)
+    if reported is not None:
+        sections.append(
+            Section(
+                "Against the paper",
+                "Reported: Table 4 of arXiv 2410.16682, 830M parameters, one seed, interval of 0.1 in perplexity; "
+                "as a difference of ln perplexity. Ours counts where it stands after Holm's correction.",
+                reported,
+                on_terminal=True,
+            )
+        )
     by_size = losses_by_size(findings)
     if by_size:
         sections.append(Section("Loss against depth", charts=by_size))
@@ -168,6 +185,40 @@ def _main_table(findings: LossFindings) -> ResultTable:
             ]
         )
     return ResultTable(columns, rows)
+
+
+def _reported_table(findings: LossFindings) -> ResultTable | None:
+    spec = findings.spec
+    if spec.arms[next(iter(spec.arms))].method != "baseline" or spec.sizes:
+        return None
+    rows: list[list[str]] = []
+    base = REPORTED_PERPLEXITY["baseline"]
+    for one in findings.compared:
+        reported = REPORTED_PERPLEXITY.get(spec.arms[one.name].method)
+        if reported is None or one.difference is None:
+            continue
+        theirs = 0 if abs(reported - base) <= REPORTED_PERPLEXITY_HALF_WIDTH else 1 if reported > base else -1
+        sure = one.p_holm is not None and one.p_holm < SURE
+        ours = 0 if not sure else 1 if one.difference.mean > 0 else -1
+        shown = f"{math.log(reported / base):+.3f}"
+        rows.append([_named(findings, one), _signed(one.difference), f"{reported:.2f}", shown, AGREEMENT[theirs, ours]])
+    if len(rows) < LEAST_REPORTED:
+        return None
+    return ResultTable(["arm", "difference", "reported perplexity", "reported difference", "the paper's claim"], rows)
+
+
+# (sign that the paper reports, sign that stands here) -> what becomes of its claim
+AGREEMENT = {
+    (-1, -1): "holds",
+    (-1, 0): "cannot tell",
+    (-1, 1): "does not hold: the opposite",
+    (0, -1): "no difference there, lower loss here",
+    (0, 0): "no difference seen in either",
+    (0, 1): "no difference there, higher loss here",
+    (1, -1): "does not hold: the opposite",
+    (1, 0): "cannot tell",
+    (1, 1): "holds",
+}
 
 
 def _intervals_table(findings: LossFindings) -> ResultTable:

@@ -10,8 +10,11 @@ import torch
 from trimtab.config import printable
 from trimtab.data.batches import held_out_batch
 from trimtab.loop import held_out_loss, train
+from trimtab.run.cost import cost_of
 from trimtab.run.execute import EVALUATION_BATCH, build, build_optimizer, training_batches
-from trimtab.study.arms import SIXTEENTH
+from trimtab.run.spec import Protocol
+from trimtab.run.texts import text_blocks
+from trimtab.study.arms import SIXTEENTH, Arm
 from trimtab.study.driver import check_arms, tokens_of
 from trimtab.study.kinds import AnySpec
 
@@ -28,26 +31,38 @@ def plan(spec: AnySpec, workers: int) -> str:
         CorpusError: if the data cannot be used.
     """
     check_arms(spec)
-    seconds = seconds_per_run(spec)
+    timed: dict[Protocol, float] = {}
+    for arm in spec.arms.values():  # arms of one protocol take about the same time
+        if arm.protocol not in timed:
+            timed[arm.protocol] = seconds_per_run(arm)
+    seconds = sum(timed[arm.protocol] for arm in spec.arms.values()) / len(spec.arms)
     rates, name = spec.learning_rates, printable(spec.name)
     first, most = spec.first_runs(), spec.most_runs()
     disk = most * (spec.protocol.training.steps * ROW_BYTES + FOLDER_BYTES)
     return "\n".join(
         [
-            f"study '{name}': {len(spec.arms)} arms, {len(rates.sweep())} learning rates from {rates.low:.4g} to "
-            f"{rates.high:.4g}, {spec.protocol.training.steps} steps a run",
+            f"study '{name}' ({spec.kind}): {len(spec.arms)} arms, {len(rates.sweep())} learning rates from "
+            f"{rates.low:.4g} to {rates.high:.4g}, {spec.protocol.training.steps} steps a run",
             f"runs:  {first} in the first phase, at most {most} in all",
             f"hours: {first * seconds / workers / 3600:.2f} for the first phase, at most "
-            f"{most * seconds / workers / 3600:.2f} in all ({workers} workers, {seconds:.1f} s a run, timed on "
-            f"'{spec.reference}')",
+            f"{most * seconds / workers / 3600:.2f} in all ({workers} workers, {seconds:.1f} s a run on average, timed "
+            f"on {len(timed)} of the arms)",
             f"disk:  at most {disk / 1e6:.0f} MB",
+            *_costs(spec),
         ]
     )
 
 
-def seconds_per_run(spec: AnySpec) -> float:
-    """Time of one run of the reference arm, from a few steps and one evaluation on this machine."""
-    arm = spec.arms[spec.reference]
+def _costs(spec: AnySpec) -> list[str]:
+    lines = ["arms:  parameters, of which the method's own, and FLOPs per token of forward and backward"]
+    for name, arm in spec.arms.items():
+        cost = cost_of(arm.run(0, 0))
+        lines.append(f"  {printable(name)}: {cost.parameters:,}, {cost.of_method:,}, {cost.flops_per_token:.4g}")
+    return lines
+
+
+def seconds_per_run(arm: Arm) -> float:
+    """Time of one run of an arm, from a few steps and one evaluation on this machine."""
     run = arm.run(-8 * SIXTEENTH, 0)
     protocol, training = run.protocol, run.protocol.training
     torch.set_num_threads(training.threads)
@@ -65,4 +80,7 @@ def seconds_per_run(spec: AnySpec) -> float:
     float(held_out_loss(model, held_out, EVALUATION_BATCH))
     evaluation = time.perf_counter() - times[-1]
     steps = [after - before for before, after in pairwise(times)][1:]  # the first warms up
-    return training.steps * min(steps) + len(protocol.evaluation.steps_of(training.steps)) * evaluation
+    whole = training.steps * min(steps) + len(protocol.evaluation.steps_of(training.steps)) * evaluation
+    blocks = text_blocks(data, protocol.evaluation, protocol.model.context)
+    windows = sum(found.shape[0] * found.shape[1] for found in blocks.values())
+    return whole + evaluation * windows / len(held_out)
