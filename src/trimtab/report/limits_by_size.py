@@ -14,6 +14,7 @@ from trimtab.report.loss_figures import chart_layout
 from trimtab.report.results import disarmed, finite, provenance, results_of, spec_hash_of
 from trimtab.report.sections import Section
 from trimtab.report.tables import ResultTable, conclusions, limit, result_table
+from trimtab.study.analysis import Findings
 from trimtab.study.max_lr_by_size.analysis import LARGER, SizedFindings, SizeTrend
 
 SCHEMA = 1
@@ -34,10 +35,17 @@ def sized_results(findings: SizedFindings) -> dict[str, Any]:
                 "spec": spec.table(),
             },
             "trends": [asdict(trend) for trend in findings.trends],
-            "sizes": {size: results_of(one, {}) for size, one in findings.by_size.items()},
+            "sizes": {size: _of_size(one) for size, one in findings.by_size.items()},
             "provenance": provenance([run.outcome for run in findings.runs]),
         }
     )
+
+
+def _of_size(findings: Findings) -> dict[str, Any]:
+    """One size by itself; what may differ between equal studies stands once, at the end of the whole."""
+    results = results_of(findings, {})
+    del results["provenance"]
+    return results
 
 
 def verdicts(findings: SizedFindings) -> list[str]:
@@ -88,7 +96,8 @@ def sized_sections(findings: SizedFindings) -> list[Section]:
     for size, one in findings.by_size.items():
         results = results_of(one, {})
         sections.append(Section(size, "", result_table(results), conclusions(results)))
-    return sections
+    excluded = [f"{run_id}: {reason}" for run_id, reason in sorted(findings.errors.items())] or ["Nothing."]
+    return [*sections, Section("What was excluded, and why", lines=excluded)]
 
 
 def sized_csv(findings: SizedFindings) -> str:

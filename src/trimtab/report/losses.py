@@ -67,6 +67,8 @@ def verdicts(findings: LossFindings) -> list[str]:
     reference = findings.spec.reference
     lines: list[str] = []
     for one in findings.compared:
+        if one.difference is None and one.place.line != reference:
+            lines.append(f"{_named(findings, one)}: cannot tell: in no seed did both it and {reference} end well")
         if one.difference is not None:
             found = one.difference
             lines.append(
@@ -75,9 +77,11 @@ def verdicts(findings: LossFindings) -> list[str]:
             )
     for slope in findings.slopes:
         mean = slope.mean
+        if math.isnan(mean.mean):
+            continue  # no seed is whole at every size
         lines.append(
             f"{slope.line}{_at(findings, slope.multiple)}: with each doubling of depth the difference to {reference} "
-            f"changes by {mean.mean:+.3f} [{mean.low:+.3f}, {mean.high:+.3f}] nats: {_direction(mean)}"
+            f"changes by {mean.mean:+.3f} {_range(mean.low, mean.high)} nats: {_direction(mean)}"
         )
     return lines
 
@@ -93,7 +97,7 @@ def _verdict(found: PairedDifference, p_holm: float | None) -> str:
 
 def _direction(mean: Mean) -> str:
     if math.isnan(mean.low):
-        return "cannot tell"
+        return "one seed, cannot tell"
     return "better the deeper" if mean.high < 0 else "worse the deeper" if mean.low > 0 else "cannot tell"
 
 
@@ -130,7 +134,7 @@ def loss_sections(findings: LossFindings) -> list[Section]:
         Section(f"Differences to {reference}", charts=[differences(findings)]),
         Section(
             "How sure is each difference?",
-            "Over seeds: these texts, other seeds. Over text: these very runs, other blocks of 4 KB. Visible: the "
+            "Over seeds: these texts, other seeds. Over text: these very runs, other blocks. Visible: the "
             "effect that such data would show with power 0.8.",
             _intervals_table(findings),
         ),

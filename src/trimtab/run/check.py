@@ -11,6 +11,9 @@ from trimtab.hosts import UnknownFamilyError
 from trimtab.intervention import ConflictError
 from trimtab.run.execute import build
 from trimtab.run.spec import RunSpec
+from trimtab.run.texts import text_blocks
+
+LEAST_BLOCKS = 2
 
 
 def check_run(spec: RunSpec, data: TokenData, where: str) -> None:
@@ -18,6 +21,7 @@ def check_run(spec: RunSpec, data: TokenData, where: str) -> None:
 
     Raises:
         ConfigError: naming ``where`` and what does not fit.
+        CorpusError: if a further text cannot be used.
     """
     if spec.protocol.training.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{where}: training.device is cuda, but torch sees no CUDA device")
@@ -28,6 +32,13 @@ def check_run(spec: RunSpec, data: TokenData, where: str) -> None:
                 f"{where}: {name} has {len(tokens)} tokens, fewer than one sequence of {context + 1}; "
                 "lower model.context or give more text"
             )
+    evaluation = spec.protocol.evaluation
+    blocks = sum(len(found) for found in text_blocks(data, evaluation, context).values())
+    if evaluation.final_blocks and blocks < LEAST_BLOCKS:
+        raise ConfigError(
+            f"{where}: the held-out text has room for {blocks} blocks of {evaluation.block_bytes} bytes, and "
+            f"{LEAST_BLOCKS} are needed; lower evaluation.block_bytes or give more text"
+        )
     try:
         build(spec, torch.device("cpu"))
     except (SiteUnavailableError, ConflictError, UnknownFamilyError) as error:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trimtab.method import method_parameters
+from trimtab.host import Part
+from trimtab.hosts import UnknownFamilyError, host_for, parameter_counts
 from trimtab.run.execute import build
 from trimtab.run.spec import RunSpec
 
 BACKWARD = 2  # the backward pass has two matrix products for each of the forward pass
+OUTSIDE = frozenset({Part.EMBEDDING, Part.FINAL_NORM, Part.HEAD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +23,16 @@ class Cost:
 
     Attributes:
         parameters: all that are trained.
-        of_method: those among them that the method added.
+        of_method: how many more those are than without the method.
+        of_blocks: those of the blocks, without embedding, positions, final norm and head; all where no host knows the
+            model.
         flops_per_token: of forward and backward at full context, matrix products and attention; without what a
             parametrization spends on weights, which does not grow with the tokens.
     """
 
     parameters: int
     of_method: int
+    of_blocks: int
     flops_per_token: float
 
 
@@ -38,10 +44,23 @@ def cost_of(spec: RunSpec) -> Cost:
     model.eval()
     with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
         model(torch.zeros(1, context, dtype=torch.long))
-    trained = [p for p in model.parameters() if p.requires_grad]
-    own = method_parameters(model)
+    trained = _count(model)
+    plain = _count(build(replace(spec, method=()), torch.device("cpu"))) if spec.method else trained
     return Cost(
-        parameters=sum(p.numel() for p in trained),
-        of_method=sum(p.numel() for p in trained if p in own),
+        parameters=trained,
+        of_method=trained - plain,
+        of_blocks=_in_blocks(model),
         flops_per_token=(1 + BACKWARD) * counter.get_total_flops() / context,
     )
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _in_blocks(model: nn.Module) -> int:
+    try:
+        counts = parameter_counts(host_for(model))
+    except UnknownFamilyError:
+        return _count(model)
+    return sum(count for part, count in counts.items() if part not in OUTSIDE)

@@ -29,7 +29,7 @@ from trimtab.probes import PRESETS
 from trimtab.run.folder import IntegrityError, Outcome, RunFolder
 from trimtab.run.identity import run_id
 from trimtab.run.spec import ProbesConfig, Protocol, RunSpec
-from trimtab.run.texts import block_losses, text_blocks
+from trimtab.run.texts import block_losses, fingerprint_of, text_blocks
 from trimtab.sink import Row
 from trimtab.watching import Watch, watch
 
@@ -66,7 +66,7 @@ def execute(
     device = torch.device(training.device)
     torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
     data = protocol.data.load()
-    name = run_id(spec, data.fingerprint)
+    name = run_id(spec, fingerprint_of(data, protocol.evaluation))
     if expected not in ("", name):
         raise IntegrityError("the code or the data changed since the study was started; start it again")
     folder = RunFolder(runs / name)

@@ -61,6 +61,7 @@ class EvaluationConfig:
         explosion_margin: a held-out loss above ln V + this counts as exploded, in nats.
         explosion_patience: exploded evaluations in a row, after half the steps, that end the run.
         final_blocks: stretches of each held-out part on which the trained model is evaluated one by one; 0 for none.
+        texts: UTF-8 files, relative to the working folder, each a further text for those stretches alone.
         block_bytes: length of such a stretch, in bytes of text; in tokens where there is no text.
 
     Raises:
@@ -73,6 +74,7 @@ class EvaluationConfig:
     explosion_margin: float = 0.1
     explosion_patience: int = 5
     final_blocks: int = 0
+    texts: tuple[str, ...] = ()
     block_bytes: int = 4096
 
     def __post_init__(self) -> None:
@@ -81,6 +83,8 @@ class EvaluationConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.final_blocks < 0:
             raise ValueError(f"final_blocks must not be negative, got {self.final_blocks}")
+        if self.texts and not self.final_blocks:
+            raise ValueError("texts are evaluated in blocks; set final_blocks too")
         if self.explosion_margin < 0:
             raise ValueError(f"explosion_margin must not be negative, got {self.explosion_margin}")
 

@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from trimtab.data import TokenData
+from trimtab.data import CorpusError, TokenData
+from trimtab.data.source import Tokens
+from trimtab.data.text_files import read_text
 from trimtab.loop import token_losses
 from trimtab.run.spec import EvaluationConfig
 
 BlockLosses = Mapping[str, list[float]]
+
+
+def further_texts(data: TokenData, config: EvaluationConfig) -> dict[str, Tokens]:
+    """The tokens of the user's own evaluation texts, by file name without its ending.
+
+    Raises:
+        CorpusError: if a file cannot be used, two have the same name, or the data have no vocabulary of text.
+    """
+    found: dict[str, Tokens] = {}
+    for name in config.texts:
+        path = Path(name)
+        if data.encode is None:
+            raise CorpusError(f"{name}: the data are ids without text, so evaluation.texts cannot be encoded")
+        if path.stem in found or path.stem in data.held_out:
+            raise CorpusError(f"{name}: a held-out text is named '{path.stem}' already; rename the file")
+        found[path.stem] = data.encode(read_text(path, "evaluation.texts"))
+    return found
+
+
+def fingerprint_of(data: TokenData, config: EvaluationConfig) -> str:
+    """What names all text that a run reads: that of the data, and the contents of further texts."""
+    if not config.texts:
+        return data.fingerprint
+    digest = hashlib.sha256(data.fingerprint.encode())
+    for name, tokens in further_texts(data, config).items():
+        digest.update(f"{name}:{len(tokens)}".encode())
+        digest.update(np.ascontiguousarray(tokens).data)
+    return digest.hexdigest()
 
 
 def text_blocks(data: TokenData, config: EvaluationConfig, context: int) -> dict[str, Int[Tensor, "N W T_plus_1"]]:
@@ -26,7 +58,7 @@ def text_blocks(data: TokenData, config: EvaluationConfig, context: int) -> dict
     windows = max(1, round(config.block_bytes / per_byte / context))
     length = windows * context + 1  # each token but the first is predicted once
     found: dict[str, Tensor] = {}
-    for name, tokens in data.held_out.items():
+    for name, tokens in {**data.held_out, **further_texts(data, config)}.items():
         room = len(tokens) - length
         if room < 0:
             continue

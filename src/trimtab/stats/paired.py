@@ -64,12 +64,12 @@ def paired_difference(differences: Floats) -> PairedDifference:
     rest = differences - seeds[:, None] - blocks[None, :] + mean
     freedom = (num_seeds - 1) * (num_blocks - 1)
     of_rest = float((rest**2).sum()) / freedom / differences.size
-    variance = max(of_seeds, of_text, of_seeds + of_text - of_rest)
+    variance = max(of_seeds, of_text, of_rest, of_seeds + of_text - of_rest)
     seed_half = t_quantile(0.975, num_seeds - 1) * math.sqrt(of_seeds)
     if variance == 0:
         return PairedDifference(mean, mean, mean, mean, mean, text_low, text_high, 0.0 if mean else 1.0, 0.0)
-    degrees = variance**2 / (of_seeds**2 / (num_seeds - 1) + of_text**2 / (num_blocks - 1))
-    degrees = max(1.0, degrees)
+    share = of_seeds**2 / (num_seeds - 1) + of_text**2 / (num_blocks - 1)
+    degrees = max(1.0, variance**2 / share) if share else float(freedom)
     error = math.sqrt(variance)
     half = t_quantile(0.975, degrees) * error
     return PairedDifference(

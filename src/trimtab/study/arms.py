@@ -67,13 +67,20 @@ def read_arms(
     for name, table in cast(Raw, raw).items():
         check_name(name, where, "arms")
         arms[name] = _read_arm(name, table, sections, over or {}, where, build_model, build_optimizer)
-    _refuse_twins(arms, where)
+    refuse_twins(arms, where)
     return arms
+
+
+def protocol_table(protocol: Protocol) -> Raw:
+    """A protocol as tables, without the model's vocabulary: it is that of the data, whatever is laid over those."""
+    table = cast(Raw, to_plain(protocol))
+    del table["model"]["vocab_size"]
+    return table
 
 
 def arm_table(arm: Arm, shared: Raw) -> Raw:
     """The arm as the table that ``read_arms`` reads."""
-    own = cast(Raw, to_plain(arm.protocol))
+    own = protocol_table(arm.protocol)
     known = catalogue().get(arm.method)
     by_slug = known is not None and known.interventions == arm.interventions
     method: object = arm.method if by_slug else to_plain(arm.interventions)
@@ -138,7 +145,12 @@ def check_name(name: str, where: str, table: str) -> None:
         raise ConfigError(f"{where}: {dotted((table, name))}: a name has 1 to 100 printable characters")
 
 
-def _refuse_twins(arms: Mapping[str, Arm], where: str) -> None:
+def refuse_twins(arms: Mapping[str, Arm], where: str) -> None:
+    """Refuse two names for the same runs.
+
+    Raises:
+        ConfigError: naming both.
+    """
     seen: dict[tuple[Any, ...], str] = {}
     for arm in arms.values():
         key = (arm.interventions, arm.protocol, arm.build_model, arm.build_optimizer)

@@ -19,6 +19,7 @@ from trimtab.data import TokenData, TokenSource
 from trimtab.run.check import check_run
 from trimtab.run.folder import Outcome, load_outcome, write_whole
 from trimtab.run.identity import run_id
+from trimtab.run.texts import fingerprint_of
 from trimtab.study.arms import SIXTEENTH
 from trimtab.study.executors.protocol import Executor, Job, Report
 from trimtab.study.kinds import KINDS, AnyFindings, AnySpec
@@ -196,7 +197,7 @@ def _count(report: Report, attempts: dict[str, int], kills: dict[str, int]) -> b
 def name_of(spec: AnySpec, trial: Trial) -> str:
     """The run id of a trial."""
     run = spec.arms[trial.arm].run(trial.tick, trial.seed)
-    return run_id(run, tokens_of(run.protocol.data).fingerprint)
+    return run_id(run, fingerprint_of(tokens_of(run.protocol.data), run.protocol.evaluation))
 
 
 @cache

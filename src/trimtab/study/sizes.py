@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from trimtab.config import ConfigError, Raw, shown
 from trimtab.run.spec import SECTIONS, ModelBuilder, OptimizerBuilder
-from trimtab.study.arms import Arm, check_name, read_arms
+from trimtab.study.arms import Arm, check_name, read_arms, refuse_twins
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,4 +60,5 @@ def arms_at_sizes(
             if name in arms:
                 raise ConfigError(f"{where}: arms and sizes: '{name}' would stand for two of them; rename one")
             arms[name], places[name] = arm.named(name), Place(line, size)
+    refuse_twins(arms, where)
     return arms, places

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, cast
 from trimtab.config import ConfigError, Raw, to_plain
 from trimtab.run.reading import read_protocol, reader
 from trimtab.run.spec import SECTIONS, ModelBuilder, OptimizerBuilder, Protocol
-from trimtab.study.arms import SIXTEENTH, Arm, arm_table, read_arms
+from trimtab.study.arms import SIXTEENTH, Arm, arm_table, protocol_table, read_arms
 
 MOST_TRIALS = 10_000
 
@@ -170,7 +170,7 @@ class StudySpec:
 
     def table(self) -> Raw:
         """The study as the TOML that ``read_study`` reads, defaults included."""
-        shared = cast(Raw, to_plain(self.protocol))
+        shared = protocol_table(self.protocol)
         return (
             {"name": self.name, "reference": self.reference}
             | shared

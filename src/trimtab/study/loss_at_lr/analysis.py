@@ -16,12 +16,13 @@ from trimtab.stats.comparison import holm
 from trimtab.stats.intervals import mean_interval
 from trimtab.stats.paired import PairedDifference, paired_difference
 from trimtab.study.arms import SIXTEENTH
-from trimtab.study.loss_at_lr.rounds import COMPARING, ticks_of, tuned_at_an_end
+from trimtab.study.loss_at_lr.rounds import COMPARING, never_tuned, ticks_of, tuned_at_an_end
 from trimtab.study.loss_at_lr.spec import LossStudySpec, Place
 from trimtab.study.search import Results, Trial
 
 Blocks = Mapping[str, Sequence[float]]
-LEAST_SEEDS_FOR_SLOPE = 2
+LARGEST_EXPONENT = 700.0
+EXPLOSION_MARGIN = 0.1  # nats above a uniform guess beyond which a final loss says nothing of an arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,10 @@ class ComparedRun:
 
     @property
     def sound(self) -> bool:
-        """Whether it ran to its end with finite losses."""
+        """Whether it ran to its end with finite losses, no worse than a uniform guess."""
         if self.outcome is None or self.outcome.stopped is not None or not self.blocks:
+            return False
+        if not self.outcome.final_loss <= self.outcome.log_vocab + EXPLOSION_MARGIN:
             return False
         return all(math.isfinite(loss) for some in self.blocks.values() for loss in some)
 
@@ -181,8 +184,9 @@ def _compared(
     pairs = [
         (own, other) for own, other in zip(runs, cells[reference, multiple], strict=True) if own.sound and other.sound
     ]
+    comparable = bool(pairs) and len(_row(pairs[0][0].blocks)) > 1
     is_reference = place.line == spec.reference
-    split = [text for text in texts if pairs and not is_reference and len(pairs[0][0].blocks[text]) > 1]
+    split = [text for text in texts if comparable and not is_reference and len(pairs[0][0].blocks[text]) > 1]
     return Compared(
         name=name,
         place=place,
@@ -191,13 +195,13 @@ def _compared(
         broken=sum(run.outcome is not None and not run.sound for run in runs),
         missing=sum(run.outcome is None for run in runs),
         loss=loss,
-        perplexity=math.exp(loss.mean),
+        perplexity=math.exp(loss.mean) if not loss.mean > LARGEST_EXPONENT else math.inf,
         bits_per_byte=loss.mean / math.log(2) / per_token,
         by_text=texts,
-        difference=None if is_reference or not pairs else paired_difference(_differences(pairs)),
+        difference=None if is_reference or not comparable else paired_difference(_differences(pairs)),
         difference_by_text={text: paired_difference(_differences(pairs, text)) for text in split},
         p_holm=None,
-        saving=None if is_reference else _saving(pairs, costs[name], costs[reference]),
+        saving=None if is_reference else _saving(spec, pairs, costs[name], costs[reference]),
         curve=_mean_curve(sound),
     )
 
@@ -210,14 +214,17 @@ def _differences(pairs: Sequence[tuple[ComparedRun, ComparedRun]], text: str = "
     return np.array([np.subtract(_row(own.blocks, text), _row(other.blocks, text)) for own, other in pairs])
 
 
-def _saving(pairs: Sequence[tuple[ComparedRun, ComparedRun]], cost: Cost, reference: Cost) -> Saving:
+def _saving(
+    spec: LossStudySpec, pairs: Sequence[tuple[ComparedRun, ComparedRun]], cost: Cost, reference: Cost
+) -> Saving:
     shares: list[float] = []
     for own, other in pairs:
         assert own.outcome is not None
         assert other.outcome is not None
         reached = first_step_at(own.outcome.held_out, other.outcome.final_loss)
         if reached is not None:
-            shares.append(reached / other.outcome.steps)
+            own_tokens, tokens = (_tokens_per_step(spec, run) for run in (own, other))
+            shares.append(reached * own_tokens / (other.outcome.steps * tokens))
     dearer = cost.flops_per_token / reference.flops_per_token
     return Saving(
         reached=len(shares),
@@ -225,6 +232,11 @@ def _saving(pairs: Sequence[tuple[ComparedRun, ComparedRun]], cost: Cost, refere
         tokens=Mean(*mean_interval([1 - share for share in shares])),
         compute=Mean(*mean_interval([1 - share * dearer for share in shares])),
     )
+
+
+def _tokens_per_step(spec: LossStudySpec, run: ComparedRun) -> int:
+    protocol = spec.arms[run.trial.arm].protocol
+    return protocol.training.batch_size * protocol.model.context
 
 
 def first_step_at(curve: Sequence[tuple[int, float]], loss: float) -> float | None:
@@ -291,6 +303,10 @@ def _warnings(
     found = [
         f"the best rate of '{arm}' lies at an end of the swept range; widen learning_rates"
         for arm in tuned_at_an_end(spec, results)
+    ]
+    found += [
+        f"no run of the sweep of '{arm}' ended with a finite loss; its rate is the lowest swept"
+        for arm in never_tuned(spec, results)
     ]
     missing = sum(run.outcome is None for run in runs)
     if missing > 0.05 * len(runs):

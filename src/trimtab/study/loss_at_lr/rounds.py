@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 
-from trimtab.study.loss_at_lr.spec import LossStudySpec
-from trimtab.study.search import Results, Trial, best_of
+from trimtab.study.loss_at_lr.spec import FIRST_TUNING_SEED, LossStudySpec
+from trimtab.study.search import Best, Results, Trial, best_of
 
-FIRST_TUNING_SEED = 1000
 TUNING, COMPARING = 0, 1
 
 
@@ -34,8 +34,8 @@ def rounds(spec: LossStudySpec) -> Generator[Sequence[Trial], Results, None]:
 def ticks_of(spec: LossStudySpec, results: Results) -> Mapping[str, Mapping[float, int]]:
     """The rates at which each arm is compared, by multiple, in sixteenths of an octave."""
     comparison = spec.comparison
-    tuning = {trial: outcome for trial, outcome in results.items() if trial.round == TUNING}
-    base = {arm: best_of(arm, tuning).tick for arm in spec.tuned()}
+    lowest = spec.learning_rates.ticks_low
+    base = {arm: best.tick if math.isfinite(best.loss) else lowest for arm, best in _tuned(spec, results).items()}
     given = comparison.offset(comparison.learning_rate) if comparison.tune == "nobody" else 0
     return {
         arm: {
@@ -49,5 +49,15 @@ def ticks_of(spec: LossStudySpec, results: Results) -> Mapping[str, Mapping[floa
 def tuned_at_an_end(spec: LossStudySpec, results: Results) -> list[str]:
     """The arms whose best rate is the lowest or the highest of the sweep, so that it may lie beyond."""
     sweep = spec.learning_rates.sweep()
+    found = _tuned(spec, results)
+    return [arm for arm, best in found.items() if math.isfinite(best.loss) and best.tick in (sweep[0], sweep[-1])]
+
+
+def never_tuned(spec: LossStudySpec, results: Results) -> list[str]:
+    """The arms of whose sweep nothing finite came back."""
+    return [arm for arm, best in _tuned(spec, results).items() if not math.isfinite(best.loss)]
+
+
+def _tuned(spec: LossStudySpec, results: Results) -> Mapping[str, Best]:
     tuning = {trial: outcome for trial, outcome in results.items() if trial.round == TUNING}
-    return [arm for arm in spec.tuned() if best_of(arm, tuning).tick in (sweep[0], sweep[-1])]
+    return {arm: best_of(arm, tuning) for arm in spec.tuned()}

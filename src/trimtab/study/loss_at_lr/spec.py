@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast
 
 from trimtab.config import ConfigError, Raw, to_plain
+from trimtab.run.check import LEAST_BLOCKS
 from trimtab.run.reading import read_protocol, reader
 from trimtab.run.spec import SECTIONS, ModelBuilder, OptimizerBuilder, Protocol
-from trimtab.study.arms import SIXTEENTH, Arm, arm_table, read_arms
+from trimtab.study.arms import SIXTEENTH, Arm, arm_table, protocol_table, read_arms
 from trimtab.study.sizes import Place, arms_at_sizes, read_sizes
 from trimtab.study.spec import MOST_TRIALS, LearningRates
 
 KIND = "loss_at_lr"
-LEAST_BLOCKS = 2
+FIRST_TUNING_SEED = 1000  # those of the comparison lie below
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +47,8 @@ class Comparison:
         for name in ("seeds", "tuning_seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seeds > FIRST_TUNING_SEED:
+            raise ValueError(f"seeds must be at most {FIRST_TUNING_SEED}, where tuning seeds begin, got {self.seeds}")
         if (self.tune == "nobody") != (self.learning_rate > 0):
             raise ValueError('learning_rate goes with tune = "nobody", and is positive there')
         if not self.multiples or not all(0 < multiple < math.inf for multiple in self.multiples):
@@ -96,6 +99,13 @@ class LossStudySpec:
                 raise ValueError(
                     f"evaluation.final_blocks must be at least {LEAST_BLOCKS}: intervals over text need blocks"
                 )
+        for name, place in self.places.items():
+            reference = self.name_of(self.reference, place.size)
+            if _text(self.arms[name]) != _text(self.arms[reference]):
+                raise ValueError(
+                    f"'{name}' and '{reference}' would be judged on other blocks of text: data, model.context and "
+                    "evaluation must be the same for all arms of a size"
+                )
         if self.most_runs() > MOST_TRIALS:
             raise ValueError(f"comparison: {self.most_runs()} runs are asked for, more than {MOST_TRIALS}")
 
@@ -144,7 +154,7 @@ class LossStudySpec:
 
     def table(self) -> Raw:
         """The study as the TOML that ``read_loss_study`` reads, defaults included."""
-        shared = cast(Raw, to_plain(self.protocol))
+        shared = protocol_table(self.protocol)
         return (
             {"kind": KIND, "name": self.name, "reference": self.reference}
             | shared
@@ -155,6 +165,12 @@ class LossStudySpec:
                 "arms": {name: arm_table(arm, shared) for name, arm in self.lines.items()},
             }
         )
+
+
+def _text(arm: Arm) -> tuple[object, ...]:
+    """What determines the blocks of text on which an arm is judged."""
+    protocol = arm.protocol
+    return protocol.data, protocol.model.context, protocol.evaluation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,8 +104,7 @@ def _trend(spec: SizedStudySpec, line: str, by_size: Mapping[str, Findings]) -> 
         arm, model = findings.arms[name], spec.arms[name].protocol.model
         limit = arm.criteria["d"].breaks.lr50
         usable = limit.bound is None and bool(arm.posterior)
-        outside = (1 if model.tied else 2) * model.vocab_size * model.width
-        parameters = cost_of(spec.arms[name].run(0, 0)).parameters - outside
+        parameters = cost_of(spec.arms[name].run(0, 0)).of_blocks
         points.append(SizePoint(name, place.size, model.width, model.num_layers, parameters, limit, usable))
         if usable:
             draws.append(_draws(arm, findings, rng))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-from trimtab.config import ConfigError, Raw, to_plain
+from trimtab.config import ConfigError, Raw
 from trimtab.run.spec import SECTIONS, ModelBuilder, OptimizerBuilder, Protocol
-from trimtab.study.arms import Arm, arm_table, read_arms
+from trimtab.study.arms import Arm, arm_table, protocol_table, read_arms
 from trimtab.study.sizes import Place, arms_at_sizes, read_sizes
 from trimtab.study.spec import MOST_TRIALS, StudySpec, read_study
 
@@ -79,7 +79,7 @@ class SizedStudySpec:
 
     def table(self) -> Raw:
         """The study as the TOML that ``read_sized_study`` reads, defaults included."""
-        shared = cast(Raw, to_plain(self.protocol))
+        shared = protocol_table(self.protocol)
         arms = {name: arm_table(arm, shared) for name, arm in self.lines.items()}
         sizes = {name: dict(size) for name, size in self.sizes.items()}
         return {"kind": KIND} | self.plain.table() | {"sizes": sizes, "arms": arms}
