@@ -80,6 +80,18 @@ def test_the_report_of_a_study_with_probes_says_who_moved_first(tmp_path: Path) 
     assert page.count('data-for="movers-0-') == len(FOLLOWED)
 
 
-@pytest.mark.parametrize("folder", sorted(p.name for p in STUDIES.iterdir() if (p / "results.json").is_file()))
-def test_the_results_of_every_committed_study_follow_the_schema(folder: str) -> None:
-    jsonschema.validate(json.loads((STUDIES / folder / "results.json").read_text()), schema())
+COMMITTED = {p.name: p for p in sorted(STUDIES.iterdir()) if (p / "results.json").is_file()}
+
+
+@pytest.mark.parametrize("folder", COMMITTED)
+def test_the_results_of_every_committed_study_follow_their_schema(folder: str) -> None:
+    results = json.loads((COMMITTED[folder] / "results.json").read_text())
+    kind = results.get("kind", "max_lr")
+    if kind == "loss_at_lr":
+        assert len(results["study"]["verdicts"]) >= sum(one["difference"] is not None for one in results["compared"])
+        for one in results["compared"]:
+            found = one["difference"]
+            assert found is None or found["low"] < found["mean"] < found["high"], "no number without an interval"
+            assert found is None or found["visible"] > 0, "no winner without the smallest visible effect"
+    for one in results["sizes"].values() if kind == "max_lr_by_size" else [results] if kind == "max_lr" else []:
+        jsonschema.validate({"provenance": results["provenance"], **one}, schema())
