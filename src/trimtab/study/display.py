@@ -14,8 +14,6 @@ from trimtab.config import printable
 from trimtab.run.folder import Outcome
 from trimtab.study.search import Trial
 
-PHASES = {0: "sweep", 1: "replicates"}
-
 
 class Clock:
     """Time left in a round, from the pace so far."""
@@ -41,10 +39,10 @@ class PlainDisplay:
     def __init__(self, console: Console) -> None:
         self.console, self.clock = console, Clock()
 
-    def round_started(self, number: int, total: int, to_train: int) -> None:
+    def round_started(self, name: str, total: int, to_train: int) -> None:
         """A heading for the round."""
         self.clock.start(to_train)
-        self.console.print(Text(f"{round_name(number)}: {total} runs, {to_train} to train"))
+        self.console.print(Text(f"{name}: {total} runs, {to_train} to train"))
 
     def progress(self, trial: Trial, step: int, loss: float) -> None:
         """Too much for plain lines."""
@@ -72,12 +70,12 @@ class ProgressDisplay:
         self.at_work: dict[Trial, str] = {}
         self.live = Live(console=console, refresh_per_second=4, transient=True)
 
-    def round_started(self, number: int, total: int, to_train: int) -> None:
+    def round_started(self, name: str, total: int, to_train: int) -> None:
         """The bar starts over."""
         self.clock.start(to_train)
         self.at_work.clear()
         self.bar.reset(
-            self.task, total=max(1, to_train), completed=0 if to_train else 1, description=round_name(number), left=""
+            self.task, total=max(1, to_train), completed=0 if to_train else 1, description=printable(name), left=""
         )
         self._show()
 
@@ -106,11 +104,6 @@ class ProgressDisplay:
 
     def _show(self) -> None:
         self.live.update(Group(self.bar, *(Text(line) for line in self.at_work.values())))
-
-
-def round_name(number: int) -> str:
-    """'sweep', 'replicates', 'probes 1', ..."""
-    return PHASES.get(number, f"probes {number - 1}")
 
 
 def describe(trial: Trial) -> str:

@@ -38,7 +38,7 @@ class StorageError(OSError):
 class Display(Protocol):
     """Shows what goes on."""
 
-    def round_started(self, number: int, total: int, to_train: int) -> None: ...
+    def round_started(self, name: str, total: int, to_train: int) -> None: ...
 
     def progress(self, trial: Trial, step: int, loss: float) -> None: ...
 
@@ -48,7 +48,7 @@ class Display(Protocol):
 class Silence:
     """Shows nothing."""
 
-    def round_started(self, number: int, total: int, to_train: int) -> None: ...
+    def round_started(self, name: str, total: int, to_train: int) -> None: ...
 
     def progress(self, trial: Trial, step: int, loss: float) -> None: ...
 
@@ -118,7 +118,7 @@ def _drive(spec: AnySpec, folder: Path, executor: Executor, ledger: Ledger, disp
         present = {trial: load_outcome(runs / names[trial]) for trial in batch}
         missing = [trial for trial, outcome in present.items() if outcome is None]
         ledger.finish([names[trial] for trial, outcome in present.items() if outcome is not None])
-        display.round_started(batch[0].round, len(batch), len(missing))
+        display.round_started(KINDS[spec.kind].round_name(batch[0].round), len(batch), len(missing))
         _train(spec, missing, names, runs, executor, ledger, display)
         return {trial: load_outcome(runs / names[trial]) for trial in batch}
 

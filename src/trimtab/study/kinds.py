@@ -64,18 +64,20 @@ class Kind:
     Attributes:
         read: a specification from the tables of a file.
         rounds: which runs to make, given those that are there.
+        round_name: what a display calls a round.
         analyse: what they say.
     """
 
     read: Callable[..., Any]
     rounds: Callable[[Any], Generator[Sequence[Trial], Results, None]]
+    round_name: Callable[[int], str]
     analyse: Callable[[Any, Results, Mapping[Trial, str], Path, Mapping[str, str]], AnyFindings]
 
 
 KINDS: Mapping[str, Kind] = {
-    "max_lr": Kind(read_study, search.rounds, analysis.analyse),
-    "loss_at_lr": Kind(read_loss_study, loss_rounds.rounds, loss_analysis.analyse),
-    "max_lr_by_size": Kind(read_sized_study, sized_rounds.rounds, sized_analysis.analyse),
+    "max_lr": Kind(read_study, search.rounds, search.round_name, analysis.analyse),
+    "loss_at_lr": Kind(read_loss_study, loss_rounds.rounds, loss_rounds.round_name, loss_analysis.analyse),
+    "max_lr_by_size": Kind(read_sized_study, sized_rounds.rounds, search.round_name, sized_analysis.analyse),
 }
 
 

@@ -106,6 +106,11 @@ def rounds(spec: StudySpec) -> Generator[Sequence[Trial], Results, None]:
         number += 1
 
 
+def round_name(number: int) -> str:
+    """'sweep', 'replicates', 'probes 1', ..."""
+    return {0: "sweep", 1: "replicates"}.get(number, f"probes {number - 1}")
+
+
 def phase_one(spec: StudySpec, results: Results) -> PhaseOne:
     """What the sweep and the replicates fix; runs of later rounds are ignored."""
     early = {trial: outcome for trial, outcome in results.items() if trial.round <= 1}

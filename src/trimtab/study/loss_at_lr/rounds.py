@@ -31,6 +31,11 @@ def rounds(spec: LossStudySpec) -> Generator[Sequence[Trial], Results, None]:
     ]
 
 
+def round_name(number: int) -> str:
+    """'sweep' or 'comparison'."""
+    return "sweep" if number == TUNING else "comparison"
+
+
 def ticks_of(spec: LossStudySpec, results: Results) -> Mapping[str, Mapping[float, int]]:
     """The rates at which each arm is compared, by multiple, in sixteenths of an octave."""
     comparison = spec.comparison
