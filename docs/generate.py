@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from trimtab import host_for
-from trimtab.cli import EXIT_CODES
 from trimtab.change import MergeError
+from trimtab.cli import EXIT_CODES
 from trimtab.host import SiteUnavailableError
 from trimtab.intervention import ConflictError, Source
 from trimtab.interventions import catalogue as interventions
