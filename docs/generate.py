@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -53,11 +55,16 @@ def intervention_table() -> str:
     rows = ["| intervention | kind | settings | equation |", "|---|---|---|---|"]
     for slug, kind in interventions().items():
         made = kind()
-        fields = getattr(kind, "__dataclass_fields__", {})
-        settings = ", ".join(f"`{name} = {getattr(made, name)}`" for name, f in fields.items() if f.init)
+        settings = ", ".join(f"`{f.name} = {shown(getattr(made, f.name))}`" for f in fields(cast(Any, kind)))
         base = next(b.__name__ for b in kind.__mro__ if b.__module__ == "trimtab.intervention")
         rows.append(f"| `{slug}` | {base} | {settings or 'none'} | {cell(kind.source.equation)} |")
     return "\n".join(rows)
+
+
+def shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def exit_codes() -> str:
