@@ -8,7 +8,8 @@ Shape legend, used as suffixes everywhere: ``B`` sequences, ``T`` positions, ``D
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol, cast
@@ -206,6 +207,18 @@ class PartView:
     def replace(self, module: nn.Module) -> None:
         """Let another module play this role."""
         setattr(self.owner, self.attribute, module)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Generator[None]:
+    """Eval mode for as long as the block lasts, each submodule's own mode restored after it."""
+    modes = [(one, one.training) for one in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for one, mode in modes:
+            one.training = mode
 
 
 def stored_weight(module: nn.Module) -> nn.Parameter | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from trimtab.change import Change, MergeError, WeightChange
-from trimtab.host import Host, stored_weight
+from trimtab.host import Host, evaluating, stored_weight
 from trimtab.intervention import ConflictError, GradientRule, Intervention, ModelIntervention, ModuleSwap, Source
 
 
@@ -158,7 +158,7 @@ def install(interventions: Sequence[ModelIntervention], host: Host) -> tuple[Ins
     try:
         # What replaces a module goes in first, so that edits find the module that is there in the end.
         for intervention in sorted(interventions, key=lambda i: not isinstance(i, ModuleSwap)):
-            with _evaluating(host.model):  # looking at a weight must move no state of its parametrization
+            with evaluating(host.model):  # looking at a weight must move no state of its parametrization
                 one = Installed(intervention.slug(), host, intervention.prepare(host))
             _refuse_double_claims((*installed, *fresh), one)
             _apply_all(one.changes)
@@ -263,17 +263,6 @@ def _fingerprint(model: nn.Module) -> str:
             flat = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
             digest.update(flat.numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Generator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _apply_all(changes: Sequence[Change]) -> None:

@@ -34,6 +34,9 @@ class TensorReader(GGUFReader):
         return at - orig_offs, [], [], [GGUFValueType.ARRAY]
 
 
+from trimtab.config import ConfigError
+
+
 def torch_shape(tensor: ReaderTensor) -> tuple[int, ...]:
     """The shape as torch has it: GGUF counts axes from the innermost."""
     return tuple(int(n) for n in tensor.shape[::-1])
@@ -43,7 +46,7 @@ def entries(tensor: ReaderTensor) -> NDArray[np.float32]:
     """The entries of one tensor, dequantised, in the shape that torch has.
 
     Raises:
-        NotImplementedError: if the package gguf cannot dequantise its type.
+        ConfigError: if the package gguf cannot dequantise its type.
     """
     length, size = GGML_QUANT_SIZES[tensor.tensor_type]  # a block's entries, and its bytes
     blocks = tensor.data.reshape(-1).view(np.uint8).reshape(-1, size)
@@ -52,5 +55,9 @@ def entries(tensor: ReaderTensor) -> NDArray[np.float32]:
     for start in range(0, len(blocks), step):
         # As one row: gguf goes through rows sixteen at a time, which for short ones is mostly overhead.
         row = blocks[start : start + step].reshape(1, -1)
-        out[start : start + step] = dequantize(row, tensor.tensor_type).reshape(-1, length)
+        try:
+            out[start : start + step] = dequantize(row, tensor.tensor_type).reshape(-1, length)
+        except NotImplementedError as error:
+            kind = tensor.tensor_type.name
+            raise ConfigError(f"{tensor.name}: gguf cannot read {kind}; convert the file to F16 or Q8_0") from error
     return out.reshape(torch_shape(tensor))

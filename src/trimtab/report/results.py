@@ -24,10 +24,8 @@ from trimtab.config import canonical
 from trimtab.report.movers import Movement, as_json, movements
 from trimtab.report.reported import REPORTED
 from trimtab.run.folder import Outcome
-from trimtab.stats.comparison import clipped_density
-from trimtab.stats.posterior import EdgePosterior
 from trimtab.stats.rank import kendall_tau_b
-from trimtab.study.analysis import ArmFindings, Findings
+from trimtab.study.analysis import ArmFindings, Findings, limit_draws
 
 SCHEMA = 1
 TAU_DRAWS = 4000
@@ -117,7 +115,7 @@ def order_agreement(findings: Findings) -> dict[str, Any] | None:
         return None
     reported = [row.trains_at for _, row in known.values()]
     rng = np.random.default_rng(0)
-    draws = np.stack([_draw(arm, findings, rng) for arm, _ in known.values()], axis=1)
+    draws = np.stack([limit_draws(arm, findings.spec, TAU_DRAWS, rng) for arm, _ in known.values()], axis=1)
     taus = [kendall_tau_b(reported, draw.tolist()) for draw in draws]
     low, median, high = np.quantile(taus, [0.025, 0.5, 0.975])
     left_out = sorted(n for n, arm in findings.arms.items() if arm.method in REPORTED and n not in known)
@@ -127,14 +125,6 @@ def order_agreement(findings: Findings) -> dict[str, Any] | None:
         "arms": list(known),
         "left_out": left_out,
     }
-
-
-def _draw(arm: ArmFindings, findings: Findings, rng: np.random.Generator) -> np.ndarray:
-    grid = np.array([x for x, _ in arm.posterior])
-    weight = np.array([[p] for _, p in arm.posterior])
-    sweep = findings.spec.learning_rates.sweep()
-    posterior = EdgePosterior(grid, weight, sweep[0] / 16, sweep[-1] / 16)
-    return rng.choice(grid, TAU_DRAWS, p=clipped_density(posterior, 0.5))
 
 
 def csv_of(results: dict[str, Any]) -> str:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from trimtab.run.folder import Outcome
-from trimtab.stats.comparison import difference, holm, smallest_visible_shift
+from trimtab.stats.comparison import clipped_density, difference, holm, smallest_visible_shift
 from trimtab.stats.isotonic import centred_isotonic_level
-from trimtab.stats.posterior import EdgeModel, EdgePosterior, Trials
+from trimtab.stats.posterior import EdgeModel, EdgePosterior, Floats, Trials
 from trimtab.stats.sensitivity import lr_sensitivity
 from trimtab.study.labels import Label, failed, label
 from trimtab.study.search import SIXTEENTH, PhaseOne, Results, Trial, one_edge, phase_one, trials_of
@@ -353,6 +355,14 @@ def _warnings(
         if limit.bound is None and iso is not None and not low / ISOTONIC_SLACK <= iso <= high * ISOTONIC_SLACK:
             found.append(f"{arm}: the model-free estimate {iso:.3g} lies well outside the interval of LR50")
     return found
+
+
+def limit_draws(arm: ArmFindings, spec: StudySpec, number: int, rng: np.random.Generator) -> Floats:
+    """Draws of log2 LR50 from an arm's posterior, what lies outside the tested range held at its end."""
+    grid, weight = np.array(arm.posterior).T
+    sweep = spec.learning_rates.sweep()
+    posterior = EdgePosterior(grid, weight[:, None], sweep[0] / SIXTEENTH, sweep[-1] / SIXTEENTH)
+    return np.asarray(rng.choice(grid, number, p=clipped_density(posterior, 0.5)), dtype=np.float64)
 
 
 def departure(outcome: Outcome, margin: float) -> int | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -13,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from trimtab.host import Host, Part, PartView, stored_weight
+from trimtab.host import Host, Part, PartView, evaluating, stored_weight
 
 ROLES = {
     Part.Q: "qkv",
@@ -53,18 +52,6 @@ class Weight:
         rules = cast(Any, self.module).parametrizations.weight
         with evaluating(rules), torch.no_grad():
             return cast(Tensor, self.module.weight).detach()
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Generator[None]:
-    """Eval mode for as long as the block lasts, each submodule's own mode restored after it."""
-    modes = [(one, one.training) for one in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for one, mode in modes:
-            one.training = mode
 
 
 def weights_of(host: Host) -> list[Weight]:

@@ -10,12 +10,9 @@ import numpy as np
 
 from trimtab.run.cost import cost_of
 from trimtab.run.folder import Outcome
-from trimtab.stats.comparison import clipped_density
-from trimtab.stats.posterior import EdgePosterior
 from trimtab.stats.trend import linear_trend
 from trimtab.study import analysis
-from trimtab.study.analysis import ArmFindings, Estimate, Findings, LabelledRun
-from trimtab.study.arms import SIXTEENTH
+from trimtab.study.analysis import Estimate, Findings, LabelledRun, limit_draws
 from trimtab.study.max_lr_by_size.spec import SizedStudySpec
 from trimtab.study.search import Results, Trial
 
@@ -107,7 +104,7 @@ def _trend(spec: SizedStudySpec, line: str, by_size: Mapping[str, Findings]) -> 
         parameters = cost_of(spec.arms[name].run(0, 0)).of_blocks
         points.append(SizePoint(name, place.size, model.width, model.num_layers, parameters, limit, usable))
         if usable:
-            draws.append(_draws(arm, findings, rng))
+            draws.append(limit_draws(arm, findings.spec, DRAWS, rng))
     used = [point for point in points if point.used]
     largest = max(point.parameters for point in points)
     doublings = np.log2([point.parameters for point in used])
@@ -142,11 +139,3 @@ def _fit(design: np.ndarray, draws: Sequence[np.ndarray], at: np.ndarray) -> tup
 def _power(log2: Triple) -> Triple:
     low, middle, high = log2
     return 2.0**low, 2.0**middle, 2.0**high
-
-
-def _draws(arm: ArmFindings, findings: Findings, rng: np.random.Generator) -> np.ndarray:
-    grid = np.array([x for x, _ in arm.posterior])
-    weight = np.array([[p] for _, p in arm.posterior])
-    sweep = findings.spec.learning_rates.sweep()
-    posterior = EdgePosterior(grid, weight, sweep[0] / SIXTEENTH, sweep[-1] / SIXTEENTH)
-    return rng.choice(grid, DRAWS, p=clipped_density(posterior, 0.5))
