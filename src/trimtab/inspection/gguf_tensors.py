@@ -11,6 +11,8 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from trimtab.config import ConfigError
+
 ENTRIES_AT_A_TIME = 1 << 16  # what dequantising makes on its way, several times its result, then stays in the cache
 
 
@@ -32,9 +34,6 @@ class TensorReader(GGUFReader):
         else:
             return super()._get_field_parts(orig_offs, raw_type)
         return at - orig_offs, [], [], [GGUFValueType.ARRAY]
-
-
-from trimtab.config import ConfigError
 
 
 def torch_shape(tensor: ReaderTensor) -> tuple[int, ...]:
