@@ -6,7 +6,7 @@ A probe never reads a number back to the host; everything it returns stays on th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Cost = Literal["cheap", "standard", "full"]
+Cost = Literal["cheap", "standard", "full", "named"]
 CHUNK = 1 << 18  # entries looked at together: their float64 copy stays in the cache
 
 
@@ -28,7 +28,7 @@ class Probe:
         unit: of the value.
         meaning: what it tells, in one sentence.
         source: the paper or code it follows; empty for plain statistics.
-        cost: the cheapest preset that contains it.
+        cost: the cheapest preset that contains it; ``named`` is in none, and read where it is asked for by its slug.
     """
 
     slug: str
@@ -198,6 +198,18 @@ class MatrixProbe(Probe):
     """A statistic of weight matrices from the squares of spectral and of Frobenius norm, each (N,)."""
 
     value: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelProbe(Probe):
+    """Statistics of all parameters together.
+
+    Attributes:
+        values: statistics by name, first those of weights and then those of biases, from the weight matrices and from
+            the biases of a model; a statistic that there is not is left out.
+    """
+
+    values: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trimtab.probe import Cost, Preset, Probe
 from trimtab.probes.attention_entropy import ATTENTION_ENTROPY
 from trimtab.probes.below_eps import BELOW_EPS
@@ -17,11 +19,12 @@ from trimtab.probes.rms import RMS
 from trimtab.probes.spectral_norm import SPECTRAL_NORM
 from trimtab.probes.stable_rank import STABLE_RANK
 from trimtab.probes.token_embedding_variability import TOKEN_EMBEDDING_VARIABILITY
+from trimtab.probes.training_map import TRAINING_MAP
 from trimtab.probes.update_ratio import UPDATE_RATIO
 from trimtab.probes.update_rms import UPDATE_RMS
 from trimtab.stats.spike_score import median_spikes, spike_share
 
-__all__ = ["CATALOGUE", "PRESETS", "cheap", "full", "median_spikes", "spike_share", "standard"]
+__all__ = ["CATALOGUE", "PRESETS", "cheap", "full", "median_spikes", "named", "spike_share", "standard"]
 
 CATALOGUE: tuple[Probe, ...] = (
     RMS,
@@ -40,6 +43,7 @@ CATALOGUE: tuple[Probe, ...] = (
     SPECTRAL_NORM,
     STABLE_RANK,
     GRADIENT_VARIANCE,
+    TRAINING_MAP,
 )
 
 
@@ -70,3 +74,19 @@ full = Preset(
 )
 
 PRESETS = {preset.name: preset for preset in (cheap, standard, full)}
+
+
+def named(*slugs: str, of: Preset | None = None) -> Preset:
+    """A preset that reads the probes of these slugs, every 10 steps; or ``of`` with these besides.
+
+    Raises:
+        ValueError: for a slug that no probe has.
+    """
+    known = {probe.slug: probe for probe in CATALOGUE}
+    for slug in slugs:
+        if slug not in known:
+            raise ValueError(f"no probe is called '{slug}'; there are {', '.join(known)}")
+    if of is None:
+        of = Preset(name="named", probes=(), every=10, rows=None, query_rows=32, gradients=False, deep_weights=False)
+    more = tuple(probe for slug, probe in known.items() if slug in slugs and probe not in of.probes)
+    return replace(of, probes=(*of.probes, *more))

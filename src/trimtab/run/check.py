@@ -9,7 +9,7 @@ from trimtab.data import TokenData
 from trimtab.host import SiteUnavailableError
 from trimtab.hosts import UnknownFamilyError
 from trimtab.intervention import ConflictError
-from trimtab.run.execute import build
+from trimtab.run.execute import build, token_recorder
 from trimtab.run.spec import RunSpec
 from trimtab.run.texts import text_blocks
 
@@ -40,6 +40,6 @@ def check_run(spec: RunSpec, data: TokenData, where: str) -> None:
             f"{LEAST_BLOCKS} are needed; lower evaluation.block_bytes or give more text"
         )
     try:
-        build(spec, torch.device("cpu"))
+        token_recorder(build(spec, torch.device("cpu")), spec.protocol.probes, data)
     except (SiteUnavailableError, ConflictError, UnknownFamilyError) as error:
         raise ConfigError(f"{where}: {error}") from error

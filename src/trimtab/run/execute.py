@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import platform
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -19,22 +16,24 @@ from torch import Tensor, nn
 from trimtab.config import dump_toml
 from trimtab.data import TokenData
 from trimtab.data.batches import held_out_batch, training_batch
+from trimtab.host import Part, SiteUnavailableError
 from trimtab.hosts import UnknownFamilyError, host_for, host_or_model
 from trimtab.intervention import GradientRule, ModelIntervention
 from trimtab.loop import held_out_loss, train
 from trimtab.method import family_matrices, install, method_parameters
 from trimtab.models.gpt import GPT
 from trimtab.optim import adamw
-from trimtab.probes import PRESETS
-from trimtab.run.folder import IntegrityError, Outcome, RunFolder
+from trimtab.run.clock import Clock
+from trimtab.run.facts import Facts
+from trimtab.run.folder import PREDICTIONS, TOKENS, IntegrityError, Outcome, RunFolder
 from trimtab.run.identity import run_id
+from trimtab.run.recordings import TokenRecorder, top_predictions
 from trimtab.run.spec import ProbesConfig, Protocol, RunSpec
 from trimtab.run.texts import block_losses, fingerprint_of, text_blocks
 from trimtab.sink import Row
 from trimtab.watching import Watch, watch
 
 EVALUATION_BATCH = 64
-SPIKE_WINDOW = 201
 
 Progress = Callable[[int, float], None]
 
@@ -81,11 +80,12 @@ def execute(
         held_out = held_out_batch(
             data.held_out, num_sequences=protocol.evaluation.num_sequences, context=protocol.model.context
         ).to(device)
-        watching = attach_probes(model, optimizer, protocol.probes, folder)
+        recorder = token_recorder(model, protocol.probes, data)
+        watching = attach_probes(model, optimizer, protocol.probes, folder, recorder)
         if training.compile and watching is not None:
             torch.compiler.reset()  # a graph of an unwatched model of the same shape would be taken for this one's
         called = cast(nn.Module, torch.compile(model)) if training.compile else model
-        facts = _Facts(protocol, data)
+        facts, clock = Facts(protocol, data), Clock()
         for record in train(
             called,
             training_batches(protocol, data, spec.seeds.data, device),
@@ -108,12 +108,16 @@ def execute(
                 row["held_out_loss"] = float(record.held_out_loss)
                 row["weight_norm"] = float(weight_norm(model, matrices))
             folder.append(row)
+            clock.tick(watching, evaluated=record.held_out_loss is not None)
             progress(record.step, loss)
             if facts.see(row):
                 break
         if protocol.evaluation.final_blocks and facts.stopped is None:
             blocks = text_blocks(data, protocol.evaluation, protocol.model.context)
             folder.write_texts(block_losses(model, blocks, EVALUATION_BATCH, device))
+        folder.write_arrays(PREDICTIONS, {"predictions": top_predictions(model, held_out, EVALUATION_BATCH)})
+        if recorder is not None:
+            folder.write_arrays(TOKENS, recorder.arrays())
         if keep_weights:
             checkpoints = folder.path / "checkpoints"
             checkpoints.mkdir()
@@ -121,6 +125,7 @@ def execute(
             save_file(weights, checkpoints / "final.safetensors", metadata={"run_id": name})
         if watching is not None:
             watching.remove()
+            folder.write_times(clock.times(watching))
         outcome = facts.outcome(name, data, time.monotonic() - started)
         folder.finish(outcome)
         return outcome
@@ -148,29 +153,52 @@ def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.Optimizer:
 
 
 def attach_probes(
-    model: nn.Module, optimizer: torch.optim.Optimizer, config: ProbesConfig, folder: RunFolder
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: ProbesConfig,
+    folder: RunFolder,
+    recorder: TokenRecorder | None = None,
 ) -> Watch | None:
     """The probes of the specification, writing into the run folder; a model that no host knows is read by names."""
-    if config.preset == "none":
+    preset = config.probes()
+    if preset is None:
         return None
-    subject = host_or_model(model)
-    every = config.every or None
+    sink = _FolderSink(folder, recorder)
     return watch(
-        subject, PRESETS[config.preset], optimizer=optimizer, every=every, sinks=(_FolderSink(folder),), group=None
+        host_or_model(model), preset, optimizer=optimizer, every=config.every or None, sinks=(sink,), group=None
     )
+
+
+def token_recorder(model: nn.Module, config: ProbesConfig, data: TokenData) -> TokenRecorder | None:
+    """What keeps every token's spread, if the specification asks for it; it begins with the initial table.
+
+    Raises:
+        SiteUnavailableError: if the model's family, or the token table in it, is not known.
+    """
+    if not config.tokens:
+        return None
+    tables = [view.stored for view in host_for(model).find_parts() if view.part is Part.EMBEDDING]
+    table = next((table for table in tables if table is not None), None)
+    if table is None:
+        raise SiteUnavailableError("probes.tokens: the model has no token embedding of its own; leave it out")
+    recorder = TokenRecorder(table, data.train)
+    recorder.read(0)
+    return recorder
 
 
 class _FolderSink:
     """Readings go beside the step rows."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
+    def __init__(self, folder: RunFolder, recorder: TokenRecorder | None) -> None:
+        self.folder, self.recorder = folder, recorder
 
     def open(self, run: str) -> None:
         pass
 
     def log(self, step: int, row: Row) -> None:
         self.folder.append_reading(row)
+        if self.recorder is not None:
+            self.recorder.read(step)
 
     def close(self, status: Literal["finished", "failed"]) -> None:
         pass
@@ -217,64 +245,3 @@ def environment() -> dict[str, object]:
         "system": platform.system(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
-
-
-class _Facts:
-    """Gathers from the rows what the outcome states, and says when a run is to be given up."""
-
-    def __init__(self, protocol: Protocol, data: TokenData) -> None:
-        steps = protocol.training.steps
-        self.evaluation, self.warmup_steps, self.half = protocol.evaluation, protocol.schedule.warmup_steps, steps / 2
-        self.exploded_above = data.log_vocab + protocol.evaluation.explosion_margin
-        self.final_steps = protocol.evaluation.final_steps_of(steps)
-        self.held_out: list[tuple[int, float]] = []
-        self.recent = deque[float](maxlen=SPIKE_WINDOW)
-        self.steps, self.exploded_in_a_row = 0, 0
-        self.initial_loss, self.initial_norm = math.nan, math.nan
-        self.norm_ratio, self.spike = 1.0, 0.0
-        self.stopped: Literal["non_finite", "exploded"] | None = None
-
-    def see(self, row: dict[str, int | float | None]) -> bool:
-        """Take one row in; True if the run must stop here."""
-        step, loss = int(row["step"] or 0), float(row["loss"] or 0.0)
-        self.steps = step
-        numbers = [] if step == 0 else [loss]
-        if step > 0 and math.isfinite(loss):
-            self.recent.append(loss)
-            if step > self.warmup_steps:
-                self.spike = max(self.spike, loss - statistics.median(self.recent))
-        held_out, norm = row.get("held_out_loss"), row.get("weight_norm")
-        if held_out is not None and norm is not None:
-            numbers += [held_out, norm]
-            if step == 0:
-                self.initial_loss, self.initial_norm = held_out, norm
-            self.norm_ratio = max(self.norm_ratio, norm / self.initial_norm)
-            self.held_out.append((step, held_out))
-            exploded = step > self.half and held_out > self.exploded_above
-            self.exploded_in_a_row = self.exploded_in_a_row + 1 if exploded else 0
-        if not all(math.isfinite(number) for number in numbers):
-            self.stopped = "non_finite"
-        elif self.exploded_in_a_row >= self.evaluation.explosion_patience:
-            self.stopped = "exploded"
-        return self.stopped is not None
-
-    def outcome(self, name: str, data: TokenData, seconds: float) -> Outcome:
-        """The facts so far."""
-        final = [loss for step, loss in self.held_out if step in self.final_steps]
-        if len(final) < len(self.final_steps):  # given up before its end
-            final = [loss for _, loss in self.held_out][-len(self.final_steps) :]
-        broken = self.stopped == "non_finite"
-        return Outcome(
-            run_id=name,
-            stopped=self.stopped,
-            steps=self.steps,
-            initial_loss=self.initial_loss,
-            final_loss=math.nan if broken else statistics.median(final),
-            norm_ratio=self.norm_ratio,
-            spike=self.spike,
-            log_vocab=data.log_vocab,
-            unigram_entropy=data.unigram_entropy,
-            bytes_per_token=data.bytes_per_token,
-            held_out=tuple(self.held_out),
-            seconds=seconds,
-        )

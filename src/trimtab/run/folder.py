@@ -12,10 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 SCHEMA = 2
 STEPS = "steps.jsonl"
 READINGS = "probes.jsonl"
 TEXTS = "texts.json"
+TIMES = "times.json"
+PREDICTIONS = "predictions.npz"
+TOKENS = "tokens.npz"
 OUTCOME = "outcome.json"
 
 
@@ -84,6 +90,14 @@ class RunFolder:
         plain = {name: [encode_number(loss) for loss in some] for name, some in losses.items()}
         write_json(self.path / TEXTS, plain)
 
+    def write_times(self, times: Mapping[str, float]) -> None:
+        """Keep what readings took."""
+        write_json(self.path / TIMES, times)
+
+    def write_arrays(self, name: str, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Keep arrays by name in one file."""
+        np.savez_compressed(self.path / name, allow_pickle=False, **arrays)
+
     def finish(self, outcome: Outcome) -> None:
         """Make the rows durable, then write the outcome, atomically."""
         assert self._steps is not None, "begin() comes first"
@@ -94,7 +108,7 @@ class RunFolder:
         self.close()
         record = {name: encode_number(getattr(outcome, name)) for name in Outcome.__slots__}
         record["held_out"] = [[step, encode_number(loss)] for step, loss in outcome.held_out]
-        written = [name for name in (STEPS, READINGS, TEXTS) if (self.path / name).exists()]
+        written = [name for name in (STEPS, READINGS, TEXTS, TIMES, PREDICTIONS, TOKENS) if (self.path / name).exists()]
         files = {name: hashlib.sha256((self.path / name).read_bytes()).hexdigest() for name in written}
         content = {"schema": SCHEMA, **record, "files": files}
         write_json(self.path / OUTCOME, content | {"sha256": _own_hash(content)})
@@ -151,6 +165,19 @@ def load_texts(path: Path) -> Mapping[str, Sequence[float]]:
         return {}
     raw = cast("dict[str, list[Any]]", json.loads((path / TEXTS).read_text(encoding="utf-8")))
     return {name: [float(decode_number(loss)) for loss in some] for name, some in raw.items()}
+
+
+def load_times(path: Path) -> Mapping[str, float]:
+    """What readings took, in seconds; nothing if the run had none."""
+    return json.loads((path / TIMES).read_text(encoding="utf-8")) if (path / TIMES).exists() else {}
+
+
+def load_arrays(path: Path, name: str) -> Mapping[str, NDArray[Any]]:
+    """The arrays of one file of a finished run; nothing if the run kept none."""
+    if not (path / name).exists():
+        return {}
+    with np.load(path / name, allow_pickle=False) as stored:
+        return {key: stored[key] for key in stored.files}
 
 
 def _rows(file: Path) -> Sequence[dict[str, Any]]:

@@ -46,7 +46,9 @@ CORE = (
     "trimtab.data.tokenizer",
     "trimtab.run.spec",
     "trimtab.run.execute",
+    "trimtab.run.facts",
     "trimtab.run.texts",
+    "trimtab.run.recordings",
 )
 
 

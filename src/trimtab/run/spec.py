@@ -15,6 +15,8 @@ from trimtab.intervention import Intervention
 from trimtab.interventions import GlobalClip
 from trimtab.models.gpt import GPTConfig
 from trimtab.optim import OptimizerConfig, ScheduleConfig
+from trimtab.probe import Preset
+from trimtab.probes import PRESETS, named
 
 ModelBuilder = Callable[[GPTConfig], nn.Module]
 OptimizerBuilder = Callable[[nn.Module, float], torch.optim.Optimizer]
@@ -108,18 +110,30 @@ class ProbesConfig:
 
     Attributes:
         preset: how much is read, see the catalogue of probes.
-        every: steps from one reading to the next; 0 takes the preset's cadence.
+        named: slugs of probes that are read besides those of the preset.
+        every: steps from one reading to the next; 0 takes the preset's cadence, 10 where there is none.
+        tokens: keep the spread and size of every token's vector at each reading: 8 bytes a token.
 
     Raises:
-        ValueError: if every is negative.
+        ValueError: if every is negative, a slug is unknown, or tokens are to be kept and nothing is read.
     """
 
     preset: Literal["none", "cheap", "standard", "full"] = "none"
+    named: tuple[str, ...] = ()
     every: int = 0
+    tokens: bool = False
 
     def __post_init__(self) -> None:
         if self.every < 0:
             raise ValueError(f"every must not be negative, got {self.every}")
+        self.probes()
+        if self.tokens and self.probes() is None:
+            raise ValueError('tokens are kept at readings; name a preset, or named = ["tev"]')
+
+    def probes(self) -> Preset | None:
+        """What is read; None if nothing."""
+        preset = PRESETS.get(self.preset)
+        return named(*self.named, of=preset) if self.named else preset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

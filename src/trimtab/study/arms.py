@@ -35,13 +35,13 @@ class Arm:
         """The same arm under another name."""
         return replace(self, name=name)
 
-    def run(self, tick: int, seed: int) -> RunSpec:
-        """The run of this arm at an LR, given in sixteenths of an octave, and a seed."""
+    def run(self, tick: int, seed: int, data_seed: int | None = None) -> RunSpec:
+        """The run of this arm at an LR, given in sixteenths of an octave, and a seed; perhaps another for the data."""
         return RunSpec(
             protocol=self.protocol,
             method=self.interventions,
             learning_rate=2.0 ** (tick / SIXTEENTH),
-            seeds=Seeds.all_equal(seed),
+            seeds=Seeds(init=seed, data=seed if data_seed is None else data_seed, other=seed),
             build_model=self.build_model,
             build_optimizer=self.build_optimizer,
         )

@@ -19,6 +19,7 @@ from trimtab.data import TokenData, TokenSource
 from trimtab.run.check import check_run
 from trimtab.run.folder import Outcome, load_outcome, write_whole
 from trimtab.run.identity import run_id
+from trimtab.run.spec import RunSpec
 from trimtab.run.texts import fingerprint_of
 from trimtab.study.arms import SIXTEENTH
 from trimtab.study.executors.protocol import Executor, Job, Report
@@ -160,7 +161,7 @@ def _train(
         while waiting and len(at_work) < executor.capacity:
             trial = waiting.pop()
             at_work.add(names[trial])
-            executor.submit(Job(names[trial], spec.arms[trial.arm].run(trial.tick, trial.seed), runs))
+            executor.submit(Job(names[trial], run_of(spec, trial), runs))
         for report in executor.poll(POLL_SECONDS):
             trial = trial_of[report.name]
             if report.kind == "progress":
@@ -194,9 +195,14 @@ def _count(report: Report, attempts: dict[str, int], kills: dict[str, int]) -> b
     return tally[report.name] >= most
 
 
+def run_of(spec: AnySpec, trial: Trial) -> RunSpec:
+    """The run of a trial."""
+    return spec.arms[trial.arm].run(trial.tick, trial.seed, trial.data_seed)
+
+
 def name_of(spec: AnySpec, trial: Trial) -> str:
     """The run id of a trial."""
-    run = spec.arms[trial.arm].run(trial.tick, trial.seed)
+    run = run_of(spec, trial)
     return run_id(run, fingerprint_of(tokens_of(run.protocol.data), run.protocol.evaluation))
 
 

@@ -26,12 +26,17 @@ REPLICATE_REACH = 0.5  # nats from the best within which replicates tell seed no
 
 @dataclass(frozen=True, slots=True, order=True)
 class Trial:
-    """One planned run; its LR is 2^(tick/16)."""
+    """One planned run; its LR is 2^(tick/16).
+
+    Attributes:
+        data_seed: of the order of the data, where it has one of its own; None takes ``seed`` for everything.
+    """
 
     round: int
     arm: str
     tick: int
     seed: int
+    data_seed: int | None = None
 
     @property
     def learning_rate(self) -> float:

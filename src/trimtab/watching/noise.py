@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from trimtab.probe import GradientNoiseProbe
 from trimtab.watching.pack import Pack
 from trimtab.watching.parameters import Key, is_sharded, plain, squares
-from trimtab.watching.tensors import Reading, metric
+from trimtab.watching.tensors import Reading
+
+LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
 class ShardedError(RuntimeError):
@@ -33,9 +36,10 @@ class NoiseMeter:
         probes: Sequence[GradientNoiseProbe],
         pack: Pack,
     ) -> None:
-        self.model, self.embedding, self.key_of, self.probes, self.pack = model, embedding, key_of, tuple(probes), pack
-        pack.add("noise", (2,))  # all parameters, the embedding
-        pack.add("micro_batches", ())
+        self.model, self.key_of, self.probes, self.pack = model, key_of, tuple(probes), pack
+        self.row_of = {key: row for row, key in enumerate(dict.fromkeys(key_of.values()))}
+        self.groups = _groups(list(self.row_of), embedding)
+        pack.add("noise", (len(self.row_of),))
         self._sums: dict[str, Tensor] = {}
         self.guarded: Callable[[Callable[[], None]], None] = lambda action: action()
 
@@ -48,29 +52,27 @@ class NoiseMeter:
         self._sums = {}
         if not self.probes:
             return []
-        leaves = [(plain(name), p) for name, p in self.model.named_parameters() if p.requires_grad]
+        named = ((plain(name), p) for name, p in self.model.named_parameters() if p.requires_grad)
+        leaves = [(name, p) for name, p in named if name in self.key_of]
         if any(is_sharded(p) for _, p in leaves):
             raise ShardedError("gradient variance cannot be read under fully_shard: leave the probe out")
         return [
             handle
             for name, p in leaves
             for handle in (
-                p.register_hook(self._adding(self.key_of.get(name) == self.embedding)),
+                p.register_hook(self._adding(self.row_of[self.key_of[name]])),
                 p.register_post_accumulate_grad_hook(self._keeping(name)),
             )
         ]
 
-    def _adding(self, is_embedding: bool) -> Callable[[Tensor], None]:
+    def _adding(self, row: int) -> Callable[[Tensor], None]:
         def add(gradient: Tensor) -> None:
-            self.guarded(lambda: self._add(gradient, is_embedding))
+            self.guarded(lambda: self._add(gradient, row))
 
         return add
 
-    def _add(self, gradient: Tensor, is_embedding: bool) -> None:
-        square = squares([gradient.detach()])[0]
-        self.pack["noise"][0] += square
-        if is_embedding:
-            self.pack["noise"][1] += square
+    def _add(self, gradient: Tensor, row: int) -> None:
+        self.pack["noise"][row] += squares([gradient.detach()])[0]
 
     def _keeping(self, name: str) -> Callable[[Tensor], None]:
         def keep(p: Tensor) -> None:
@@ -94,18 +96,34 @@ class NoiseMeter:
         if not self.probes or total < 2:
             return []
         noise = self.pack["noise"] / world**2
-        if world > 1:
-            sums = list(gradients.items())
-        else:
-            sums = [(self.key_of.get(name), square) for name, square in self._sums.items()]
-        everything = torch.stack([square for _, square in sums]).sum()
-        of_embedding = [square for key, square in sums if key == self.embedding]
+        if world == 1:
+            gradients = {}
+            for name, square in self._sums.items():
+                key = self.key_of[name]
+                gradients[key] = gradients[key] + square if key in gradients else square
+        names: list[str] = []
+        values: list[tuple[Tensor, Tensor]] = []
+        for (what, where), keys in self.groups.items():
+            present = [key for key in keys if key in gradients]
+            if present:
+                names.append(f"{what}_grad/{where}")
+                of_parts = torch.stack([noise[self.row_of[key]] for key in present]).sum()
+                values.append((of_parts, torch.stack([gradients[key] for key in present]).sum()))
         found: list[Reading] = []
-        names, values = [("all_grad", "model")], [(noise[0], everything)]
-        if self.embedding is not None and of_embedding:
-            names.append((f"{self.embedding[0]}_grad", self.embedding[1]))
-            values.append((noise[1], of_embedding[0]))
-        for probe in self.probes:
-            read = torch.stack([probe.value(squares_of, square_of, total) for squares_of, square_of in values])
-            found.append(Reading([metric(key, probe.slug) for key in names], read, torch.ones_like(read)))
+        for probe in self.probes if values else ():
+            read = torch.stack([probe.value(of_parts, of_sum, total) for of_parts, of_sum in values])
+            found.append(Reading([f"{name}/{probe.slug}" for name in names], read, torch.ones_like(read)))
         return found
+
+
+def _groups(keys: Sequence[Key], embedding: Key | None) -> dict[Key, list[Key]]:
+    """Whose variances are added up: everything, the embedding, and each layer with its norms and biases."""
+    groups: dict[Key, list[Key]] = {("all", "model"): list(keys)}
+    if embedding is not None:
+        groups[embedding] = [embedding]
+    for key in keys:
+        # By the first number in a name, as families name their layers.
+        layer = LAYER.search(key[1])
+        if layer:
+            groups.setdefault(("all", f"layer.{layer[1]}"), []).append(key)
+    return groups

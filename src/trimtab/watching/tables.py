@@ -1,4 +1,4 @@
-"""Readings of whole weights: spread of token vectors, and spectral norms by power iteration."""
+"""Readings of whole weights: spread of token vectors, spectral norms by power iteration, statistics of all together."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from trimtab.probe import MatrixProbe, TableProbe
+from trimtab.probe import MatrixProbe, ModelProbe, TableProbe
 from trimtab.watching.pack import Pack
 from trimtab.watching.parameters import Key, Weight, first_row, is_sharded, local, share
 from trimtab.watching.tensors import Reading, metric
@@ -101,6 +101,35 @@ class MatrixMeter:
             )
             for probe in self.probes
         ]
+
+
+class ModelMeter:
+    """Reads all parameters together; every rank has them whole, so nothing is merged."""
+
+    def __init__(self, model: nn.Module, probes: Sequence[ModelProbe]) -> None:
+        self.model, self.probes = model, tuple(probes)
+
+    def values(self) -> list[Reading]:
+        """Statistics by metric key.
+
+        Raises:
+            ValueError: for sharded parameters, of which no rank has the whole.
+        """
+        if not self.probes:
+            return []
+        parameters = [(name, p.detach()) for name, p in self.model.named_parameters()]
+        if any(is_sharded(p) for _, p in parameters):
+            raise ValueError("statistics of all weights cannot be read under fully_shard: leave the probe out")
+        matrices = [p for _, p in parameters if p.ndim == 2]
+        biases = [p for name, p in parameters if name.rsplit(".", 1)[-1] == "bias"]
+        found: list[Reading] = []
+        for probe in self.probes:
+            for what, named in zip(("weights", "biases"), probe.values(matrices, biases), strict=True):
+                if named:
+                    values = torch.stack(list(named.values()))
+                    names = [metric((f"all_{what}", "model"), name) for name in named]
+                    found.append(Reading(names, values, torch.ones_like(values)))
+        return found
 
 
 def _region(what: str, key: Key) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import time
 import warnings
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -14,13 +16,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trimtab.host import AttentionPoint, Point
-from trimtab.probe import GradientNoiseProbe, MatrixProbe, Preset, TableProbe, wide
+from trimtab.probe import (
+    GradientNoiseProbe,
+    LogitProbe,
+    MatrixProbe,
+    ModelProbe,
+    Preset,
+    TableProbe,
+    TensorProbe,
+    wide,
+)
 from trimtab.sink import Sink
 from trimtab.watching import seam
 from trimtab.watching.noise import NoiseMeter, ShardedError
 from trimtab.watching.pack import Pack
 from trimtab.watching.parameters import Key, Weight
-from trimtab.watching.tables import MatrixMeter, TableMeter
+from trimtab.watching.publishing import refuse_empty, row_of
+from trimtab.watching.tables import MatrixMeter, ModelMeter, TableMeter
 from trimtab.watching.tensors import Reading, TensorMeter
 from trimtab.watching.weights import WeightMeter
 
@@ -32,16 +44,14 @@ class WatchError(RuntimeError):
     """Probes cannot do what is asked; nothing was changed."""
 
 
-class EmptyReadingError(RuntimeError):
-    """A reading was due, but no tensor passed the hooks."""
-
-
 class Watch:
     """Probes attached to a model; made by ``watch``.
 
     Attributes:
         step: optimizer steps seen so far.
         last: the latest row; empty before the first.
+        seconds: wall time of the readings so far by what was read, on the host: ``tensors``, ``weights``, ``tables``,
+            ``matrices``, ``model``, ``noise``. What a device still works on is not in it.
     """
 
     def __init__(
@@ -59,9 +69,12 @@ class Watch:
         group: dist.ProcessGroup | Literal["world"] | None,
     ) -> None:
         self.preset, self.step, self.last = preset, 0, dict[str, float]()
+        self.seconds = defaultdict[str, float](float)
         self.every = preset.every
         self.traced = False
         self._model, self._optimizer = weakref.ref(model), optimizer
+        if not any(isinstance(probe, TensorProbe | LogitProbe) for probe in preset.probes):
+            points = ()  # nobody looks at what passes there
         self._points, self._attentions = tuple(points), tuple(attentions)
         self._sinks, self._group_choice = tuple(sinks), group
         self._number, self._token = next(_NUMBERS), torch.zeros(1)
@@ -86,7 +99,8 @@ class Watch:
         tables = [weight for weight in weights if weight.key[0] in ("embedding_weight", "head_weight")]
         self.tables = TableMeter(tables, [p for p in preset.probes if isinstance(p, TableProbe)], self._pack)
         self.matrices = MatrixMeter(matrices, [p for p in preset.probes if isinstance(p, MatrixProbe)], self._pack)
-        self.noise.guarded = self._guarded
+        self.whole = ModelMeter(model, [p for p in preset.probes if isinstance(p, ModelProbe)])
+        self.noise.guarded = partial(self._guarded, "noise")
         seam.OBSERVERS[self._number] = self
         self._optimizer_handles: list[Any] = []
         self._arm()  # it may be refused: nothing else is touched before
@@ -136,8 +150,9 @@ class Watch:
 
         Without it they are read as the optimizer receives them.
         """
-        if self._armed and not self._broken:
-            self._guarded(lambda: self.weights.read_gradients(self._group, alone=self._alone))
+        unwanted = self.weights.idle and self._alone  # of several ranks the noise needs their average
+        if self._armed and not self._broken and not unwanted:
+            self._guarded("weights", lambda: self.weights.read_gradients(self._group, alone=self._alone))
 
     def read(self) -> dict[str, float]:
         """End the present reading by hand, without an optimizer; returns its row.
@@ -193,12 +208,12 @@ class Watch:
     def see(self, row: int, x: Tensor) -> None:
         """A tensor passes."""
         if self._in_forward and not self._broken:
-            self._guarded(lambda: self.tensors.see(row, x))
+            self._guarded("tensors", lambda: self.tensors.see(row, x))
 
     def see_gradient(self, row: int, x: Tensor) -> None:
         """A gradient passes."""
         if self._armed and not self._broken:
-            self._guarded(lambda: self.tensors.see_gradient(row, x))
+            self._guarded("tensors", lambda: self.tensors.see_gradient(row, x))
 
     def wants_gradient(self, row: int) -> bool:
         """Whether a tensor's gradient belongs to the pass: once, in forward or in a checkpoint's recomputation."""
@@ -215,7 +230,7 @@ class Watch:
     def see_attention(self, index: int, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
         """Queries and keys pass."""
         if self._in_forward and not self._broken and self.tensors.of_heads:
-            self._guarded(lambda: self.tensors.see_attention(index, q, k, mask, scale))
+            self._guarded("tensors", lambda: self.tensors.see_attention(index, q, k, mask, scale))
 
     # The turn of one optimizer step.
 
@@ -236,8 +251,8 @@ class Watch:
         if self._armed and not self._broken:
             if not self.weights.gradients_read:
                 self.see_gradients()
-            if self.weights.steps is not None:
-                self._guarded(self.weights.steps.before)
+            if self.weights.steps is not None and not self.weights.idle:
+                self._guarded("weights", self.weights.steps.before)
 
     def _after_step(self) -> None:
         self.step += 1
@@ -306,15 +321,15 @@ class Watch:
 
     def _finish(self) -> None:
         group, alone = self._group, self._alone
-        for read in (
-            self.tensors.flush,
-            lambda: self.weights.read_weights(group, alone=alone),
-            lambda: self.weights.read_step(group, alone=alone),
-            lambda: self.tables.read(self._pack, group, alone=alone),
-            lambda: self.matrices.read(self._pack, group, alone=alone),
+        for what, read in (
+            ("tensors", self.tensors.flush),
+            ("weights", lambda: self.weights.read_weights(group, alone=alone)),
+            ("weights", lambda: self.weights.read_step(group, alone=alone)),
+            ("tables", lambda: self.tables.read(self._pack, group, alone=alone)),
+            ("matrices", lambda: self.matrices.read(self._pack, group, alone=alone)),
         ):
-            if not self._broken:
-                self._guarded(read)
+            if not self._broken and not (what == "weights" and self.weights.idle):
+                self._guarded(what, read)
         if not alone:
             self._pack["broken"].fill_(float(self._broken))
             self._pack.reduce(group)  # also of a broken watch: the other ranks wait for it
@@ -324,47 +339,34 @@ class Watch:
         world = 1 if alone else dist.get_world_size(group)
         merged = dict(zip(self.weights.keys, self._pack["gradients"][:, 0], strict=True)) if world > 1 else {}
         readings: list[Reading] = []
-        for values in (
-            self.tensors.values,
-            self.weights.values,
-            lambda: self.tables.values(self._pack),
-            lambda: self.matrices.values(self._pack),
-            lambda: self.noise.values(world, self._micro_batches, merged),
+        for what, values in (
+            ("tensors", self.tensors.values),
+            ("weights", self.weights.values),
+            ("tables", lambda: self.tables.values(self._pack)),
+            ("matrices", lambda: self.matrices.values(self._pack)),
+            ("model", self.whole.values),
+            ("noise", lambda: self.noise.values(world, self._micro_batches, merged)),
         ):
-            self._guarded(lambda values=values: readings.extend(values()))
+            self._guarded(what, lambda values=values: readings.extend(values()))
         self._publish(readings)
 
     def _publish(self, readings: Sequence[Reading]) -> None:
-        dtype = wide(self._pack["moments"])
-        parts = [part for reading in readings for part in (reading.values, reading.counts)]
-        # The one transfer of the reading.
-        numbers = iter(torch.cat([part.to(dtype) for part in (self.tensors.seen(), *parts)]).cpu().tolist())
-        row: dict[str, float] = {"step": self.step}
-        seen = {"/".join(key): next(numbers) for key in self.tensors.keys}
-        for reading in readings:
-            values = [next(numbers) for _ in reading.names]
-            counts = [next(numbers) for _ in reading.names]
-            row |= {n: value for n, value, count in zip(reading.names, values, counts, strict=True) if count > 0}
-        self._refuse_empty({place for place in self._forward_places if seen[place] == 0})
+        row, seen = row_of(self.step, readings, self.tensors.seen(), wide(self._pack["moments"]))
+        passed = dict(zip(("/".join(key) for key in self.tensors.keys), seen, strict=True))
+        empty = {place for place in self._forward_places if passed[place] == 0}
+        noisy = bool(self.noise.probes)
+        refuse_empty(self.step, empty, self._forward_places, passes=self._micro_batches, needs_passes=noisy)
+        if empty and not self._warned:
+            self._warned = True
+            warnings.warn(f"trimtab: nothing passed {', '.join(sorted(empty)[:5])}: no reading of it", stacklevel=2)
         self.last = row
         self.matrices.restart(row)
         if self._writes:
             for sink in self._sinks:
                 sink.log(self.step, row)
 
-    def _refuse_empty(self, places: set[str]) -> None:
-        if places and places == self._forward_places:
-            raise EmptyReadingError(
-                f"step {self.step} was to be read, but no tensor passed the probes. Was the model compiled before, or "
-                "several steps after, they were attached? Attach first, then torch.compile. Was another model of the "
-                "same class compiled unwatched in this process? torch.compiler.reset() makes it forget that graph. Is "
-                "the model called by its own forward, in a pass with gradients? Only such passes count"
-            )
-        if places and not self._warned:
-            self._warned = True
-            warnings.warn(f"trimtab: nothing passed {', '.join(sorted(places)[:5])}: no reading of it", stacklevel=2)
-
-    def _guarded(self, action: Callable[[], None]) -> None:
+    def _guarded(self, what: str, action: Callable[[], None]) -> None:
+        started = time.perf_counter()
         try:
             # In the precision asked for, whatever the caller's autocast says.
             with torch.no_grad(), torch.autocast(self._device_type, enabled=False):
@@ -379,6 +381,8 @@ class Watch:
                     f"{type(error).__name__}: {error}",
                     stacklevel=2,
                 )
+        finally:
+            self.seconds[what] += time.perf_counter() - started
 
     @property
     def _group(self) -> dist.ProcessGroup | None:

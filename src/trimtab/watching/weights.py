@@ -39,6 +39,7 @@ class WeightMeter:
             plain(name): roles.get(id(p), ("parameter", plain(name))) for name, p in model.named_parameters()
         }
         self.keys = list(dict.fromkeys(self.key_of.values()))
+        self.idle = not (self.statistics or self.of_updates or self.of_adam)
         deep = len(self.weight_keys) if preset.deep_weights else 0
         pack.add("weights", (len(self.weight_keys), 2))  # squares, entries
         pack.add("deep_weights", (deep, NUM_SUMS))

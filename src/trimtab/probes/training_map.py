@@ -1,0 +1,60 @@
+"""The 14 weight statistics of which training maps are drawn: size, sparsity and spectrum of all weight matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trimtab.probe import ModelProbe
+
+OF_MATRICES = (
+    "l1",
+    "l2",
+    "l1_over_l2",
+    "trace",
+    "spectral_norm",
+    "trace_over_spectral_norm",
+    "singular_mean",
+    "singular_variance",
+)
+OF_ENTRIES = ("mean", "median", "variance")
+
+
+def weight_statistics(
+    matrices: Sequence[Tensor], biases: Sequence[Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Eight means over matrices (M, N), and mean, median and variance of all their entries and of all biases.
+
+    The trace of a matrix that is not square is the sum of its diagonal; of an even number of entries the median is the
+    lower middle one; variances are of the population. NaN in, NaN out.
+    """
+    rows = [_of_matrix(matrix.float()) for matrix in matrices]
+    of_weights = dict(zip(OF_MATRICES, torch.stack(rows).mean(0), strict=True)) | _of_entries(matrices)
+    return of_weights, _of_entries(biases) if biases else {}
+
+
+def _of_matrix(matrix: Tensor) -> Tensor:
+    l1, l2, trace = matrix.abs().sum(), matrix.norm(), matrix.diagonal().sum()
+    if not torch.isfinite(l2):  # no decomposition of such a matrix exists
+        return matrix.new_full((len(OF_MATRICES),), torch.nan)
+    singular = torch.linalg.svdvals(matrix)
+    return torch.stack(
+        [l1, l2, l1 / l2, trace, singular[0], trace / singular[0], singular.mean(), singular.var(correction=0)]
+    )
+
+
+def _of_entries(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    entries = torch.cat([tensor.float().flatten() for tensor in tensors])
+    return dict(zip(OF_ENTRIES, (entries.mean(), entries.median(), entries.var(correction=0)), strict=True))
+
+
+TRAINING_MAP = ModelProbe(
+    slug="training_map",
+    unit="of the weight",
+    meaning="14 statistics of all weight matrices and biases, from which hidden Markov models draw training maps",
+    source="arXiv 2308.09543",
+    cost="named",
+    values=weight_statistics,
+)

@@ -1,0 +1,75 @@
+"""From the rows of a run to its outcome, and the decision to give a run up."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from typing import Literal
+
+from trimtab.data import TokenData
+from trimtab.run.folder import Outcome
+from trimtab.run.spec import Protocol
+
+SPIKE_WINDOW = 201
+
+
+class Facts:
+    """Gathers from the rows what the outcome states, and says when a run is to be given up."""
+
+    def __init__(self, protocol: Protocol, data: TokenData) -> None:
+        steps = protocol.training.steps
+        self.evaluation, self.warmup_steps, self.half = protocol.evaluation, protocol.schedule.warmup_steps, steps / 2
+        self.exploded_above = data.log_vocab + protocol.evaluation.explosion_margin
+        self.final_steps = protocol.evaluation.final_steps_of(steps)
+        self.held_out: list[tuple[int, float]] = []
+        self.recent = deque[float](maxlen=SPIKE_WINDOW)
+        self.steps, self.exploded_in_a_row = 0, 0
+        self.initial_loss, self.initial_norm = math.nan, math.nan
+        self.norm_ratio, self.spike = 1.0, 0.0
+        self.stopped: Literal["non_finite", "exploded"] | None = None
+
+    def see(self, row: dict[str, int | float | None]) -> bool:
+        """Take one row in; True if the run must stop here."""
+        step, loss = int(row["step"] or 0), float(row["loss"] or 0.0)
+        self.steps = step
+        numbers = [] if step == 0 else [loss]
+        if step > 0 and math.isfinite(loss):
+            self.recent.append(loss)
+            if step > self.warmup_steps:
+                self.spike = max(self.spike, loss - statistics.median(self.recent))
+        held_out, norm = row.get("held_out_loss"), row.get("weight_norm")
+        if held_out is not None and norm is not None:
+            numbers += [held_out, norm]
+            if step == 0:
+                self.initial_loss, self.initial_norm = held_out, norm
+            self.norm_ratio = max(self.norm_ratio, norm / self.initial_norm)
+            self.held_out.append((step, held_out))
+            exploded = step > self.half and held_out > self.exploded_above
+            self.exploded_in_a_row = self.exploded_in_a_row + 1 if exploded else 0
+        if not all(math.isfinite(number) for number in numbers):
+            self.stopped = "non_finite"
+        elif self.exploded_in_a_row >= self.evaluation.explosion_patience:
+            self.stopped = "exploded"
+        return self.stopped is not None
+
+    def outcome(self, name: str, data: TokenData, seconds: float) -> Outcome:
+        """The facts so far."""
+        final = [loss for step, loss in self.held_out if step in self.final_steps]
+        if len(final) < len(self.final_steps):  # given up before its end
+            final = [loss for _, loss in self.held_out][-len(self.final_steps) :]
+        broken = self.stopped == "non_finite"
+        return Outcome(
+            run_id=name,
+            stopped=self.stopped,
+            steps=self.steps,
+            initial_loss=self.initial_loss,
+            final_loss=math.nan if broken else statistics.median(final),
+            norm_ratio=self.norm_ratio,
+            spike=self.spike,
+            log_vocab=data.log_vocab,
+            unigram_entropy=data.unigram_entropy,
+            bytes_per_token=data.bytes_per_token,
+            held_out=tuple(self.held_out),
+            seconds=seconds,
+        )
