@@ -96,6 +96,14 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("file", nargs="?", metavar="FILE", help="a study file (TOML)")
     study.add_argument("--preset", metavar="NAME", help=f"a study that comes with trimtab: {', '.join(presets())}")
     study.add_argument("--out", metavar="DIR", type=Path, help="the study folder; running it again goes on there")
+    study.add_argument(
+        "--reuse",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="another study folder; its finished runs are copied where they are the same",
+    )
     study.add_argument("--plan", action="store_true", help="print runs, hours and disk, and train nothing")
     study.add_argument("--workers", type=int, metavar="N", help="processes; 0 trains in this one (default: per core)")
     study.add_argument("--workers-per-gpu", type=int, default=1, metavar="N", help="with training.device = cuda")
@@ -166,7 +174,7 @@ def _study(options: argparse.Namespace, console: Console) -> int:
         raise ConfigError("--out: name the study folder")
     display = ProgressDisplay(console) if console.is_terminal else PlainDisplay(console)
     with display if isinstance(display, ProgressDisplay) else nullcontext():
-        findings = run_study(spec, options.out, executor, display)
+        findings = run_study(spec, options.out, executor, display, options.reuse)
     write_report(findings)
     print_findings(findings, console)
     console.print(Text(f"report: {options.out / 'report.html'}"))

@@ -1,10 +1,35 @@
-"""Agreement of two orders: Kendall's tau-b."""
+"""Agreement of two orders: Kendall's tau-b, and Spearman's correlation within strata with intervals over runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.stats.resampling import RESAMPLES, expanded_interval, multiplicities
+
+Floats = NDArray[np.float64]
+LEAST_IN_STRATUM = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    """A rank correlation with its 95 % interval over runs; nan where there is too little to tell.
+
+    Attributes:
+        runs: runs that entered.
+        strata: strata that entered.
+        visible: smallest correlation that such data would show with power 0.8.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    runs: int
+    strata: int
+    visible: float
 
 
 def kendall_tau_b(first: Sequence[float], second: Sequence[float]) -> float:
@@ -21,3 +46,87 @@ def kendall_tau_b(first: Sequence[float], second: Sequence[float]) -> float:
     sign_b = np.sign(b[:, None] - b)[upper]
     scale = np.sqrt((sign_a**2).sum() * (sign_b**2).sum())
     return float((sign_a * sign_b).sum() / scale) if scale else float("nan")
+
+
+def spearman(first: Sequence[float] | Floats, second: Sequence[float] | Floats) -> float:
+    """Spearman's rho, ties at their mean rank; nan if either side is all ties. Inputs are finite.
+
+    Raises:
+        ValueError: if the lengths differ.
+    """
+    a, b = np.asarray(first, float), np.asarray(second, float)
+    if len(a) != len(b):
+        raise ValueError(f"lengths differ: {len(a)} and {len(b)}")
+    products, squares_a, squares_b = _within(a, b, np.ones((1, len(a))))
+    scale = float(np.sqrt(squares_a * squares_b)[0])
+    return float(products[0]) / scale if scale else float("nan")
+
+
+def stratified_spearman(
+    first: Sequence[float] | Floats,
+    second: Sequence[float] | Floats,
+    strata: Sequence[Hashable],
+    runs: Sequence[Hashable],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Correlation:
+    """Rank correlation within strata, pooled over them: what is left when all that tells strata apart is held fixed.
+
+    Ranks are taken inside each stratum, as shares of its size. Where strata are the cells of some variables, this is
+    the partial rank correlation given them, without a model of what they do. The interval resamples whole runs, so
+    the rows of one run may depend on each other in any way.
+
+    Args:
+        first: one value a row; rows with a value that is not finite are left out.
+        second: the same.
+        strata: the stratum of each row; those with fewer than 3 rows are left out.
+        runs: the run of each row.
+        resamples: of runs.
+        seed: of the resampling.
+    """
+    a, b = np.asarray(first, float), np.asarray(second, float)
+    sound = np.isfinite(a) & np.isfinite(b)
+    members: dict[Hashable, list[int]] = {}
+    for row in np.flatnonzero(sound).tolist():
+        members.setdefault(strata[row], []).append(row)
+    cells = [np.array(rows) for rows in members.values() if len(rows) >= LEAST_IN_STRATUM]
+    used = sorted({runs[row] for rows in cells for row in rows}, key=str)
+    place = {run: index for index, run in enumerate(used)}
+    counts = multiplicities(len(used), resamples, seed)
+    weights = np.concatenate([np.ones((1, len(used))), counts]) if used else np.ones((1, 0))
+    sums = np.zeros((3, len(weights)))
+    for rows in cells:
+        own = weights[:, [place[runs[row]] for row in rows]]
+        sums += np.stack(_within(a[rows], b[rows], own))
+    scale = np.sqrt(sums[1] * sums[2])
+    found = np.divide(sums[0], scale, out=np.full(len(scale), np.nan), where=scale > 0)
+    low, high, visible = expanded_interval(found[1:], len(used))
+    return Correlation(float(found[0]), low, high, len(used), len(cells), visible)
+
+
+def mean_correlation(
+    correlations: Sequence[float] | Floats, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Correlation:
+    """Mean over runs of a correlation within each, with an interval that resamples runs; nan ones are left out."""
+    values = np.asarray(correlations, float)
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return Correlation(np.nan, np.nan, np.nan, 0, 0, np.nan)
+    counts = multiplicities(len(values), resamples, seed)
+    low, high, visible = expanded_interval(counts @ values / len(values), len(values))
+    return Correlation(float(values.mean()), low, high, len(values), len(values), visible)
+
+
+def _within(a: Floats, b: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    """Weighted sums over one stratum of products and squares of centred ranks, for each row of weights (B, N)."""
+    total = weights.sum(1)
+    safe = np.where(total > 0, total, 1.0)
+
+    def ranks(x: Floats) -> Floats:
+        below = (x[:, None] < x[None, :]) + 0.5 * (x[:, None] == x[None, :])  # of j below i, for weights of j
+        ranked = weights @ below / safe[:, None]
+        return ranked - ((ranked * weights).sum(1) / safe)[:, None]
+
+    rank_a, rank_b = ranks(a), ranks(b)
+    return (weights * rank_a * rank_b).sum(1), (weights * rank_a**2).sum(1), (weights * rank_b**2).sum(1)

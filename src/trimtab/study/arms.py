@@ -71,6 +71,12 @@ def read_arms(
     return arms
 
 
+def text_of(arm: Arm) -> tuple[object, ...]:
+    """What determines the held-out text on which an arm is judged."""
+    protocol = arm.protocol
+    return protocol.data, protocol.model.context, protocol.evaluation
+
+
 def protocol_table(protocol: Protocol) -> Raw:
     """A protocol as tables, without the model's vocabulary: it is that of the data, whatever is laid over those."""
     table = cast(Raw, to_plain(protocol))

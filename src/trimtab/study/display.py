@@ -108,7 +108,8 @@ class ProgressDisplay:
 
 def describe(trial: Trial) -> str:
     """'qk_norm at LR 0.0312, seed 0'."""
-    return f"{printable(trial.arm)} at LR {trial.learning_rate:.3g}, seed {trial.seed}"
+    seed = f"seed {trial.seed}" if trial.data_seed is None else f"init {trial.seed}, data {trial.data_seed}"
+    return f"{printable(trial.arm)} at LR {trial.learning_rate:.3g}, {seed}"
 
 
 def result(outcome: Outcome | None, message: str) -> str:

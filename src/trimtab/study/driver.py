@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -56,24 +57,37 @@ class Silence:
     def finished(self, trial: Trial, outcome: Outcome | None, message: str) -> None: ...
 
 
-def run_study(spec: AnySpec, folder: Path, executor: Executor, display: Display | None = None) -> AnyFindings:
+def run_study(
+    spec: AnySpec, folder: Path, executor: Executor, display: Display | None = None, reuse: Sequence[Path] = ()
+) -> AnyFindings:
     """Carry out or resume a study in a folder.
 
+    Args:
+        spec: the study.
+        folder: its folder.
+        executor: carries out runs.
+        display: shows what goes on; silent by default.
+        reuse: other study folders; a finished run that is there under the same id is copied and not made again.
+
     Raises:
-        ConfigError: if an arm cannot be built, or the folder holds something else; nothing was changed.
+        ConfigError: if an arm cannot be built, the folder holds something else, or one of ``reuse`` is no study folder;
+            nothing was changed.
         StudyLockedError: if another live process works on the folder.
         IntegrityError: if a finished run is damaged.
         StorageError: if the disk refuses.
     """
     display = display or Silence()
     tokens_of.cache_clear()  # files may have changed since the last study of this process
+    for other in reuse:
+        if not (other / "runs").is_dir():
+            raise ConfigError(f"--reuse {other}: not a study folder (it holds no runs)")
     check_arms(spec)
     open_folder(spec, folder)
     with Ledger(folder) as ledger:
         _claim(spec, folder)
         try:
             with executor:
-                return _drive(spec, folder, executor, ledger, display)
+                return _drive(spec, folder, executor, ledger, display, reuse)
         except ConnectionError:
             raise
         except (OSError, sqlite3.OperationalError) as error:
@@ -110,13 +124,15 @@ def replay(spec: AnySpec, folder: Path) -> AnyFindings:
     return KINDS[spec.kind].analyse(spec, results, names, folder, errors)
 
 
-def _drive(spec: AnySpec, folder: Path, executor: Executor, ledger: Ledger, display: Display) -> AnyFindings:
+def _drive(
+    spec: AnySpec, folder: Path, executor: Executor, ledger: Ledger, display: Display, reuse: Sequence[Path]
+) -> AnyFindings:
     runs = folder / "runs"
     runs.mkdir(exist_ok=True)
 
     def obtain(batch: Sequence[Trial], names: Mapping[Trial, str]) -> Results:
         ledger.plan([(names[t], t.arm, t.tick, t.seed, t.round) for t in batch])
-        present = {trial: load_outcome(runs / names[trial]) for trial in batch}
+        present = {trial: _present(names[trial], runs, reuse) for trial in batch}
         missing = [trial for trial, outcome in present.items() if outcome is None]
         ledger.finish([names[trial] for trial, outcome in present.items() if outcome is not None])
         display.round_started(KINDS[spec.kind].round_name(batch[0].round), len(batch), len(missing))
@@ -125,6 +141,21 @@ def _drive(spec: AnySpec, folder: Path, executor: Executor, ledger: Ledger, disp
 
     results, names = _search(spec, obtain)
     return KINDS[spec.kind].analyse(spec, results, names, folder, ledger.errors())
+
+
+def _present(name: str, runs: Path, reuse: Sequence[Path]) -> Outcome | None:
+    """The outcome of a run that is there, or is now copied from where it is."""
+    outcome = load_outcome(runs / name)
+    for other in reuse:
+        source = other / "runs" / name
+        if outcome is None and load_outcome(source) is not None:
+            shutil.rmtree(runs / name, ignore_errors=True)
+            arriving = runs / f".{name}"  # its outcome must not be there before the rest
+            shutil.rmtree(arriving, ignore_errors=True)
+            shutil.copytree(source, arriving)
+            arriving.rename(runs / name)
+            outcome = load_outcome(runs / name)
+    return outcome
 
 
 def _search(

@@ -22,9 +22,17 @@ from trimtab.study.max_lr_by_size import rounds as sized_rounds
 from trimtab.study.max_lr_by_size.analysis import SizedFindings
 from trimtab.study.max_lr_by_size.spec import read_sized_study
 from trimtab.study.search import Results, Trial
-from trimtab.study.spec import LearningRates, read_study
+from trimtab.study.seeds import analysis as seeds_analysis
+from trimtab.study.seeds import rounds as seeds_rounds
+from trimtab.study.seeds.analysis import SeedFindings
+from trimtab.study.seeds.spec import read_seeds_study
+from trimtab.study.signals import analysis as signals_analysis
+from trimtab.study.signals import rounds as signals_rounds
+from trimtab.study.signals.analysis import SignalFindings
+from trimtab.study.signals.spec import read_signals_study
+from trimtab.study.spec import read_study
 
-AnyFindings = Findings | LossFindings | SizedFindings
+AnyFindings = Findings | LossFindings | SizedFindings | SignalFindings | SeedFindings
 
 
 class AnySpec(Protocol):
@@ -40,13 +48,9 @@ class AnySpec(Protocol):
     def arms(self) -> Mapping[str, Arm]: ...
 
     @property
-    def reference(self) -> str: ...
-
-    @property
     def protocol(self) -> RunProtocol: ...
 
-    @property
-    def learning_rates(self) -> LearningRates: ...
+    def ticks(self) -> Sequence[int]: ...
 
     def first_runs(self) -> int: ...
 
@@ -66,17 +70,29 @@ class Kind:
         rounds: which runs to make, given those that are there.
         round_name: what a display calls a round.
         analyse: what they say.
+        has_reference: whether one arm is what the others are compared with.
     """
 
     read: Callable[..., Any]
     rounds: Callable[[Any], Generator[Sequence[Trial], Results, None]]
     round_name: Callable[[int], str]
     analyse: Callable[[Any, Results, Mapping[Trial, str], Path, Mapping[str, str]], AnyFindings]
+    has_reference: bool = True
 
 
 KINDS: Mapping[str, Kind] = {
     "max_lr": Kind(read_study, search.rounds, search.round_name, analysis.analyse),
     "loss_at_lr": Kind(read_loss_study, loss_rounds.rounds, loss_rounds.round_name, loss_analysis.analyse),
+    "signals": Kind(
+        read_signals_study,
+        signals_rounds.rounds,
+        signals_rounds.round_name,
+        signals_analysis.analyse,
+        has_reference=False,
+    ),
+    "seeds": Kind(
+        read_seeds_study, seeds_rounds.rounds, seeds_rounds.round_name, seeds_analysis.analyse, has_reference=False
+    ),
     "max_lr_by_size": Kind(read_sized_study, sized_rounds.rounds, search.round_name, sized_analysis.analyse),
 }
 

@@ -36,13 +36,13 @@ def plan(spec: AnySpec, workers: int) -> str:
         if arm.protocol not in timed:
             timed[arm.protocol] = seconds_per_run(arm)
     seconds = sum(timed[arm.protocol] for arm in spec.arms.values()) / len(spec.arms)
-    rates, name = spec.learning_rates, printable(spec.name)
+    rates, name = [2.0 ** (tick / SIXTEENTH) for tick in spec.ticks()], printable(spec.name)
     first, most = spec.first_runs(), spec.most_runs()
     disk = most * (spec.protocol.training.steps * ROW_BYTES + FOLDER_BYTES)
     return "\n".join(
         [
-            f"study '{name}' ({spec.kind}): {len(spec.arms)} arms, {len(rates.sweep())} learning rates from "
-            f"{rates.low:.4g} to {rates.high:.4g}, {spec.protocol.training.steps} steps a run",
+            f"study '{name}' ({spec.kind}): {len(spec.arms)} arms, {len(rates)} learning rates from "
+            f"{rates[0]:.4g} to {rates[-1]:.4g}, {spec.protocol.training.steps} steps a run",
             f"runs:  {first} in the first phase, at most {most} in all",
             f"hours: {first * seconds / workers / 3600:.2f} for the first phase, at most "
             f"{most * seconds / workers / 3600:.2f} in all ({workers} workers, {seconds:.1f} s a run on average, timed "

@@ -153,6 +153,10 @@ class StudySpec:
         """Upper bound of the number of runs."""
         return max(self.first_runs(), len(self.arms) * self.search.most_runs)
 
+    def ticks(self) -> tuple[int, ...]:
+        """The learning rates of the first sweep, in sixteenths of an octave."""
+        return self.learning_rates.sweep()
+
     def first_runs(self) -> int:
         """Runs of phase 1, all arms together."""
         of_one = len(self.learning_rates.sweep()) * self.search.sweep_seeds + self.search.replicates

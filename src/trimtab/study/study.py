@@ -17,7 +17,7 @@ from trimtab.study.driver import Display, run_study
 from trimtab.study.executors.inline import InlineExecutor
 from trimtab.study.executors.processes import ProcessExecutor
 from trimtab.study.executors.protocol import Executor
-from trimtab.study.kinds import AnyFindings, AnySpec, read_any_study
+from trimtab.study.kinds import KINDS, AnyFindings, AnySpec, read_any_study
 
 ArmTable = str | Method | Mapping[str, Any]
 
@@ -27,7 +27,7 @@ class Study:
 
     Args:
         arms: slugs or methods, or a name for each: a slug, a method, or a table like those of a study file.
-        learning_rates: a table with low, high and octaves_apart.
+        learning_rates: a table with low, high and octaves_apart, for the kinds of study that take one.
         model: the user's builder, called with a ``GPTConfig`` for its vocab_size and context; returns a module that
             maps tokens (B, T) to logits (B, T, V). Its code is part of every run's identity. None, or a table of
             ``GPTConfig``, builds our GPT.
@@ -43,7 +43,7 @@ class Study:
         self,
         *,
         arms: Sequence[str | Method] | Mapping[str, ArmTable],
-        learning_rates: Mapping[str, object],
+        learning_rates: Mapping[str, object] | None = None,
         model: ModelBuilder | Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         optimizer: OptimizerBuilder | Mapping[str, Any] | None = None,
@@ -55,8 +55,11 @@ class Study:
         if not isinstance(arms, Mapping):
             arms = {arm.slug if isinstance(arm, Method) else arm: {"method": arm} for arm in arms}
         tables = {name: dict(arm) if isinstance(arm, Mapping) else {"method": arm} for name, arm in arms.items()}
-        raw: Raw = {**settings, "learning_rates": dict(learning_rates), "arms": tables}
-        if settings.get("reference") is None and "baseline" not in tables:
+        raw: Raw = {**settings, "arms": tables}
+        if learning_rates is not None:
+            raw["learning_rates"] = dict(learning_rates)
+        kind = KINDS.get(settings.get("kind", "max_lr"))
+        if kind and kind.has_reference and settings.get("reference") is None and "baseline" not in tables:
             raw["reference"] = next(iter(tables), "baseline")
         self.spec = read_any_study(raw, "Study", build_model=_builder(model), build_optimizer=_builder(optimizer))
 
@@ -74,6 +77,7 @@ class Study:
         workers: int | None = None,
         executor: Executor | None = None,
         display: Display | None = None,
+        reuse: Sequence[str | Path] = (),
     ) -> AnyFindings:
         """Carry out the study, or what is missing of it, in the folder ``out``.
 
@@ -82,6 +86,7 @@ class Study:
             workers: processes; 0 trains in this process; None means one per core or, on CUDA, per device.
             executor: anything that carries out jobs, in place of processes.
             display: shows what goes on; silent by default.
+            reuse: other study folders, whose finished runs are copied where they are the same.
 
         Raises:
             ConfigError: if an arm cannot be built, cannot be sent to a worker, or the folder holds something else.
@@ -89,7 +94,7 @@ class Study:
             StorageError: if the folder cannot be written.
         """
         chosen = executor or executor_for(self.spec, workers)
-        return run_study(self.spec, Path(out), chosen, display)
+        return run_study(self.spec, Path(out), chosen, display, [Path(other) for other in reuse])
 
 
 def _builder(given: Any) -> Any:

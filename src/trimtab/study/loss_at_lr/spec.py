@@ -11,7 +11,7 @@ from trimtab.config import ConfigError, Raw, to_plain
 from trimtab.run.check import LEAST_BLOCKS
 from trimtab.run.reading import read_protocol, reader
 from trimtab.run.spec import SECTIONS, ModelBuilder, OptimizerBuilder, Protocol
-from trimtab.study.arms import SIXTEENTH, Arm, arm_table, protocol_table, read_arms
+from trimtab.study.arms import SIXTEENTH, Arm, arm_table, protocol_table, read_arms, text_of
 from trimtab.study.sizes import Place, arms_at_sizes, read_sizes
 from trimtab.study.spec import MOST_TRIALS, LearningRates
 
@@ -101,7 +101,7 @@ class LossStudySpec:
                 )
         for name, place in self.places.items():
             reference = self.name_of(self.reference, place.size)
-            if _text(self.arms[name]) != _text(self.arms[reference]):
+            if text_of(self.arms[name]) != text_of(self.arms[reference]):
                 raise ValueError(
                     f"'{name}' and '{reference}' would be judged on other blocks of text: data, model.context and "
                     "evaluation must be the same for all arms of a size"
@@ -132,6 +132,10 @@ class LossStudySpec:
         place, comparison = self.places[name], self.comparison
         line = place.line if comparison.tune == "arm" else self.reference
         return self.name_of(line, comparison.at_size or place.size)
+
+    def ticks(self) -> tuple[int, ...]:
+        """The learning rates of the first sweep, in sixteenths of an octave."""
+        return self.learning_rates.sweep()
 
     def first_runs(self) -> int:
         """Runs that tune the rate, all arms together."""
@@ -165,12 +169,6 @@ class LossStudySpec:
                 "arms": {name: arm_table(arm, shared) for name, arm in self.lines.items()},
             }
         )
-
-
-def _text(arm: Arm) -> tuple[object, ...]:
-    """What determines the blocks of text on which an arm is judged."""
-    protocol = arm.protocol
-    return protocol.data, protocol.model.context, protocol.evaluation
 
 
 @dataclass(frozen=True, kw_only=True)

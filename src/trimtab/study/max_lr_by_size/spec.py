@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from trimtab.config import ConfigError, Raw
 from trimtab.run.spec import SECTIONS, ModelBuilder, OptimizerBuilder, Protocol
@@ -51,19 +51,13 @@ class SizedStudySpec:
         return self.plain.protocol
 
     @property
-    def reference(self) -> str:
-        """The arm at the first size that others are compared with; each size has its own."""
-        return next(iter(self.studies.values())).reference
-
-    @property
-    def learning_rates(self) -> Any:
-        """The tested range, the same at every size."""
-        return self.plain.learning_rates
-
-    @property
     def arms(self) -> Mapping[str, Arm]:
         """Every line at every size."""
         return {name: arm for study in self.studies.values() for name, arm in study.arms.items()}
+
+    def ticks(self) -> tuple[int, ...]:
+        """The learning rates of the first sweep, in sixteenths of an octave."""
+        return self.plain.ticks()
 
     def first_runs(self) -> int:
         """Runs of the first phase, all arms together."""

@@ -1,0 +1,97 @@
+"""Variance of a two-way table by its rows, its columns and the rest, with intervals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.stats.student import t_quantile
+
+DRAWS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A variance, its share of the whole, and 95 % intervals of both; nothing is below 0."""
+
+    variance: float
+    low: float
+    high: float
+    share: float
+    share_low: float
+    share_high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """What rows, columns, and each cell by itself add to the variance of a value."""
+
+    rows: Component
+    columns: Component
+    rest: Component
+
+
+def two_way_components(table: NDArray[np.float64], seed: int = 0) -> Components:
+    """Random effects of a complete table (rows, columns) with one value a cell.
+
+    Point estimates are those of the analysis of variance, held at 0 or above. Intervals are generalised ones
+    (Weerahandi, 1993): the three mean squares are drawn anew from their chi-squared distributions.
+
+    Raises:
+        ValueError: if there are fewer than 2 rows or columns, or a value is not finite.
+    """
+    if min(table.shape) < 2 or not np.isfinite(table).all():
+        raise ValueError("a complete table of at least 2 rows and 2 columns is needed")
+    rows, columns = table.shape
+    of_rows, of_columns, mean = table.mean(1), table.mean(0), table.mean()
+    squares = np.array(
+        [
+            columns * ((of_rows - mean) ** 2).sum(),
+            rows * ((of_columns - mean) ** 2).sum(),
+            ((table - of_rows[:, None] - of_columns[None, :] + mean) ** 2).sum(),
+        ]
+    )
+    freedom = np.array([rows - 1, columns - 1, (rows - 1) * (columns - 1)])
+    point = _variances(squares / freedom, rows, columns)
+    drawn = squares / np.random.default_rng(seed).chisquare(freedom, size=(DRAWS, 3))
+    draws = np.stack(_variances(drawn.T, rows, columns))
+    shares = draws / np.maximum(draws.sum(0), 1e-300)
+    total = max(float(np.sum(point)), 1e-300)
+    found: list[Component] = []
+    for index in range(3):
+        low, high = (float(value) for value in np.quantile(draws[index], [0.025, 0.975]))
+        share_low, share_high = (float(value) for value in np.quantile(shares[index], [0.025, 0.975]))
+        variance = float(point[index])
+        found.append(Component(variance, low, high, variance / total, share_low, share_high))
+    return Components(*found)
+
+
+def _variances(
+    mean_squares: NDArray[np.float64], rows: int, columns: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    of_rows, of_columns, rest = mean_squares
+    return np.maximum(0, (of_rows - rest) / columns), np.maximum(0, (of_columns - rest) / rows), rest * 1.0
+
+
+def outlier_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard deviations from the mean of all; values that are not finite score infinity, and count in neither.
+
+    No value of n lies further out than (n - 1) / sqrt(n): with 5 runs nothing can be beyond 1.79.
+    """
+    sound = np.isfinite(values)
+    scores = np.full(len(values), math.inf)
+    if sound.sum() >= 2:
+        deviation = float(values[sound].std(ddof=1))
+        scores[sound] = (values[sound] - values[sound].mean()) / deviation if deviation else 0.0
+    return scores
+
+
+def grubbs_limit(count: int, level: float = 0.05) -> float:
+    """The score that the most extreme of ``count`` normal values exceeds, on either side, with this probability."""
+    if count < 3:
+        return math.inf
+    t = t_quantile(1 - level / (2 * count), count - 2)
+    return (count - 1) / math.sqrt(count) * math.sqrt(t**2 / (count - 2 + t**2))

@@ -1,0 +1,1 @@
+"""``seeds``: how much of a run is its seed, and which part of the seed."""

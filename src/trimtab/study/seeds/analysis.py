@@ -1,0 +1,60 @@
+"""The findings of a study of seeds: the view of seeds of each of its arms, and what to be wary of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab.run.folder import Outcome
+from trimtab.study.search import Results, Trial
+from trimtab.study.seeds.spec import SeedsSpec
+from trimtab.study.seeds.view import SeedGroup, seed_groups
+
+
+@dataclass(frozen=True, slots=True)
+class MadeRun:
+    """One run of the study."""
+
+    trial: Trial
+    run_id: str
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True, slots=True)
+class SeedFindings:
+    """Everything a study of seeds found.
+
+    Attributes:
+        groups: one for each arm with 5 runs or more.
+        errors: why a run has no outcome, by run id.
+    """
+
+    spec: SeedsSpec
+    folder: Path
+    runs: Sequence[MadeRun]
+    groups: Sequence[SeedGroup]
+    errors: Mapping[str, str]
+    warnings: Sequence[str]
+
+
+def analyse(
+    spec: SeedsSpec, results: Results, names: Mapping[Trial, str], folder: Path, errors: Mapping[str, str]
+) -> SeedFindings:
+    """The findings of a finished study, from its run folders or from the facts kept of them."""
+    groups = seed_groups(results, names, folder)
+    runs = [MadeRun(trial, names[trial], outcome) for trial, outcome in results.items()]
+    return SeedFindings(spec, folder, runs, groups, errors, _warnings(spec, results, groups))
+
+
+def _warnings(spec: SeedsSpec, results: Results, groups: Sequence[SeedGroup]) -> list[str]:
+    missing = sum(outcome is None for outcome in results.values())
+    found = [f"{missing} of {len(results)} runs have no outcome (the machine's fault, not counted)"] if missing else []
+    for group in groups:
+        broken = sum(outcome is not None and outcome.stopped is not None for outcome in (r.outcome for r in group.runs))
+        if broken:
+            found.append(f"{group.arm}: {broken} of {len(group.runs)} runs were stopped early")
+        if group.components is None:
+            found.append(f"{group.arm}: not every pair of seeds ended with a finite loss, so no variance components")
+    few = [arm for arm in spec.arms if arm not in {group.arm for group in groups}]
+    return [*found, *(f"{arm}: fewer than 5 runs ended, so nothing is said of it" for arm in few)]

@@ -1,0 +1,90 @@
+"""What each run keeps for the view of seeds, as plain arrays: read from run folders, kept in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.run.folder import OUTCOME, PREDICTIONS, load_arrays, load_readings, load_steps
+from trimtab.stats.spike_score import median_spikes, spike_share
+
+SPIKES = ("loss, 7 sd", "gradient norm, 7 sd", "loss, above median")
+
+
+@dataclass(frozen=True, slots=True)
+class SeedFacts:
+    """One run.
+
+    Attributes:
+        predictions: likeliest next tokens on the held-out windows, (N,); empty if they were not kept.
+        steps: of the readings of the weights, (R,).
+        names: of the statistics of all weights; empty if they were not read.
+        statistics: (R, F).
+        spikes: spike scores in the order of ``SPIKES``; nan if the steps are not there.
+    """
+
+    predictions: NDArray[np.integer]
+    steps: NDArray[np.int64]
+    names: tuple[str, ...]
+    statistics: NDArray[np.float64]
+    spikes: tuple[float, ...]
+
+
+NO_FACTS = SeedFacts(np.zeros(0, np.uint32), np.zeros(0, np.int64), (), np.zeros((0, 0)), (np.nan,) * len(SPIKES))
+
+
+def read_facts(run: Path) -> SeedFacts:
+    """The facts of a finished run; nothing where there is no such folder."""
+    if not (run / OUTCOME).is_file():
+        return NO_FACTS
+    rows = [row for row in load_steps(run) if row["step"] > 0]
+    losses, norms = [float(row["loss"]) for row in rows], [float(row["grad_norm"]) for row in rows]
+    stored = load_arrays(run, PREDICTIONS)
+    predictions = stored["predictions"].ravel() if stored else NO_FACTS.predictions
+    readings = load_readings(run)
+    names = tuple(key for key in (readings[0] if readings else {}) if key.startswith(("all_weights/", "all_biases/")))
+    table = np.array([[float(row.get(name, np.nan)) for name in names] for row in readings])
+    return SeedFacts(
+        predictions=predictions,
+        steps=np.array([int(row["step"]) for row in readings], dtype=np.int64),
+        names=names,
+        statistics=table.reshape(len(readings), len(names)),
+        spikes=(spike_share(losses, 7), spike_share(norms, 7), median_spikes(losses)),
+    )
+
+
+def save_facts(facts: Mapping[str, SeedFacts], file: Path) -> None:
+    """Keep facts by run id in one compressed file, statistics in single precision."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for run_id, one in facts.items():
+        largest = int(one.predictions.max(initial=0))
+        arrays[f"{run_id}/predictions"] = one.predictions.astype(np.min_scalar_type(largest))
+        arrays[f"{run_id}/steps"] = one.steps
+        arrays[f"{run_id}/names"] = np.array(one.names, dtype=np.str_)
+        arrays[f"{run_id}/statistics"] = one.statistics.astype(np.float32)
+        arrays[f"{run_id}/spikes"] = np.array(one.spikes)
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load_facts(file: Path) -> dict[str, SeedFacts]:
+    """The facts of a file by run id."""
+    parts: dict[str, dict[str, Any]] = {}
+    with np.load(file, allow_pickle=False) as stored:
+        for name in stored.files:
+            run_id, what = name.split("/", 1)
+            parts.setdefault(run_id, {})[what] = stored[name]
+    return {
+        run_id: SeedFacts(
+            found["predictions"],
+            found["steps"],
+            tuple(str(name) for name in found["names"]),
+            found["statistics"].astype(float),
+            tuple(float(score) for score in found["spikes"]),
+        )
+        for run_id, found in parts.items()
+    }

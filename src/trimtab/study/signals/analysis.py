@@ -1,0 +1,290 @@
+"""From traces to answers: does TEV go with gradient variance, and does either tell early how a run ends?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.run.folder import Outcome
+from trimtab.stats.prediction import Area, Judged, area, gain, judge
+from trimtab.stats.rank import Correlation, mean_correlation, spearman, stratified_spearman
+from trimtab.study.arms import text_of
+from trimtab.study.labels import Label, Yardstick, failed, label
+from trimtab.study.search import Results, Trial, best_of
+from trimtab.study.signals.spec import SignalsSpec
+from trimtab.study.signals.traces import Trace, load_traces, read_trace
+
+TRACES = "traces.npz"
+TEV = ("tev_mean", "tev_std", "tev_over_norm", "tev_over_init", "tev_frequent", "tev_rare", "tev_unseen")
+VARIANCES = ("variance", "variance_embedding")
+LEAST_READINGS = 6
+PREDICTORS: Mapping[str, tuple[str, ...]] = {
+    "loss": ("loss",),
+    "gradient norm": ("grad_norm",),
+    "loss and gradient norm": ("loss", "grad_norm"),
+    "TEV": ("tev_mean", "tev_std"),
+    "TEV, frequent tokens": ("tev_frequent",),
+    "TEV, rare tokens": ("tev_rare",),
+    "TEV over init": ("tev_over_init",),
+    "gradient variance": ("variance",),
+    "all but TEV": ("loss", "grad_norm", "variance"),
+    "loss, gradient norm and TEV": ("loss", "grad_norm", "tev_mean", "tev_std"),
+}
+BAR = "loss and gradient norm"  # what everybody has already
+CURVE = tuple(round(0.05 * index, 2) for index in range(1, 21))
+
+
+@dataclass(frozen=True, slots=True)
+class SignalRun:
+    """One run.
+
+    Attributes:
+        outcome_label: derived from its outcome by the criterion.
+        fails: None where it is evidence of nothing.
+    """
+
+    trial: Trial
+    run_id: str
+    outcome: Outcome | None
+    outcome_label: Label
+    fails: bool | None
+    trace: Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Related:
+    """How one signal goes with another, over some of the runs.
+
+    Attributes:
+        runs: which: "all", or a line of the study.
+        signal, against: names of the two.
+        over_time: mean over runs of the correlation over the readings of a run.
+        of_changes: the same of the changes from one reading to the next, in which a common trend is no agreement.
+        across: between runs of one size and text at equal step, at the fractions asked for, pooled.
+        partial: between runs of one size and text at equal step that have the same learning rate and weight decay.
+    """
+
+    runs: str
+    signal: str
+    against: str
+    over_time: Correlation
+    of_changes: Correlation
+    across: Correlation
+    partial: Correlation
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """How well signals up to a fraction of the run tell its end, beside loss and gradient norm.
+
+    Attributes:
+        gain: area beyond that of loss and gradient norm on the same pairs.
+        untrained: pairs that no model could be fitted for; they count as ties.
+    """
+
+    predictor: str
+    fraction: float
+    area: Area
+    gain: Area
+    untrained: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the two signals take, in shares of an ordinary step: per reading, and spread over all steps.
+
+    Attributes:
+        step: seconds of a step without a reading, median over runs.
+    """
+
+    step: float
+    tev: float
+    variance: float
+    tev_amortised: float
+    variance_amortised: float
+
+
+@dataclass(frozen=True, slots=True)
+class SignalFindings:
+    """Everything a study of signals found.
+
+    Attributes:
+        errors: why a run has no outcome, by run id.
+    """
+
+    spec: SignalsSpec
+    folder: Path
+    runs: Sequence[SignalRun]
+    related: Sequence[Related]
+    predicted: Sequence[Predicted]
+    costs: Mapping[str, Cost]
+    errors: Mapping[str, str]
+    warnings: Sequence[str]
+
+
+def analyse(
+    spec: SignalsSpec, results: Results, names: Mapping[Trial, str], folder: Path, errors: Mapping[str, str]
+) -> SignalFindings:
+    """The findings of a finished study, from its run folders or from the traces kept of them."""
+    kept = load_traces(folder / TRACES) if (folder / TRACES).is_file() else None
+    runs: list[SignalRun] = []
+    for trial, outcome in results.items():
+        if kept is None:
+            trace = read_trace(folder / "runs" / names[trial], spec.signals.frequent_share) if outcome else NO_TRACE
+        else:
+            trace = kept.get(names[trial], NO_TRACE)
+        one = label(outcome, trial.tick, _yardstick(spec, results, trial.arm), spec.criterion, spec.criterion.margin)
+        runs.append(SignalRun(trial, names[trial], outcome, one, failed(one), trace))
+    predicted = _predicted(spec, runs)
+    return SignalFindings(
+        spec=spec,
+        folder=folder,
+        runs=runs,
+        related=_all_related(spec, runs),
+        predicted=predicted,
+        costs=_costs(spec, runs),
+        errors=errors,
+        warnings=_warnings(spec, runs),
+    )
+
+
+NO_TRACE = Trace(np.zeros(0, dtype=np.int64), {}, np.zeros((0, 0, 0)), {})
+
+
+def _yardstick(spec: SignalsSpec, results: Results, arm: str) -> Yardstick:
+    """An arm's own best, and the best of all arms that are judged on the same text, which says what stuck means."""
+    own = best_of(arm, results)
+    rivals = [name for name, other in spec.arms.items() if text_of(other) == text_of(spec.arms[arm])]
+    best = [best_of(name, results).loss for name in rivals]
+    reference = min((loss for loss in best if math.isfinite(loss)), default=math.nan)
+    return Yardstick(own.loss if math.isfinite(own.loss) else math.inf, own.tick, reference)
+
+
+def group_of(spec: SignalsSpec, run: SignalRun) -> tuple[str, str]:
+    """Size and text of a run: signals of others are of another scale."""
+    return spec.places[run.trial.arm].size, repr(spec.arms[run.trial.arm].protocol.data)
+
+
+def stratum_of(spec: SignalsSpec, run: SignalRun) -> tuple[object, ...]:
+    """All that is held fixed between two runs: size, text, learning rate and weight decay."""
+    return (*group_of(spec, run), run.trial.tick, spec.arms[run.trial.arm].protocol.optimizer.weight_decay)
+
+
+def _all_related(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[Related]:
+    found: list[Related] = []
+    for line in ("all", *spec.lines):
+        mine = [run for run in runs if line in ("all", spec.places[run.trial.arm].line)]
+        for against in VARIANCES:
+            for signal in TEV if line == "all" else TEV[:2]:
+                if any(signal in run.trace.signals for run in mine):
+                    found.append(_related(spec, mine, line, signal, against))
+    return found
+
+
+def _related(spec: SignalsSpec, runs: Sequence[SignalRun], line: str, signal: str, against: str) -> Related:
+    pairs = [_together(run.trace, signal, against) for run in runs]
+    pairs = [pair for pair in pairs if len(pair[0]) >= LEAST_READINGS]
+    levels = [spearman(a, b) for a, b in pairs]
+    changes = [spearman(np.diff(a), np.diff(b)) for a, b in pairs]
+    first: list[float] = []
+    second: list[float] = []
+    loose: list[object] = []
+    strict: list[object] = []
+    whose: list[str] = []
+    for fraction in (*spec.signals.fractions, 1.0):
+        for run in runs:
+            step = fraction * spec.arms[run.trial.arm].protocol.training.steps
+            first.append(run.trace.at(signal, step))
+            second.append(run.trace.at(against, step))
+            loose.append((fraction, *group_of(spec, run)))
+            strict.append((fraction, *stratum_of(spec, run)))
+            whose.append(run.run_id)
+    return Related(
+        runs=line,
+        signal=signal,
+        against=against,
+        over_time=mean_correlation(levels),
+        of_changes=mean_correlation(changes),
+        across=stratified_spearman(first, second, loose, whose),
+        partial=stratified_spearman(first, second, strict, whose),
+    )
+
+
+def _together(trace: Trace, signal: str, against: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    nothing = np.zeros(0)
+    a, b = trace.signals.get(signal, nothing), trace.signals.get(against, nothing)
+    if len(a) != len(b):
+        return nothing, nothing
+    sound = np.isfinite(a) & np.isfinite(b)
+    return a[sound], b[sound]
+
+
+def _predicted(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[Predicted]:
+    usable = [run for run in runs if run.fails is not None]
+    found: list[Predicted] = []
+    for fraction in sorted({*CURVE, *spec.signals.fractions}):
+        judged = {name: _judged(spec, usable, signals, fraction) for name, signals in PREDICTORS.items()}
+        bar = judged[BAR]
+        for name, one in judged.items():
+            if one is not None and bar is not None:
+                found.append(Predicted(name, fraction, area(one), gain(one, bar), one.untrained))
+    return found
+
+
+def _judged(spec: SignalsSpec, runs: Sequence[SignalRun], signals: Sequence[str], fraction: float) -> Judged | None:
+    rows: list[list[float]] = []
+    for run in runs:
+        step = fraction * spec.arms[run.trial.arm].protocol.training.steps
+        rows.append([_logarithm(run.trace.at(signal, step)) for signal in signals])
+    if not runs or not np.isfinite(np.array(rows)).any():
+        return None
+    return judge(
+        np.array(rows),
+        [bool(run.fails) for run in runs],
+        [stratum_of(spec, run) for run in runs],
+        [spec.arms[run.trial.arm].method or spec.places[run.trial.arm].line for run in runs],
+        [run.trial.seed for run in runs],
+    )
+
+
+def _logarithm(value: float) -> float:
+    """Signals span decades; 0, of which there is no logarithm, is put far below any of them."""
+    return math.log(max(value, 1e-30)) if math.isfinite(value) else math.nan
+
+
+def _costs(spec: SignalsSpec, runs: Sequence[SignalRun]) -> dict[str, Cost]:
+    found: dict[str, Cost] = {}
+    for arm in spec.arms:
+        times = [run.trace.times for run in runs if run.trial.arm == arm and run.trace.times.get("step", 0) > 0]
+        if not times:
+            continue
+        probes = spec.arms[arm].protocol.probes
+        every = probes.every or 10
+        tev = float(np.median([one.get("tables", 0.0) / one["step"] for one in times]))
+        noise = float(np.median([one.get("noise", 0.0) / one["step"] for one in times]))
+        step = float(np.median([one["step"] for one in times]))
+        found[arm] = Cost(step, tev, noise, tev / every, noise / every)
+    return found
+
+
+def _warnings(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[str]:
+    found: list[str] = []
+    missing = sum(run.outcome is None for run in runs)
+    if missing > 0.05 * len(runs):
+        found.append(f"{missing} of {len(runs)} runs have no outcome (the machine's fault, not counted)")
+    usable = [run for run in runs if run.fails is not None]
+    if len({run.fails for run in usable}) < 2:
+        found.append("all runs ended alike, so nothing can be predicted; widen learning_rates")
+    methods = {spec.arms[run.trial.arm].method for run in usable}
+    if len(methods) < 4:
+        found.append(
+            f"{len(methods)} methods are few: a pair of two of them leaves {max(0, len(methods) - 2)} to learn from"
+        )
+    if not any(len(run.trace.histogram) for run in runs):
+        found.append("tokens were not kept, so frequent and rare ones cannot be told apart; set probes.tokens = true")
+    return found

@@ -1,0 +1,149 @@
+"""What each run of a study of signals showed over time, as plain arrays: read from run folders, kept in one file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.run.folder import TOKENS, load_arrays, load_readings, load_steps, load_times
+
+Floats = NDArray[np.float64]
+GROUPS = ("frequent", "rare", "unseen")
+BIN_EDGES = 2.0 ** np.arange(-10, 4.25, 0.25)  # of the histogram of TEV; what lies beyond falls into the end bins
+VARIANCE = "all_grad/model/variance"
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One run over time.
+
+    Attributes:
+        steps: of the readings, (R,).
+        signals: by name, (R,); nan where there is none.
+        histogram: share of the tokens of each group by TEV, (R, 3, bins); no rows where tokens were not kept.
+        times: seconds of an ordinary step and of each kind of reading.
+    """
+
+    steps: NDArray[np.int64]
+    signals: Mapping[str, Floats]
+    histogram: Floats
+    times: Mapping[str, float]
+
+    def at(self, name: str, step: float) -> float:
+        """A signal at the last reading up to a step; nan before the first."""
+        index = int(np.searchsorted(self.steps, step, side="right")) - 1
+        return float(self.signals[name][index]) if index >= 0 and name in self.signals else math.nan
+
+
+def read_trace(run: Path, frequent_share: float) -> Trace:
+    """The trace of a finished run; without readings if it ended before the first."""
+    rows, readings = load_steps(run), load_readings(run)
+    steps = np.array([int(row["step"]) for row in readings], dtype=np.int64)
+    signals = _of_steps(rows, steps)
+    for row in readings:
+        for key in row:
+            if key.endswith(("/variance", "/tev_mean", "/tev_std")) and "head" not in key and key not in signals:
+                signals[key] = np.array([float(one.get(key, math.nan)) for one in readings])
+    named = {_plain(key): values for key, values in signals.items() if _plain(key)}
+    tokens = load_arrays(run, TOKENS)
+    histogram = np.zeros((0, len(GROUPS), len(BIN_EDGES) - 1))
+    if tokens:
+        groups = token_groups(tokens["count"], frequent_share)
+        of_tokens, histogram = _of_tokens(tokens, groups, steps)
+        named |= of_tokens
+    return Trace(steps, named, histogram, load_times(run))
+
+
+def token_groups(count: NDArray[np.integer], frequent_share: float) -> NDArray[np.int64]:
+    """For each token 0 if it is frequent, 1 if rare, 2 if it never occurs in the training text, (V,).
+
+    The frequent ones are the fewest that make up this share of the text.
+    """
+    order = np.argsort(-count, kind="stable")
+    before = np.concatenate([[0.0], np.cumsum(count[order])[:-1]]) / max(1, count.sum())
+    groups = np.full(len(count), GROUPS.index("rare"))
+    groups[order[before < frequent_share]] = GROUPS.index("frequent")
+    groups[count == 0] = GROUPS.index("unseen")
+    return groups
+
+
+def _of_steps(rows: Any, steps: NDArray[np.int64]) -> dict[str, Floats]:
+    """Mean training loss and median gradient norm since the reading before."""
+    number = np.array([int(row["step"]) for row in rows])
+    loss, norm = (np.array([float(row[key]) for row in rows]) for key in ("loss", "grad_norm"))
+    found: dict[str, list[float]] = {"loss": [], "grad_norm": []}
+    previous = 0
+    for step in steps:
+        since = (number > previous) & (number <= step)
+        found["loss"].append(float(loss[since].mean()))
+        found["grad_norm"].append(float(np.median(norm[since])))
+        previous = int(step)
+    return {key: np.array(values) for key, values in found.items()}
+
+
+def _plain(key: str) -> str:
+    """'variance', 'variance_embedding', 'variance_layer_3', 'tev_mean'; '' for what is none of the signals."""
+    if "/" not in key:
+        return key
+    what, where, statistic = key.split("/", 1)[0], key.split("/", 1)[1].rsplit("/", 1)[0], key.rsplit("/", 1)[1]
+    if statistic != "variance":
+        return statistic if what.startswith("embedding") else ""
+    if what.startswith("embedding"):
+        return "variance_embedding"
+    return "variance" if where == "model" else f"variance_{where.replace('.', '_')}"
+
+
+def _of_tokens(
+    tokens: Mapping[str, NDArray[Any]], groups: NDArray[np.int64], steps: NDArray[np.int64]
+) -> tuple[dict[str, Floats], Floats]:
+    place = {int(step): row for row, step in enumerate(tokens["steps"])}
+    deviation: Floats = tokens["deviation"].astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        of_norm = (deviation / tokens["rms"]).mean(1)
+    series = {"tev_over_norm": of_norm, "tev_over_init": deviation.mean(1) / deviation.mean(1)[place[0]]}
+    for index, group in enumerate(GROUPS):
+        mine = deviation[:, groups == index]
+        series[f"tev_{group}"] = mine.mean(1) if mine.shape[1] else np.full(len(deviation), math.nan)
+    rows = [place[int(step)] for step in steps]
+    histogram = np.zeros((len(rows), len(GROUPS), len(BIN_EDGES) - 1))
+    for index in range(len(GROUPS)):
+        mine = np.clip(deviation[:, groups == index], BIN_EDGES[0], np.nextafter(BIN_EDGES[-1], 0))
+        for at, row in enumerate(rows):
+            if mine.shape[1] and np.isfinite(mine[row]).all():
+                histogram[at, index] = np.histogram(mine[row], BIN_EDGES)[0] / mine.shape[1]
+    return {name: values[rows] for name, values in series.items()}, histogram
+
+
+def save_traces(traces: Mapping[str, Trace], file: Path) -> None:
+    """Keep traces by run id, in single precision, in one compressed file."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for run_id, trace in traces.items():
+        arrays[f"{run_id}/steps"] = trace.steps
+        arrays[f"{run_id}/histogram"] = trace.histogram.astype(np.float16)
+        arrays |= {f"{run_id}/signal/{name}": v.astype(np.float32) for name, v in trace.signals.items()}
+        arrays |= {f"{run_id}/time/{name}": np.float32(v)[None] for name, v in trace.times.items()}
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load_traces(file: Path) -> dict[str, Trace]:
+    """The traces of a file by run id."""
+    parts: dict[str, dict[str, Any]] = {}
+    with np.load(file, allow_pickle=False) as stored:
+        for name in stored.files:
+            run_id, rest = name.split("/", 1)
+            parts.setdefault(run_id, {})[rest] = stored[name]
+    return {
+        run_id: Trace(
+            found["steps"],
+            {name[7:]: values.astype(float) for name, values in found.items() if name.startswith("signal/")},
+            found["histogram"].astype(float),
+            {name[5:]: float(values[0]) for name, values in found.items() if name.startswith("time/")},
+        )
+        for run_id, found in parts.items()
+    }
