@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from trimtab.report import print_findings, write_report
-from trimtab.report.page import resource
+from trimtab.report.html import resource
 from trimtab.run.folder import Outcome
 from trimtab.study.kinds import AnyFindings, read_any_study
 from trimtab.study.loss_at_lr.analysis import ComparedRun, assess

@@ -6,19 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, select_autoescape
-
 from trimtab.inspection.show import trajectory
 from trimtab.inspection.summary import Summary
 from trimtab.report.figures import escape
-from trimtab.report.page import resource, script_safe
+from trimtab.report.html import page_template, resource, script_safe
 
 
 def page(summaries: Sequence[Summary]) -> str:
     """One HTML file with all charts and code inside."""
     charts = _over_checkpoints(summaries) if len(summaries) > 1 else _over_layers(summaries[0])
-    environment = Environment(autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string(resource("templates/inspection.html.j2"))
+    template = page_template("inspection.html.j2")
     escaped = {slug: script_safe(chart) for slug, (_, chart) in charts.items()}
     return template.render(
         names=[summary.name for summary in summaries],

@@ -32,12 +32,15 @@ TAU_DRAWS = 4000
 LEAST_REPORTED = 4  # arms with a reported limit below which two orders are not worth comparing
 
 
-def results_of(findings: Findings, moved: Mapping[str, Movement] | None = None) -> dict[str, Any]:
+def results_of(
+    findings: Findings, moved: Mapping[str, Movement] | None = None, seeds: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """The JSON content; numbers that are not finite are null.
 
     Args:
         findings: what the study found.
         moved: what ``movements`` says of these findings, where it is known already.
+        seeds: the view of seeds, where there is one.
     """
     moved = movements(findings) if moved is None else moved
     spec = findings.spec
@@ -77,6 +80,7 @@ def results_of(findings: Findings, moved: Mapping[str, Movement] | None = None) 
         "excluded": [{"id": run_id, "reason": reason} for run_id, reason in sorted(findings.errors.items())],
         "reported": order_agreement(findings),
         "movers": {arm: as_json(movement) for arm, movement in moved.items()},
+        "seeds": [dict(group) for group in seeds],
         "provenance": provenance([run.outcome for run in findings.runs]),
     }
     return cast("dict[str, Any]", finite(content))

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, select_autoescape
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from trimtab.config import dump_toml, printable
 from trimtab.report.figures import Figure
-from trimtab.report.page import environment_of, resource, specification_of
+from trimtab.report.html import environment_of, page_template, resource, specification_of
 from trimtab.report.tables import ResultTable
 
 
@@ -40,10 +39,7 @@ def page_of_sections(
     title: str, lead: str, sections: Sequence[Section], spec: Mapping[str, Any], folder: Path, run_ids: Sequence[str]
 ) -> str:
     """The page as text: one HTML file that asks for nothing."""
-    environment = Environment(
-        autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(resource("templates/sections.html.j2")).render(
+    return page_template("sections.html.j2").render(
         title=title,
         lead=lead,
         sections=sections,

@@ -104,12 +104,13 @@ def _of_tokens(
 ) -> tuple[dict[str, Floats], Floats]:
     place = {int(step): row for row, step in enumerate(tokens["steps"])}
     deviation: Floats = tokens["deviation"].astype(float)
+    mean = np.asarray(deviation.mean(1))
     with np.errstate(invalid="ignore", divide="ignore"):
         of_norm = (deviation / tokens["rms"]).mean(1)
-    series = {"tev_over_norm": of_norm, "tev_over_init": deviation.mean(1) / deviation.mean(1)[place[0]]}
+    series = {"tev_over_norm": of_norm, "tev_over_init": mean / mean[place[0]]}
     for index, group in enumerate(GROUPS):
         mine = deviation[:, groups == index]
-        series[f"tev_{group}"] = mine.mean(1) if mine.shape[1] else np.full(len(deviation), math.nan)
+        series[f"tev_{group}"] = np.asarray(mine.mean(1)) if mine.shape[1] else np.full(len(deviation), math.nan)
     rows = [place[int(step)] for step in steps]
     histogram = np.zeros((len(rows), len(GROUPS), len(BIN_EDGES) - 1))
     for index in range(len(GROUPS)):

@@ -1,0 +1,130 @@
+"""Charts of the view of seeds: curves with outliers named, variance by its source, the training map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from trimtab.report.figures import COLOURS, Figure, escape
+from trimtab.report.loss_figures import chart_layout
+from trimtab.stats.components import Component
+from trimtab.study.seeds.view import SeedGroup
+
+PLAIN = "rgba(128,128,128,0.45)"
+SOURCES: Mapping[str, str] = {
+    "rows": "initial weights",
+    "columns": "order of the data",
+    "rest": "both together, and the rest",
+}
+
+
+def spaghetti(index: int, group: SeedGroup) -> Figure:
+    """Held-out loss of every run, outliers in colour and by name."""
+    far = {run.run_id: COLOURS[(1 + place) % len(COLOURS)] for place, run in enumerate(group.outliers)}
+    data: list[dict[str, Any]] = []
+    for run in sorted(group.runs, key=lambda run: run.is_outlier):
+        curve = [] if run.outcome is None else run.outcome.held_out
+        points = [(step, loss) for step, loss in curve if math.isfinite(loss)]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": escape(run.name),
+                "showlegend": run.is_outlier,
+                "x": [step for step, _ in points],
+                "y": [loss for _, loss in points],
+                "line": {"width": 2 if run.is_outlier else 1, "color": far.get(run.run_id, PLAIN)},
+                "hovertemplate": "step %{x}: %{y:.3f} nats<extra>%{fullData.name}</extra>",
+            }
+        )
+    layout = chart_layout("step", "held-out loss (nats)", 360)
+    layout["yaxis"]["type"] = "log"
+    caption = "Each line is a run; those in colour end beyond 2 standard deviations of the mean."
+    return Figure(f"seeds-curves-{index}", title_of(group), caption, data, layout)
+
+
+def variance_bars(index: int, group: SeedGroup) -> Figure | None:
+    """Share of the variance of the final loss by source; None without a two-way design."""
+    if group.components is None:
+        return None
+    parts: list[Component] = [getattr(group.components, name) for name in SOURCES]
+    data = [
+        {
+            "type": "bar",
+            "x": list(SOURCES.values()),
+            "y": [part.share for part in parts],
+            "error_y": {
+                "type": "data",
+                "symmetric": False,
+                "array": [max(0.0, part.share_high - part.share) for part in parts],
+                "arrayminus": [max(0.0, part.share - part.share_low) for part in parts],
+            },
+            "marker": {"color": list(COLOURS[: len(parts)])},
+            "hovertemplate": "%{x}: %{y:.0%}<extra></extra>",
+        }
+    ]
+    layout = chart_layout("", "share of the variance", 360)
+    layout["yaxis"] |= {"range": [0, 1], "tickformat": ".0%"}
+    return Figure(f"seeds-variance-{index}", f"variance, {title_of(group)}", "95 % intervals.", data, layout)
+
+
+def training_map_chart(index: int, group: SeedGroup) -> Figure | None:
+    """State of each run over its steps, best run at the bottom; None without a map."""
+    if group.map is None:
+        return None
+    order = sorted(
+        range(len(group.runs)), key=lambda run: (not math.isfinite(group.runs[run].loss), group.runs[run].loss)
+    )
+    data: list[dict[str, Any]] = []
+    for state in range(group.map.states):
+        x: list[int] = []
+        y: list[str] = []
+        for run in order:
+            steps = group.runs[run].facts.steps
+            at = [int(step) for step, found in zip(steps, group.map.paths[run], strict=False) if found == state]
+            x += at
+            y += [_label(group, run)] * len(at)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": f"state {state}",
+                "x": x,
+                "y": y,
+                "marker": {"symbol": "square", "size": 9, "color": COLOURS[state % len(COLOURS)]},
+                "hovertemplate": "%{y}, step %{x}<extra>%{fullData.name}</extra>",
+            }
+        )
+    forked = [(run, fork) for run in order if (fork := group.runs[run].fork) is not None]
+    data.append(
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "leaves the others",
+            "showlegend": bool(forked),
+            "x": [int(group.runs[run].facts.steps[fork.checkpoint]) for run, fork in forked],
+            "y": [_label(group, run) for run, _ in forked],
+            "marker": {"symbol": "x-thin-open", "size": 12, "color": "#000000", "line": {"width": 2}},
+            "hovertemplate": "%{y} forks at step %{x}<extra></extra>",
+        }
+    )
+    layout = chart_layout("step", "", 140 + 16 * len(group.runs))
+    layout["yaxis"] = {
+        "type": "category",
+        "automargin": True,
+        "categoryorder": "array",
+        "categoryarray": [_label(group, run) for run in order],
+    }
+    caption = "Runs by final loss, the lowest at the bottom. States are numbered by when runs are in them on average."
+    return Figure(f"seeds-map-{index}", f"training map, {title_of(group)}", caption, data, layout)
+
+
+def title_of(group: SeedGroup) -> str:
+    """Arm and rate, as they stand in charts."""
+    return f"{escape(group.arm)} at LR {group.learning_rate:.3g}"
+
+
+def _label(group: SeedGroup, run: int) -> str:
+    one = group.runs[run]
+    return escape(f"{one.name}: {one.loss:.3f}{' (outlier)' if one.is_outlier else ''}")
