@@ -1,7 +1,8 @@
 """Redo the analysis of a committed study from its raw outcomes: ``python studies/reanalyse.py studies/FOLDER``.
 
-Reads ``study.toml`` and ``outcomes.jsonl`` and writes results.json, results.csv and report.html beside them. Trains
-nothing, so it also shows what another margin would say: ``--set criterion.margin=0.1 --out ELSEWHERE``.
+Reads ``study.toml``, ``outcomes.jsonl`` and, where they are, ``traces.npz`` and ``seeds.npz``, and writes results.json,
+results.csv and report.html beside them. Trains nothing, so it also shows what another margin would say:
+``--set criterion.margin=0.1 --out ELSEWHERE``.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def main() -> None:
     texts: dict[Trial, dict[str, list[float]]] = {}
     for line in (options.folder / "outcomes.jsonl").read_text().splitlines():
         row = json.loads(line)
-        trial = Trial(row["round"], row["arm"], round(math.log2(row["lr"]) * SIXTEENTH), row["seed"])
+        trial = Trial(
+            row["round"], row["arm"], round(math.log2(row["lr"]) * SIXTEENTH), row["seed"], row.get("data_seed")
+        )
         facts = {name: decode_number(row[name]) for name in Outcome.__slots__}
         curve = tuple((step, decode_number(loss)) for step, loss in row["held_out"])
         results[trial] = Outcome(**{**facts, "held_out": curve})

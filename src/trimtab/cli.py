@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
@@ -135,6 +135,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="safetensors or GGUF file, model folder or run folder; in order",
     )
+    inspect.add_argument(
+        "--tev", action="store_true", help="only TEV, of every checkpoint in the folders given, against step or size"
+    )
     inspect.add_argument("--embedding", metavar="NAME", help="the token embedding, where it has an unusual name")
     inspect.add_argument("--json", metavar="FILE", type=Path, help="write everything there")
     inspect.add_argument("--html", metavar="FILE", type=Path, help="write charts there")
@@ -229,22 +232,36 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
     from trimtab.inspection.checkpoints import open_checkpoint
-    from trimtab.inspection.show import as_json, show, show_trajectory
+    from trimtab.inspection.show import as_json, show, show_tev, show_trajectory
     from trimtab.inspection.summary import summarise
-    from trimtab.run.folder import write_whole
+    from trimtab.inspection.tev import tev_points
 
+    if options.tev:
+        points = tev_points(options.paths, options.embedding)
+        show_tev(points, console)
+        return _written(options, console, as_json(points), lambda: _pages().tev_page(points))
     summaries = [summarise(open_checkpoint(path), options.embedding) for path in options.paths]
     for summary in summaries:
         show(summary, console)
     if len(summaries) > 1:
         show_trajectory(summaries, console)
+    return _written(options, console, as_json(summaries), lambda: _pages().page(summaries))
+
+
+def _pages() -> Any:
+    from trimtab.inspection import page  # with the report's charts comes torch
+
+    return page
+
+
+def _written(options: argparse.Namespace, console: Console, text: str, page: Callable[[], str]) -> int:
+    from trimtab.run.folder import write_whole
+
     if options.json is not None:
-        write_whole(options.json, as_json(summaries))
+        write_whole(options.json, text)
         console.print(Text(f"written: {options.json}"))
     if options.html is not None:
-        from trimtab.inspection.page import page  # with the report's charts comes torch
-
-        write_whole(options.html, page(summaries))
+        write_whole(options.html, page())
         console.print(Text(f"written: {options.html}"))
     return OK
 

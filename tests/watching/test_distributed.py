@@ -210,7 +210,8 @@ def test_the_keys_that_are_compared_are_of_every_kind(ranks: list[dict[str, Any]
 def test_gradient_variance_over_ranks_is_that_over_micro_batches(ranks: list[dict[str, Any]]) -> None:
     expected, rows = reference("ddp-full", micro_batches=WORLD), ranks[0]["ddp-full"]["rows"]
     keys = [key for key in expected[0] if key.endswith("/variance") and "_grad/" in key]
-    assert sorted(keys) == ["all_grad/model/variance", "embedding_weight_grad/model/variance"]
+    layers = [f"all_grad/layer.{layer}/variance" for layer in range(CONFIG.num_layers)]
+    assert sorted(keys) == [*layers, "all_grad/model/variance", "embedding_weight_grad/model/variance"]
     for row, other in zip(rows, expected, strict=True):
         for key in keys:
             assert row[key] > 0

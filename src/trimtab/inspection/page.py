@@ -8,6 +8,7 @@ from typing import Any
 
 from trimtab.inspection.show import trajectory
 from trimtab.inspection.summary import Summary
+from trimtab.inspection.tev import TevPoint, axis_of
 from trimtab.report.figures import escape
 from trimtab.report.html import page_template, resource, script_safe
 
@@ -15,10 +16,38 @@ from trimtab.report.html import page_template, resource, script_safe
 def page(summaries: Sequence[Summary]) -> str:
     """One HTML file with all charts and code inside."""
     charts = _over_checkpoints(summaries) if len(summaries) > 1 else _over_layers(summaries[0])
+    return _rendered([summary.name for summary in summaries], charts)
+
+
+def tev_page(points: Sequence[TevPoint]) -> str:
+    """TEV of a family, mean and spread against step, size or order, as one HTML file."""
+    axis, x = axis_of(points)
+    charts: dict[str, tuple[str, dict[str, Any]]] = {}
+    for index, (name, title) in enumerate((("tev_mean", "mean"), ("tev_std", "spread"))):
+        traces: dict[str, tuple[list[Any], list[float]]] = {}
+        for place, point in zip(x, points, strict=True):
+            places, values = traces.setdefault(_family(point, points), ([], []))
+            places.append(place)
+            values.append(point.tev[name])
+        chart = _chart(traces)
+        chart["layout"]["xaxis"] = {"title": {"text": axis}, "type": "log" if axis == "parameters" else "linear"}
+        if axis == "checkpoint":
+            names = [escape(point.name) for point in points]
+            chart["layout"]["xaxis"] |= {"tickvals": x, "ticktext": names, "automargin": True}
+        charts[f"chart-{index}"] = (f"TEV, {title} over the vocabulary, against {axis}", chart)
+    return _rendered(list(dict.fromkeys(_family(point, points) for point in points)), charts)
+
+
+def _family(point: TevPoint, points: Sequence[TevPoint]) -> str:
+    """One line for checkpoints, and one for each run."""
+    return point.name.split(" at step ")[0] if any(" at step " in one.name for one in points) else "TEV"
+
+
+def _rendered(names: Sequence[str], charts: dict[str, tuple[str, dict[str, Any]]]) -> str:
     template = page_template("inspection.html.j2")
     escaped = {slug: script_safe(chart) for slug, (_, chart) in charts.items()}
     return template.render(
-        names=[summary.name for summary in summaries],
+        names=names,
         titles={slug: title for slug, (title, _) in charts.items()},
         chart_data=escaped,
         plotly=resource("vendor/plotly-basic.min.js"),

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from trimtab.config import printable
 from trimtab.inspection.summary import Matrix, Summary
+from trimtab.inspection.tev import TevPoint, axis_of
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -110,7 +111,30 @@ def show_trajectory(summaries: Sequence[Summary], console: Console) -> None:
     console.print(grid)
 
 
-def as_json(summaries: Sequence[Summary]) -> str:
+def show_tev(points: Sequence[TevPoint], console: Console) -> None:
+    """Print TEV of a family, one line a checkpoint, and the course of mean and spread."""
+    axis, _ = axis_of(points)
+    grid = Grid(box=None, padding=(0, 2, 0, 0))
+    for column in ("checkpoint", "step", "parameters", "tokens", "TEV mean", "spread", "5 %", "50 %", "95 %"):
+        grid.add_column(column, justify="left" if column == "checkpoint" else "right")
+    for point in points:
+        statistics = (
+            point.tev.get(name, math.nan) for name in ("tev_mean", "tev_std", "tev_q05", "tev_q50", "tev_q95")
+        )
+        grid.add_row(
+            Text(printable(point.name)),
+            "-" if point.step is None else f"{point.step:,}",
+            f"{point.parameters:,}" if point.parameters else "-",
+            f"{point.tokens:,}" if point.tokens else "-",
+            *(f"{value:.4f}" for value in statistics),
+        )
+    console.print(grid)
+    if len(points) > 1:
+        for name, title in (("tev_mean", "mean"), ("tev_std", "spread")):
+            console.print(Text(f"TEV {title} by {axis}: {_course([point.tev[name] for point in points])}"))
+
+
+def as_json(summaries: Sequence[Summary | TevPoint]) -> str:
     """Everything, as text; numbers that are not finite are null."""
     return json.dumps([_finite(asdict(summary)) for summary in summaries], indent=1, allow_nan=False) + "\n"
 

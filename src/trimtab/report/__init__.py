@@ -25,13 +25,13 @@ from trimtab.study.seeds.analysis import SeedFindings
 from trimtab.study.seeds.view import SeedGroup, seed_groups
 from trimtab.study.signals.analysis import SignalFindings
 
-__all__ = ["print_findings", "write_report"]
+__all__ = ["groups_of", "print_findings", "write_report"]
 
 
 def write_report(findings: AnyFindings, folder: Path | None = None) -> dict[str, Any]:
     """Write ``results.json``, ``results.csv`` and ``report.html`` beside the runs; returns the JSON content."""
     target = folder or findings.folder
-    groups = _groups(findings)
+    groups = groups_of(findings)
     seeds, further = groups_results(groups), view_sections(groups, on_terminal=False)
     if isinstance(findings, LossFindings):
         results, rows = loss_results(findings) | {"seeds": seeds}, loss_csv(findings)
@@ -69,7 +69,7 @@ def print_findings(findings: AnyFindings, console: Console) -> None:
         print_table(results_of(findings, {}), console)
 
 
-def _groups(findings: AnyFindings) -> Sequence[SeedGroup]:
+def groups_of(findings: AnyFindings) -> Sequence[SeedGroup]:
     """The view of seeds, of a study of any kind."""
     if isinstance(findings, SeedFindings):
         return findings.groups

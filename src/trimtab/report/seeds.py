@@ -207,7 +207,8 @@ def _map_section(group: SeedGroup, chart: Figure) -> Section:
     columns = ["state", "runs", "median step of entry", "checkpoints", "what changes most from the state before"]
     note = (
         "A hidden Markov model of the 14 weight statistics: phases that runs pass through. The state of a checkpoint "
-        "is said from it and those before. Changes in standard deviations over all checkpoints. BIC by number of states: "
+        "is said from it and those before. Changes in standard deviations over all checkpoints. BIC by number of "
+        "states: "
         + ", ".join(f"{number}: {value:.0f}" for number, value in enumerate(found.bic, start=1))
         + f". Tried up to {len(found.bic)}."
     )

@@ -127,9 +127,9 @@ def signals_sections(findings: SignalFindings) -> list[Section]:
         Section(
             "Does TEV go with gradient variance?",
             "Spearman's rank correlations with 95 % intervals that resample whole runs. Over time: mean over runs of "
-            "the correlation over the readings of a run; of changes: of the changes between readings, in which a common "
-            f"trend is no agreement. Across runs: of one size and text at equal step, at {_fractions(findings)} and at "
-            "the end; the last column holds learning rate and weight decay fixed as well.",
+            "the correlation over the readings of a run; of changes: of the changes between readings, in which a "
+            f"common trend is no agreement. Across runs: of one size and text at equal step, at {_fractions(findings)} "
+            "and at the end; the last column holds learning rate and weight decay fixed as well.",
             _related_table([one for one in findings.related if one.runs == "all"]),
             on_terminal=True,
         ),

@@ -21,6 +21,7 @@ from trimtab.study.kinds import AnySpec
 TIMED_STEPS = 5
 ROW_BYTES = 130
 FOLDER_BYTES = 8192
+TOKEN_BYTES = 8  # of one token at one reading
 
 
 def plan(spec: AnySpec, workers: int) -> str:
@@ -38,7 +39,7 @@ def plan(spec: AnySpec, workers: int) -> str:
     seconds = sum(timed[arm.protocol] for arm in spec.arms.values()) / len(spec.arms)
     rates, name = [2.0 ** (tick / SIXTEENTH) for tick in spec.ticks()], printable(spec.name)
     first, most = spec.first_runs(), spec.most_runs()
-    disk = most * (spec.protocol.training.steps * ROW_BYTES + FOLDER_BYTES)
+    disk = most * sum(_bytes(arm.protocol) for arm in spec.arms.values()) / len(spec.arms)
     return "\n".join(
         [
             f"study '{name}' ({spec.kind}): {len(spec.arms)} arms, {len(rates)} learning rates from "
@@ -51,6 +52,17 @@ def plan(spec: AnySpec, workers: int) -> str:
             *_costs(spec),
         ]
     )
+
+
+def _bytes(protocol: Protocol) -> int:
+    """Of one run folder, about."""
+    evaluation, probes = protocol.evaluation, protocol.probes
+    held = protocol.training.steps * ROW_BYTES + evaluation.num_sequences * protocol.model.context + FOLDER_BYTES
+    preset = probes.probes()
+    if preset is None or not probes.tokens:
+        return held
+    readings = protocol.training.steps // (probes.every or preset.every) + 2
+    return held + readings * protocol.data.vocab_size * TOKEN_BYTES
 
 
 def _costs(spec: AnySpec) -> list[str]:

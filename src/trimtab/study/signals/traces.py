@@ -128,7 +128,7 @@ def save_traces(traces: Mapping[str, Trace], file: Path) -> None:
         arrays[f"{run_id}/steps"] = trace.steps
         arrays[f"{run_id}/histogram"] = trace.histogram.astype(np.float16)
         arrays |= {f"{run_id}/signal/{name}": v.astype(np.float32) for name, v in trace.signals.items()}
-        arrays |= {f"{run_id}/time/{name}": np.float32(v)[None] for name, v in trace.times.items()}
+        arrays |= {f"{run_id}/time/{name}": np.array([v], np.float32) for name, v in trace.times.items()}
     np.savez_compressed(file, allow_pickle=False, **arrays)
 
 

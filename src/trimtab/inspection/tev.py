@@ -1,0 +1,148 @@
+"""TEV of a family of checkpoints: its mean and spread over the vocabulary, against step or against size."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab.config import ConfigError
+from trimtab.inspection.checkpoints import PICKLED, Checkpoint, open_checkpoint
+from trimtab.inspection.summary import EMBEDDING
+from trimtab.inspection.variability import variability
+from trimtab.run.folder import OUTCOME, READINGS, load_outcome, load_readings
+
+STORED = (".safetensors", ".gguf", *PICKLED)
+STEP = re.compile(r"(?:step|checkpoint|iter|ckpt)[-_]?(\d+)", re.IGNORECASE)
+TEV = "tev_mean"
+FAMILY = 1.5  # largest over smallest from which checkpoints are sizes of one family, and not one model with other heads
+
+
+@dataclass(frozen=True, slots=True)
+class TevPoint:
+    """One table of token vectors.
+
+    Attributes:
+        name: of the checkpoint, with its step where it is one reading of a run.
+        table: name of the table.
+        step: of training; None where neither name nor run says it.
+        parameters: of the whole checkpoint; 0 where only readings are there.
+        tokens: rows of the table; 0 where only readings are there.
+        tev: its statistics by name.
+    """
+
+    name: str
+    table: str
+    step: int | None
+    parameters: int
+    tokens: int
+    tev: dict[str, float]
+
+
+def tev_points(paths: Sequence[Path], embedding: str | None = None) -> list[TevPoint]:
+    """TEV of every checkpoint among the paths, and of those that lie in folders among them.
+
+    In the order of steps or sizes where they have any, else as given, those of a folder in natural order.
+
+    A run folder gives its readings of TEV over the run, and its final weights where it kept them.
+
+    Args:
+        paths: checkpoints, and folders of checkpoints.
+        embedding: name of the token embedding, where it goes by none of the usual names.
+
+    Raises:
+        ConfigError: if nothing there is a checkpoint, one cannot be read, or one has no token embedding.
+        IntegrityError: if one is damaged.
+    """
+    found: list[TevPoint] = []
+    for path in paths:
+        members = _members(path)
+        if not members:
+            raise ConfigError(f"{path}: neither a checkpoint nor a folder that holds any")
+        for member in members:
+            found += _of_run(member) if _is_run(member) else []
+            if not _is_run(member) or list((member / "checkpoints").glob("*.safetensors")):
+                found.append(_of_checkpoint(open_checkpoint(member), member, embedding))
+    if not found:
+        raise ConfigError(f"{paths[0]}: the runs there have neither weights nor readings of TEV")
+    axis, places = axis_of(found)
+    runs = axis == "step" and any(not point.parameters for point in found)  # each run by itself
+    return found if runs else [found[place] for place in sorted(range(len(found)), key=lambda i: (places[i], i))]
+
+
+def axis_of(points: Sequence[TevPoint]) -> tuple[str, list[float]]:
+    """What the points are best shown against, and where each stands: step, parameters, or merely their order."""
+    steps = [point.step for point in points]
+    if all(step is not None for step in steps) and len(set(steps)) > 1:
+        return "step", [float(step or 0) for step in steps]
+    sizes = [point.parameters for point in points]
+    if all(sizes) and max(sizes) >= FAMILY * min(sizes):
+        return "parameters", [float(size) for size in sizes]
+    return "checkpoint", [float(place) for place in range(len(points))]
+
+
+def _members(path: Path) -> list[Path]:
+    if not path.exists():
+        raise ConfigError(f"{path}: there is nothing")
+    if _is_checkpoint(path):
+        return [path]
+    inside = [child for child in path.iterdir() if _is_checkpoint(child)] if path.is_dir() else [path]
+    return sorted(inside, key=_natural)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    if path.is_file():
+        return path.suffix in STORED
+    # Several files that are no shards of one model are a family, each a checkpoint by itself.
+    files = [child for child in path.glob("*") if child.suffix in STORED and child.is_file()]
+    sharded = (path / "model.safetensors.index.json").is_file()
+    named = any(child.stem in ("model", "pytorch_model", "adapter_model") for child in files)
+    return _is_run(path) or sharded or named or (len(files) == 1 and (path / "config.json").is_file())
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "spec.toml").is_file() and (path / OUTCOME).is_file()
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    parts = re.split(r"(\d+)", path.name)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+
+
+def _of_checkpoint(checkpoint: Checkpoint, path: Path, embedding: str | None) -> TevPoint:
+    wanted = [name for name in checkpoint.shapes if name == embedding or (embedding is None and EMBEDDING.search(name))]
+    if not wanted:
+        problem = f"has no tensor '{embedding}'" if embedding else "has no token embedding among its names"
+        raise ConfigError(f"{path}: {problem}; name it with --embedding")
+    step = STEP.search(path.stem)
+    shape = checkpoint.shapes[wanted[0]]
+    return TevPoint(
+        name=path.name,
+        table=wanted[0],
+        step=int(step[1]) if step else _last_step(path),
+        parameters=sum(math.prod(one) for one in checkpoint.shapes.values()),
+        tokens=shape[0],
+        tev=variability(checkpoint.read(wanted[0])),
+    )
+
+
+def _last_step(path: Path) -> int | None:
+    outcome = load_outcome(path) if _is_run(path) else None
+    return None if outcome is None else outcome.steps
+
+
+def _of_run(path: Path) -> list[TevPoint]:
+    if not (path / READINGS).is_file():
+        return []
+    points: list[TevPoint] = []
+    last = _last_step(path) if list((path / "checkpoints").glob("*.safetensors")) else None
+    for row in load_readings(path):
+        key = next((key for key in row if key.startswith("embedding") and key.endswith(f"/{TEV}")), None)
+        if key is None or row["step"] == last:
+            continue  # the weights themselves say the last
+        stem = key.removesuffix(TEV)
+        tev = {name.removeprefix(stem): float(value) for name, value in row.items() if name.startswith(f"{stem}tev_")}
+        points.append(TevPoint(f"{path.name} at step {row['step']}", stem.rstrip("/"), int(row["step"]), 0, 0, tev))
+    return points
