@@ -78,7 +78,7 @@ def test_names_of_another_type_are_refused(tiny_tables: Tables, named: Any) -> N
 )
 def test_tokens_without_a_reading_are_refused(tiny_tables: Tables, probes: Raw) -> None:
     with pytest.raises(ConfigError, match=r"probes.*tokens") as caught:
-        spec_of(tiny_tables, probes=probes)
+        spec_of(tiny_tables, probes={**probes, "tokens": True})
     assert "\n" not in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from trimtab.stats.components import Components, grubbs_limit, outlier_scores, two_way_components
 
-TABLES, LEAST_COVERAGE = 200, 0.91
+TABLES, LEAST_COVERAGE = 400, 0.91
 NAMES = ("rows", "columns", "rest")
 
 

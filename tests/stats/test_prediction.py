@@ -339,3 +339,19 @@ def test_the_interval_of_the_area_covers() -> None:
         covered += found.low <= truth <= found.high
     assert 0.65 < truth < 0.85
     assert covered / STUDIES >= LEAST_COVERAGE
+
+
+@pytest.mark.slow
+def test_a_method_that_moves_both_failure_and_feature_is_seldom_taken_for_a_signal() -> None:
+    # Nothing within a method tells failing from sound runs; the methods differ in how often they fail and in the
+    # feature. To take the runs of one method for independent witnesses would call many such studies a success.
+    runs = Runs()
+    wrong = 0
+    for study in range(STUDIES):
+        rng = np.random.default_rng(study)
+        log_odds = np.array([-0.85, 0.0, 0.85])[runs.rate] + 2 * rng.normal(size=6)[runs.method]
+        failed = rng.random(runs.count) < 1 / (1 + np.exp(-log_odds))
+        feature = rng.normal(size=6)[runs.method] + 0.3 * rng.normal(size=6)[runs.seed] + rng.normal(size=runs.count)
+        found = area(runs.judge(feature, failed), resamples=RESAMPLES, seed=study)
+        wrong += not found.low <= 0.5 <= found.high
+    assert wrong / STUDIES <= 1 - LEAST_COVERAGE

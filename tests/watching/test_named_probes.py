@@ -182,6 +182,20 @@ def test_two_probes_by_name_read_what_the_full_preset_reads_of_them_and_nothing_
         assert set(few) == {"step", *wanted}
 
 
+@pytest.mark.parametrize("slug", [probe.slug for probe in probes.CATALOGUE])
+def test_every_probe_can_be_read_alone_and_says_what_it_says_among_all(slug: str) -> None:
+    rows: list[dict[str, float]] = []
+    for preset in (probes.named(slug), probes.named("training_map", of=replace(probes.full, query_rows=32))):
+        model = make("tied")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        w = watch(subject(model), preset, optimizer=optimizer, every=1)
+        step(model, optimizer, 0)
+        rows.append(w.last)
+    assert len(rows[0]) > 1
+    # Not bitwise: a norm beside kurtosis is taken from the sums of that.
+    assert rows[0] == pytest.approx({key: rows[1][key] for key in rows[0]}, rel=1e-6)
+
+
 def test_two_probes_by_name_hook_no_point_and_read_no_weight() -> None:
     model = make("untied")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -113,6 +113,7 @@ def training_map_chart(index: int, group: SeedGroup) -> Figure | None:
     layout["yaxis"] = {
         "type": "category",
         "automargin": True,
+        "dtick": 1,
         "categoryorder": "array",
         "categoryarray": [_label(group, run) for run in order],
     }
