@@ -106,12 +106,11 @@ def unknown(config: Any) -> nn.Module:
 def test_tokens_of_a_model_that_no_host_knows_are_refused_before_anything_is_written(tiny_tables: Tables) -> None:
     asked = spec_of(tiny_tables, probes={"named": ["tev"], "tokens": True}, method="baseline")
     spec = replace(asked, build_model=unknown)
-    with pytest.raises(ConfigError, match=r"^run\.toml: .*no host knows Sequential") as caught:
+    with pytest.raises(ConfigError, match=r"^run\.toml: probes\.tokens: .*Sequential") as caught:
         check_run(spec, spec.protocol.data.load(), "run.toml")
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the refusal speaks of hosts alone, and not of the key that asks for one")
 def test_the_refusal_of_tokens_of_an_unknown_model_names_the_key(tiny_tables: Tables) -> None:
     asked = spec_of(tiny_tables, probes={"named": ["tev"], "tokens": True}, method="baseline")
     spec = replace(asked, build_model=unknown)

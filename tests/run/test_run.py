@@ -444,7 +444,7 @@ def plain_sgd(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
 def test_a_run_leaves_its_files_and_an_outcome_that_states_the_rows(runs: Path, finished: Outcome) -> None:
     folder = runs / finished.run_id
     assert {path.name for path in folder.iterdir()} == {
-        "spec.toml", "environment.json", "steps.jsonl", "outcome.json", "checkpoints",
+        "spec.toml", "environment.json", "steps.jsonl", "outcome.json", "checkpoints", "predictions.npz",
     }  # fmt: skip
     assert repr(load_outcome(folder)) == repr(finished)
     rows = load_steps(folder)

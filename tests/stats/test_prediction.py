@@ -223,13 +223,14 @@ def test_the_gain_refuses_other_pairs() -> None:
         gain(runs.judge(np.arange(18.0), failed), runs.judge(np.arange(18.0), ~failed))
 
 
-def test_runs_of_one_method_and_seed_are_resampled_together() -> None:
+def test_runs_of_one_method_are_resampled_together_and_so_are_those_of_one_method_and_seed() -> None:
     runs = Runs(4, 5, 3)
     judged = runs.judge(np.arange(60.0), np.arange(60) % 2 == 0)
     for one in range(60):
         for other in range(60):
-            kin = runs.method[one] == runs.method[other] and runs.seed[one] == runs.seed[other]
-            assert (judged.cluster[one] == judged.cluster[other]) == kin
+            kin = runs.method[one] == runs.method[other]
+            assert (judged.method[one] == judged.method[other]) == kin
+            assert (judged.twin[one] == judged.twin[other]) == (kin and runs.seed[one] == runs.seed[other])
 
 
 def test_the_same_seed_gives_the_same_area_and_interval() -> None:

@@ -1020,7 +1020,7 @@ def test_limits_of_models_of_ones_own_are_compared_by_size(tables: Tables, user_
 
 
 def test_every_kind_knows_its_rounds(tables: Tables) -> None:
-    assert set(KINDS) == {"max_lr", *WHOLE}
+    assert set(KINDS) == {"max_lr", "seeds", "signals", *WHOLE}
     for kind, changes in WHOLE.items():
         spec = read(tables(kind, **changes))
         first = next(KINDS[kind].rounds(spec))

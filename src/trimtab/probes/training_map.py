@@ -27,12 +27,18 @@ def weight_statistics(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Eight means over matrices (M, N), and mean, median and variance of all their entries and of all biases.
 
-    The trace of a matrix that is not square is the sum of its diagonal; of an even number of entries the median is the
-    lower middle one; variances are of the population. NaN in, NaN out.
+    The two ratios are means over matrices that are not zero; without matrices there are no statistics. The trace of a
+    matrix that is not square is the sum of its diagonal; of an even number of entries the median is the lower middle
+    one; variances are of the population. NaN in, NaN out.
     """
-    rows = [_of_matrix(matrix.float()) for matrix in matrices]
-    of_weights = dict(zip(OF_MATRICES, torch.stack(rows).mean(0), strict=True)) | _of_entries(matrices)
-    return of_weights, _of_entries(biases) if biases else {}
+    of_biases = _of_entries(biases) if biases else {}
+    if not matrices:
+        return {}, of_biases
+    rows = torch.stack([_of_matrix(matrix.float()) for matrix in matrices])
+    not_zero = (rows[:, OF_MATRICES.index("l2")] != 0).sum()
+    counts = [not_zero if "_over_" in name else torch.full_like(not_zero, len(rows)) for name in OF_MATRICES]
+    means = rows.sum(0) / torch.stack(counts)
+    return dict(zip(OF_MATRICES, means, strict=True)) | _of_entries(matrices), of_biases
 
 
 def _of_matrix(matrix: Tensor) -> Tensor:
@@ -40,9 +46,8 @@ def _of_matrix(matrix: Tensor) -> Tensor:
     if not torch.isfinite(l2):  # no decomposition of such a matrix exists
         return matrix.new_full((len(OF_MATRICES),), torch.nan)
     singular = torch.linalg.svdvals(matrix)
-    return torch.stack(
-        [l1, l2, l1 / l2, trace, singular[0], trace / singular[0], singular.mean(), singular.var(correction=0)]
-    )
+    sparsity, relative = (torch.where(l2 == 0, 0.0, a / b) for a, b in ((l1, l2), (trace, singular[0])))
+    return torch.stack([l1, l2, sparsity, trace, singular[0], relative, singular.mean(), singular.var(correction=0)])
 
 
 def _of_entries(tensors: Sequence[Tensor]) -> dict[str, Tensor]:

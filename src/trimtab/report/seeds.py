@@ -194,12 +194,12 @@ def _spikes(group: SeedGroup) -> list[str]:
 def _map_section(group: SeedGroup, chart: Figure) -> Section:
     assert group.map is not None
     found, names = group.map, group.runs[0].facts.names
+    steps = max((run.facts.steps for run in group.runs), key=len)  # one that ended early has fewer
     rows: list[list[str]] = []
     for state in range(found.states):
         inside = [int((path == state).sum()) for path in found.paths]
         entered = [int(np.flatnonzero(path == state)[0]) for path in found.paths if (path == state).any()]
-        steps = group.runs[0].facts.steps
-        first = f"{int(np.median([steps[min(at, len(steps) - 1)] for at in entered]))}" if entered else "-"
+        first = f"{int(np.median([steps[at] for at in entered]))}" if entered else "-"
         change = found.means[state] - found.means[state - 1] if state else np.zeros(len(found.features))
         largest = np.argsort(-np.abs(change))[:3]
         moved = ", ".join(f"{_short(names[found.features[place]])} {change[place]:+.2f}" for place in largest)

@@ -26,8 +26,8 @@ def prediction_curves(findings: SignalFindings) -> Figure:
     for index, name in enumerate(PREDICTORS):
         own = [one for one in findings.predicted if one.predictor == name and math.isfinite(one.area.estimate)]
         sure = name in DRAWN
-        half = [0.0 if math.isnan(one.area.high) else max(0.0, one.area.high - one.area.estimate) for one in own]
-        below = [0.0 if math.isnan(one.area.low) else max(0.0, one.area.estimate - one.area.low) for one in own]
+        half = [_span(one.area.same_high - one.area.estimate) for one in own]
+        below = [_span(one.area.estimate - one.area.same_low) for one in own]
         data.append(
             {
                 "type": "scatter",
@@ -46,8 +46,14 @@ def prediction_curves(findings: SignalFindings) -> Figure:
     layout["yaxis"]["range"] = [0, 1.02]
     line = {"dash": "dot", "width": 1, "color": "#888"}
     layout["shapes"] = [{"type": "line", "x0": 0, "x1": 1, "y0": 0.5, "y1": 0.5, "line": line}]
-    caption = "Dotted: guessing. Bars: 95 % intervals over methods and seeds. Click a name to show or hide it."
+    caption = (
+        "Dotted: guessing. Bars: 95 % intervals of these very methods, over seeds. Click a name to show or hide it."
+    )
     return Figure("prediction", "Prediction over the run", caption, data, layout)
+
+
+def _span(length: float) -> float:
+    return max(0.0, length) if math.isfinite(length) else 0.0
 
 
 def scatters(findings: SignalFindings) -> list[Figure]:
@@ -175,7 +181,8 @@ def _profile(findings: SignalFindings, run: SignalRun) -> dict[str, float]:
         return {}
     numbers = sorted(int(found[1]) for name in run.trace.signals if (found := LAYER.match(name)))
     shares = {"embedding": run.trace.at("variance_embedding", step) / whole}
-    return shares | {f"layer {number}": run.trace.at(f"variance_layer_{number}", step) / whole for number in numbers}
+    shares |= {f"layer {number}": run.trace.at(f"variance_layer_{number}", step) / whole for number in numbers}
+    return shares | {"head and final norm": 1 - sum(shares.values())}
 
 
 def _grouped(findings: SignalFindings) -> dict[str, Sequence[SignalRun]]:

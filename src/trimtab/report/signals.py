@@ -16,7 +16,7 @@ from trimtab.report.tables import ResultTable
 from trimtab.stats.prediction import Area
 from trimtab.stats.rank import Correlation
 from trimtab.study.labels import Label
-from trimtab.study.signals.analysis import BAR, PREDICTORS, TEV, Predicted, Related, SignalFindings
+from trimtab.study.signals.analysis import BAR, EVERY_LINE, PREDICTORS, TEV, Predicted, Related, SignalFindings
 
 SCHEMA = 1
 # What stands in tables for the names of signals.
@@ -81,7 +81,8 @@ def signals_csv(findings: SignalFindings) -> str:
     """One row a correlation or area; a cell that a spreadsheet would run as a formula is disarmed."""
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
-    writer.writerow(["what", "runs", "signal", "against", "fraction", "estimate", "low", "high", "visible", "count"])
+    columns = ("what", "runs", "signal", "against", "fraction", "estimate", "low", "high", "visible", "count")
+    writer.writerow([*columns, "same_low", "same_high"])
     for one in findings.related:
         for relation in RELATIONS:
             found: Correlation = getattr(one, relation)
@@ -90,8 +91,9 @@ def signals_csv(findings: SignalFindings) -> str:
     for one in findings.predicted:
         for what, against in (("area", ""), ("gain", BAR)):
             area: Area = getattr(one, what)
-            row = (what, "all", one.predictor, against, one.fraction)
-            writer.writerow((*row, area.estimate, area.low, area.high, area.visible, area.pairs))
+            row = (what, "", one.predictor, against, one.fraction)
+            cells = (area.estimate, area.low, area.high, area.visible, area.pairs, area.same_low, area.same_high)
+            writer.writerow((*row, *cells))
     return output.getvalue()
 
 
@@ -99,7 +101,7 @@ def verdicts(findings: SignalFindings) -> list[str]:
     """What the study says, in sentences."""
     lines: list[str] = []
     for one in findings.related:
-        if one.runs == "all" and one.signal in TEV[:2]:
+        if one.runs == EVERY_LINE and one.signal in TEV[:2]:
             for relation, shown in RELATIONS.items():
                 found: Correlation = getattr(one, relation)
                 if math.isfinite(found.estimate):
@@ -113,8 +115,8 @@ def verdicts(findings: SignalFindings) -> list[str]:
             if told is not None and told.area.pairs:
                 lines.append(
                     f"at {fraction:.0%} of the run, {name}: area {_plain(told.area)}, {_signed(told.gain)} against "
-                    f"{BAR}: {_better(told.gain)} (smallest visible {_number(told.gain.visible)}, "
-                    f"{told.area.pairs} pairs)"
+                    f"{BAR}: {_better(told.gain)}; of these very methods {_same(told.gain)}: {_better_same(told.gain)} "
+                    f"(smallest visible {_number(told.gain.visible)}, {told.area.pairs} pairs)"
                 )
     return lines
 
@@ -130,22 +132,24 @@ def signals_sections(findings: SignalFindings) -> list[Section]:
             "the correlation over the readings of a run; of changes: of the changes between readings, in which a "
             f"common trend is no agreement. Across runs: of one size and text at equal step, at {_fractions(findings)} "
             "and at the end; the last column holds learning rate and weight decay fixed as well.",
-            _related_table([one for one in findings.related if one.runs == "all"]),
+            _related_table([one for one in findings.related if one.runs == EVERY_LINE]),
             on_terminal=True,
         ),
         Section(
             "Does it tell how a run will end?",
             "Area under the ROC curve for failing against sound runs of the same size, text, learning rate and weight "
             "decay: 0.5 is guessing. Which of a pair looks worse is said by a model fitted to runs of other methods "
-            "and other seeds. In brackets 95 % intervals over methods and seeds; the gain, on the same pairs, is over "
-            f"{BAR}.",
+            "and other seeds. In brackets 95 % intervals over methods, for what others may show; the lines below have "
+            f"those of these very methods, over seeds, too. The gain, on the same pairs, is over {BAR}.",
             _predicted_table(findings),
             [*verdicts(findings), *(f"warning: {warning}" for warning in findings.warnings), *_labels(findings)],
             on_terminal=True,
         ),
         Section("Prediction over the run", charts=[prediction_curves(findings)]),
         Section("TEV against gradient variance", charts=scatters(findings)),
-        Section("Each arm by itself", "As above.", _related_table([o for o in findings.related if o.runs != "all"])),
+        Section(
+            "Each arm by itself", "As above.", _related_table([o for o in findings.related if o.runs != EVERY_LINE])
+        ),
         Section(
             "TEV over training",
             f"Each line is the histogram of TEV at one reading, the first at the bottom. Frequent tokens make up "
@@ -165,7 +169,12 @@ def signals_sections(findings: SignalFindings) -> list[Section]:
 
 def _related_table(related: Sequence[Related]) -> ResultTable:
     rows = [
-        [one.runs, NAMES[one.signal], NAMES[one.against], *(_signed(getattr(one, relation)) for relation in RELATIONS)]
+        [
+            one.runs or "all runs",
+            NAMES[one.signal],
+            NAMES[one.against],
+            *(_signed(getattr(one, relation)) for relation in RELATIONS),
+        ]
         for one in related
     ]
     return ResultTable(["runs", "signal", "against", *RELATIONS.values()], rows)
@@ -220,6 +229,16 @@ def _better(found: Area) -> str:
     if math.isnan(found.low) or found.low <= 0 <= found.high:
         return "cannot tell"
     return "better" if found.low > 0 else "worse"
+
+
+def _better_same(found: Area) -> str:
+    if math.isnan(found.same_low) or found.same_low <= 0 <= found.same_high:
+        return "cannot tell"
+    return "better" if found.same_low > 0 else "worse"
+
+
+def _same(found: Area) -> str:
+    return "-" if math.isnan(found.same_low) else f"[{found.same_low:+.2f}, {found.same_high:+.2f}]"
 
 
 def _signed(found: Correlation | Area) -> str:

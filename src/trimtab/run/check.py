@@ -40,6 +40,12 @@ def check_run(spec: RunSpec, data: TokenData, where: str) -> None:
             f"{LEAST_BLOCKS} are needed; lower evaluation.block_bytes or give more text"
         )
     try:
-        token_recorder(build(spec, torch.device("cpu")), spec.protocol.probes, data)
+        model = build(spec, torch.device("cpu"))
     except (SiteUnavailableError, ConflictError, UnknownFamilyError) as error:
         raise ConfigError(f"{where}: {error}") from error
+    try:
+        token_recorder(model, spec.protocol.probes, data)
+    except (SiteUnavailableError, UnknownFamilyError) as error:
+        raise ConfigError(
+            f"{where}: probes.tokens: which table of a {type(model).__name__} holds tokens is not known; leave it out"
+        ) from error

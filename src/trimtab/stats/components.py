@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from trimtab.stats.student import t_quantile
 
 DRAWS = 20_000
+ROUNDING = 1e-14  # of the largest value: what differs by less does not differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ def two_way_components(table: NDArray[np.float64], seed: int = 0) -> Components:
             ((table - of_rows[:, None] - of_columns[None, :] + mean) ** 2).sum(),
         ]
     )
+    squares[squares <= (ROUNDING * np.abs(table).max()) ** 2 * table.size] = 0.0
     freedom = np.array([rows - 1, columns - 1, (rows - 1) * (columns - 1)])
     point = _variances(squares / freedom, rows, columns)
     drawn = squares / np.random.default_rng(seed).chisquare(freedom, size=(DRAWS, 3))
@@ -85,7 +87,8 @@ def outlier_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
     scores = np.full(len(values), math.inf)
     if sound.sum() >= 2:
         deviation = float(values[sound].std(ddof=1))
-        scores[sound] = (values[sound] - values[sound].mean()) / deviation if deviation else 0.0
+        alike = deviation <= ROUNDING * float(np.abs(values[sound]).max())
+        scores[sound] = 0.0 if alike else (values[sound] - values[sound].mean()) / deviation
     return scores
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.stats.resampling import RESAMPLES, expanded_interval, multiplicities
+from trimtab.stats.resampling import RESAMPLES, expanded_interval, multiplicities, ordered
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -30,21 +30,26 @@ class Judged:
         failing, sound: runs of each pair, (P,).
         won: 1 if the failing run looked worse, 0 if the sound one did, 1/2 for a tie, (P,).
         untrained: pairs for which no other methods and seeds were left to learn from; ties.
-        cluster: of each run: runs of one method and seed are resampled together, (N,).
+        method: of each run, by number, (N,).
+        twin: of each run, the number of its method and seed together, (N,).
     """
 
     failing: Integers
     sound: Integers
     won: Floats
     untrained: int
-    cluster: Integers
+    method: Integers
+    twin: Integers
 
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """An area under the ROC curve, or a difference of two, with its 95 % interval over runs; nan without pairs.
+    """An area under the ROC curve, or a difference of two, with its 95 % intervals; nan without pairs.
 
     Attributes:
+        low, high: over methods: what other methods may show. Runs of one method are alike in signal and fate, so the
+            number of methods says how sure this is; with fewer than 3 there is none.
+        same_low, same_high: over runs: these very methods, other seeds.
         pairs: of a failing and a sound run.
         visible: smallest effect that such data would show with power 0.8.
     """
@@ -52,6 +57,8 @@ class Area:
     estimate: float
     low: float
     high: float
+    same_low: float
+    same_high: float
     pairs: int
     visible: float
 
@@ -71,12 +78,14 @@ def judge(
         strata: of each run, such as learning rate, size and text.
         methods: of each run; no model sees another run of either method.
         seeds: of each run; no model sees another run of either seed.
+
+    Raises:
+        ValueError: if the lengths differ, or ``features`` has not two axes.
     """
+    if features.ndim != 2 or {len(failed), len(strata), len(methods), len(seeds)} != {len(features)}:
+        raise ValueError("features must be (N, F), and all else of length N")
     known = _bounded(features)
     failing, sound = _pairs(np.asarray(failed, bool), strata)
-    names = sorted({(str(m), str(s)) for m, s in zip(methods, seeds, strict=True)})
-    number = {name: index for index, name in enumerate(names)}
-    cluster = np.array([number[str(m), str(s)] for m, s in zip(methods, seeds, strict=True)], dtype=np.int64)
     method, seed = _codes(methods), _codes(seeds)
     won, untrained = np.full(len(failing), 0.5), 0
     twins: dict[tuple[frozenset[int], frozenset[int]], list[int]] = {}
@@ -92,7 +101,9 @@ def judge(
         weights = _fit(known, failing[usable], sound[usable], np.flatnonzero(free))
         margin = (known[failing[members]] - known[sound[members]]) @ weights
         won[members] = np.where(margin > 0, 1.0, np.where(margin < 0, 0.0, 0.5))
-    return Judged(failing, sound, won, untrained, cluster)
+    return Judged(
+        failing, sound, won, untrained, method, _codes(list(zip(method.tolist(), seed.tolist(), strict=True)))
+    )
 
 
 def area(judged: Judged, *, resamples: int = RESAMPLES, seed: int = 0) -> Area:
@@ -113,17 +124,23 @@ def gain(judged: Judged, other: Judged, *, resamples: int = RESAMPLES, seed: int
 
 def _area(judged: Judged, values: Floats, resamples: int, seed: int) -> Area:
     if len(values) == 0:
-        return Area(math.nan, math.nan, math.nan, 0, math.nan)
-    used = np.unique(judged.cluster[np.concatenate([judged.failing, judged.sound])])
-    place = {int(name): index for index, name in enumerate(used)}
-    first = np.array([place[int(judged.cluster[run])] for run in judged.failing])
-    second = np.array([place[int(judged.cluster[run])] for run in judged.sound])
+        return Area(math.nan, math.nan, math.nan, math.nan, math.nan, 0, math.nan)
+    low, high, visible = _interval(judged, values, judged.method, resamples, seed)
+    same_low, same_high, _ = _interval(judged, values, judged.twin, resamples, seed)
+    return Area(float(values.mean()), low, high, same_low, same_high, len(values), visible)
+
+
+def _interval(
+    judged: Judged, values: Floats, cluster: Integers, resamples: int, seed: int
+) -> tuple[float, float, float]:
+    """By resampling whole clusters: a pair counts as often as both of its runs are drawn."""
+    used, inverse = np.unique(cluster[np.concatenate([judged.failing, judged.sound])], return_inverse=True)
+    first, second = inverse[: len(judged.failing)], inverse[len(judged.failing) :]
     counts = multiplicities(len(used), resamples, seed)
     weights = counts[:, first] * counts[:, second]
     total = weights.sum(1)
     found = np.divide(weights @ values, total, out=np.full(resamples, np.nan), where=total > 0)
-    low, high, visible = expanded_interval(found, len(used))
-    return Area(float(values.mean()), low, high, len(values), visible)
+    return expanded_interval(found, len(used))
 
 
 def _pairs(failed: NDArray[np.bool_], strata: Sequence[Hashable]) -> tuple[Integers, Integers]:
@@ -148,17 +165,19 @@ def _bounded(features: Floats) -> Floats:
         finite = column[np.isfinite(column)]
         top = float(finite.max()) if len(finite) else 0.0
         spread = float(finite.std()) if len(finite) else 0.0
-        column[~np.isfinite(column)] = top + spread
+        column[~np.isfinite(column)] = top + (spread or max(1.0, abs(top)))
     return bounded
 
 
 def _codes(values: Sequence[Hashable]) -> Integers:
-    number = {value: index for index, value in enumerate(dict.fromkeys(values))}
+    number = {value: index for index, value in enumerate(ordered(values))}
     return np.array([number[value] for value in values], dtype=np.int64)
 
 
 def _fit(features: Floats, failing: Integers, sound: Integers, runs: Integers) -> Floats:
     """Weights of a ridge logistic regression on differences within pairs; the unit is the spread over ``runs``."""
+    if features.shape[1] == 0:
+        return np.zeros(0)
     scale = features[runs].std(0)
     scale = np.where(scale > 0, scale, 1.0)
     x = (features[failing] - features[sound]) / scale

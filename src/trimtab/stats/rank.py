@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.stats.resampling import RESAMPLES, expanded_interval, multiplicities
+from trimtab.stats.resampling import RESAMPLES, expanded_interval, multiplicities, ordered
 
 Floats = NDArray[np.float64]
 LEAST_IN_STRATUM = 3
@@ -49,7 +49,7 @@ def kendall_tau_b(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def spearman(first: Sequence[float] | Floats, second: Sequence[float] | Floats) -> float:
-    """Spearman's rho, ties at their mean rank; nan if either side is all ties. Inputs are finite.
+    """Spearman's rho, ties at their mean rank; nan if either side is all ties, or a value is not finite.
 
     Raises:
         ValueError: if the lengths differ.
@@ -57,6 +57,8 @@ def spearman(first: Sequence[float] | Floats, second: Sequence[float] | Floats) 
     a, b = np.asarray(first, float), np.asarray(second, float)
     if len(a) != len(b):
         raise ValueError(f"lengths differ: {len(a)} and {len(b)}")
+    if not (np.isfinite(a) & np.isfinite(b)).all():
+        return float("nan")
     products, squares_a, squares_b = _within(a, b, np.ones((1, len(a))))
     scale = float(np.sqrt(squares_a * squares_b)[0])
     return float(products[0]) / scale if scale else float("nan")
@@ -84,14 +86,19 @@ def stratified_spearman(
         runs: the run of each row.
         resamples: of runs.
         seed: of the resampling.
+
+    Raises:
+        ValueError: if the lengths differ.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
+    if {len(b), len(strata), len(runs)} != {len(a)}:
+        raise ValueError(f"lengths differ: {len(a)}, {len(b)}, {len(strata)} and {len(runs)}")
     sound = np.isfinite(a) & np.isfinite(b)
     members: dict[Hashable, list[int]] = {}
     for row in np.flatnonzero(sound).tolist():
         members.setdefault(strata[row], []).append(row)
     cells = [np.array(rows) for rows in members.values() if len(rows) >= LEAST_IN_STRATUM]
-    used = sorted({runs[row] for rows in cells for row in rows}, key=str)
+    used = ordered(runs[row] for rows in cells for row in rows.tolist())
     place = {run: index for index, run in enumerate(used)}
     counts = multiplicities(len(used), resamples, seed)
     weights = np.concatenate([np.ones((1, len(used))), counts]) if used else np.ones((1, 0))
@@ -101,6 +108,7 @@ def stratified_spearman(
         sums += np.stack(_within(a[rows], b[rows], own))
     scale = np.sqrt(sums[1] * sums[2])
     found = np.divide(sums[0], scale, out=np.full(len(scale), np.nan), where=scale > 0)
+    found = np.clip(found, -1.0, 1.0)  # rounding
     low, high, visible = expanded_interval(found[1:], len(used))
     return Correlation(float(found[0]), low, high, len(used), len(cells), visible)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,11 @@ Floats = NDArray[np.float64]
 RESAMPLES = 1000
 POWER = 0.8
 LEAST_UNITS = 3
+
+
+def ordered(names: Iterable[Hashable]) -> list[Hashable]:
+    """Each name once, in an order that does not depend on theirs: what is resampled must not either."""
+    return sorted(set(names), key=lambda name: (type(name).__name__, repr(name)))
 
 
 def multiplicities(units: int, resamples: int, seed: int = 0) -> Floats:

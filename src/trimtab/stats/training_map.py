@@ -23,6 +23,8 @@ Integers = NDArray[np.int64]
 MOST_STATES = 8
 STARTS = 4
 ITERATIONS = 60
+FAR = 10.0  # deviations at which a statistic is cut: one run that explodes must not hide the phases of the others
+ROUNDING = 1e-12
 REMEDY = "training maps take the package hmmlearn: pip install 'trimtab[map]'"
 
 
@@ -58,7 +60,7 @@ class Fork:
     Attributes:
         run: its place among the runs.
         checkpoint: the first at which it is, and at the next still is, in a state where no other run is at that time
-            or one checkpoint before or after.
+            or one checkpoint before or after; so a run that is two checkpoints ahead of all others leaves them too.
         state: that it is in there.
         others: the state that most others are in.
     """
@@ -87,12 +89,11 @@ def training_map(statistics: Sequence[Floats], *, most_states: int = MOST_STATES
     if len(kept) < 2 or sum(len(one) for one in kept) < 20:
         raise MapUnavailableError("a training map takes at least 2 runs and 20 checkpoints in all")
     whole = np.concatenate(kept)
-    spread = whole.std(0)
-    features = np.flatnonzero(spread > 1e-12 * np.maximum(1.0, np.abs(whole).max(0)))
+    middle, spread = _scale(whole)
+    features = np.flatnonzero(spread > ROUNDING * np.abs(whole).max(0))
     if len(features) == 0:
         raise MapUnavailableError("no statistic varies, so there is nothing to map")
-    middle, spread = whole.mean(0)[features], spread[features]
-    scaled = [(one[:, features] - middle) / spread for one in sequences]
+    scaled = [np.clip(((one - middle) / np.where(spread > 0, spread, 1))[:, features], -FAR, FAR) for one in sequences]
     data, lengths = np.concatenate([one for one in scaled if len(one)]), [len(one) for one in scaled if len(one)]
     logging.getLogger("hmmlearn").setLevel(logging.ERROR)  # it reports every start that stops improving
     fitted: list[Any] = []
@@ -100,8 +101,16 @@ def training_map(statistics: Sequence[Floats], *, most_states: int = MOST_STATES
     for states in range(1, min(most_states, len(data) // 10) + 1):
         best, lowest = None, math.inf
         for start in range(1 if states == 1 else STARTS):
+            # A prior a little above none, as a state that a run ends in is left for no other.
             model: Any = GaussianHMM(
-                states, "diag", n_iter=ITERATIONS, random_state=seed + start, min_covar=1e-3, implementation="scaling"
+                states,
+                "diag",
+                n_iter=ITERATIONS,
+                random_state=seed + start,
+                min_covar=1e-3,
+                startprob_prior=1.1,
+                transmat_prior=1.1,
+                implementation="log",
             )
             try:
                 # Matrices this small are slowed down ten times by threads that wait for each other.
@@ -156,6 +165,15 @@ def _alone(path: Integers, checkpoint: int, others: Sequence[Integers]) -> bool:
 def _sound(statistics: Floats) -> Floats:
     bad = np.flatnonzero(~np.isfinite(statistics).all(1))
     return statistics[: bad[0]] if len(bad) else statistics
+
+
+def _scale(whole: Floats) -> tuple[Floats, Floats]:
+    """Mean and deviation of each column over what lies within 10 robust deviations of its median."""
+    median = np.median(whole, axis=0)
+    robust = 1.4826 * np.median(np.abs(whole - median), axis=0)
+    near = (np.abs(whole - median) <= FAR * robust) | (robust == 0)
+    kept = np.where(near, whole, np.nan)
+    return np.nanmean(kept, axis=0), np.nanstd(kept, axis=0)
 
 
 def _so_far(model: Any, sequence: Floats) -> Integers:

@@ -58,7 +58,8 @@ class Study:
         raw: Raw = {**settings, "arms": tables}
         if learning_rates is not None:
             raw["learning_rates"] = dict(learning_rates)
-        kind = KINDS.get(settings.get("kind", "max_lr"))
+        named = settings.get("kind", "max_lr")
+        kind = KINDS.get(named) if isinstance(named, str) else None
         if kind and kind.has_reference and settings.get("reference") is None and "baseline" not in tables:
             raw["reference"] = next(iter(tables), "baseline")
         self.spec = read_any_study(raw, "Study", build_model=_builder(model), build_optimizer=_builder(optimizer))

@@ -99,7 +99,7 @@ def seed_groups(results: Results, names: Mapping[Trial, str], folder: Path) -> l
         names: the run id of each trial.
         folder: of the study, with its runs or with the facts kept of them.
     """
-    kept = load_facts(folder / FACTS) if (folder / FACTS).is_file() else None
+    kept = load_facts(folder / FACTS) if (folder / FACTS).is_file() else {}
     members: dict[tuple[str, int], list[Trial]] = {}
     for trial in sorted(results, key=lambda t: (t.seed, -1 if t.data_seed is None else t.data_seed)):
         if results[trial] is not None:
@@ -110,12 +110,10 @@ def seed_groups(results: Results, names: Mapping[Trial, str], folder: Path) -> l
     found: list[SeedGroup] = []
     for (arm, tick), trials in members.items():
         if len(trials) >= LEAST_SEEDS:
-            facts = {
-                trial: (
-                    read_facts(folder / "runs" / names[trial]) if kept is None else kept.get(names[trial], NO_FACTS)
-                )
-                for trial in trials
-            }
+            facts: dict[Trial, SeedFacts] = {}
+            for trial in trials:
+                run = folder / "runs" / names[trial]
+                facts[trial] = read_facts(run) if run.is_dir() else kept.get(names[trial], NO_FACTS)
             found.append(_group(arm, tick, trials, results, names, facts))
     return found
 

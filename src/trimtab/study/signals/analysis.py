@@ -22,6 +22,7 @@ from trimtab.study.signals.traces import Trace, load_traces, read_trace
 TRACES = "traces.npz"
 TEV = ("tev_mean", "tev_std", "tev_over_norm", "tev_over_init", "tev_frequent", "tev_rare", "tev_unseen")
 VARIANCES = ("variance", "variance_embedding")
+EVERY_LINE = ""
 LEAST_READINGS = 6
 PREDICTORS: Mapping[str, tuple[str, ...]] = {
     "loss": ("loss",),
@@ -31,12 +32,13 @@ PREDICTORS: Mapping[str, tuple[str, ...]] = {
     "TEV, frequent tokens": ("tev_frequent",),
     "TEV, rare tokens": ("tev_rare",),
     "TEV over init": ("tev_over_init",),
+    "TEV over row norm": ("tev_over_norm",),
     "gradient variance": ("variance",),
     "all but TEV": ("loss", "grad_norm", "variance"),
     "loss, gradient norm and TEV": ("loss", "grad_norm", "tev_mean", "tev_std"),
 }
 BAR = "loss and gradient norm"  # what everybody has already
-CURVE = tuple(round(0.05 * index, 2) for index in range(1, 21))
+CURVE = tuple(index / 10 for index in range(1, 11))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Related:
     """How one signal goes with another, over some of the runs.
 
     Attributes:
-        runs: which: "all", or a line of the study.
+        runs: which: a line of the study, or "" for all.
         signal, against: names of the two.
         over_time: mean over runs of the correlation over the readings of a run.
         of_changes: the same of the changes from one reading to the next, in which a common trend is no agreement.
@@ -131,11 +133,12 @@ def analyse(
     spec: SignalsSpec, results: Results, names: Mapping[Trial, str], folder: Path, errors: Mapping[str, str]
 ) -> SignalFindings:
     """The findings of a finished study, from its run folders or from the traces kept of them."""
-    kept = load_traces(folder / TRACES) if (folder / TRACES).is_file() else None
+    kept = load_traces(folder / TRACES) if (folder / TRACES).is_file() else {}
     runs: list[SignalRun] = []
     for trial, outcome in results.items():
-        if kept is None:
-            trace = read_trace(folder / "runs" / names[trial], spec.signals.frequent_share) if outcome else NO_TRACE
+        run = folder / "runs" / names[trial]
+        if outcome is not None and run.is_dir():
+            trace = read_trace(run, spec.signals.frequent_share)
         else:
             trace = kept.get(names[trial], NO_TRACE)
         one = label(outcome, trial.tick, _yardstick(spec, results, trial.arm), spec.criterion, spec.criterion.margin)
@@ -177,10 +180,10 @@ def stratum_of(spec: SignalsSpec, run: SignalRun) -> tuple[object, ...]:
 
 def _all_related(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[Related]:
     found: list[Related] = []
-    for line in ("all", *spec.lines):
-        mine = [run for run in runs if line in ("all", spec.places[run.trial.arm].line)]
+    for line in (EVERY_LINE, *spec.lines):
+        mine = [run for run in runs if line in (EVERY_LINE, spec.places[run.trial.arm].line)]
         for against in VARIANCES:
-            for signal in TEV if line == "all" else TEV[:2]:
+            for signal in TEV if line == EVERY_LINE else TEV[:2]:
                 if any(signal in run.trace.signals for run in mine):
                     found.append(_related(spec, mine, line, signal, against))
     return found
@@ -264,7 +267,9 @@ def _costs(spec: SignalsSpec, runs: Sequence[SignalRun]) -> dict[str, Cost]:
         if not times:
             continue
         probes = spec.arms[arm].protocol.probes
-        every = probes.every or 10
+        preset = probes.probes()
+        assert preset is not None, "the specification asks for signals"
+        every = probes.every or preset.every
         tev = float(np.median([one.get("tables", 0.0) / one["step"] for one in times]))
         noise = float(np.median([one.get("noise", 0.0) / one["step"] for one in times]))
         step = float(np.median([one["step"] for one in times]))

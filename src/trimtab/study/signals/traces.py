@@ -94,6 +94,8 @@ def _plain(key: str) -> str:
     what, where, statistic = key.split("/", 1)[0], key.split("/", 1)[1].rsplit("/", 1)[0], key.rsplit("/", 1)[1]
     if statistic != "variance":
         return statistic if what.startswith("embedding") else ""
+    if not what.endswith("_grad"):
+        return ""
     if what.startswith("embedding"):
         return "variance_embedding"
     return "variance" if where == "model" else f"variance_{where.replace('.', '_')}"
@@ -122,12 +124,12 @@ def _of_tokens(
 
 
 def save_traces(traces: Mapping[str, Trace], file: Path) -> None:
-    """Keep traces by run id, in single precision, in one compressed file."""
+    """Keep traces by run id in one compressed file; signals in double precision, as those of broken runs are huge."""
     arrays: dict[str, NDArray[Any]] = {}
     for run_id, trace in traces.items():
         arrays[f"{run_id}/steps"] = trace.steps
         arrays[f"{run_id}/histogram"] = trace.histogram.astype(np.float16)
-        arrays |= {f"{run_id}/signal/{name}": v.astype(np.float32) for name, v in trace.signals.items()}
+        arrays |= {f"{run_id}/signal/{name}": v for name, v in trace.signals.items()}
         arrays |= {f"{run_id}/time/{name}": np.array([v], np.float32) for name, v in trace.times.items()}
     np.savez_compressed(file, allow_pickle=False, **arrays)
 
