@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from trimtab.report.seeds import groups_results, seeds_csv, seeds_results, seeds
 from trimtab.report.signals import signals_csv, signals_results, signals_sections
 from trimtab.report.tables import print_table
 from trimtab.run.folder import write_whole
+from trimtab.study.analysis import Findings
 from trimtab.study.kinds import AnyFindings
 from trimtab.study.loss_at_lr.analysis import LossFindings
 from trimtab.study.max_lr_by_size.analysis import SizedFindings
@@ -28,27 +30,41 @@ from trimtab.study.signals.analysis import SignalFindings
 __all__ = ["groups_of", "print_findings", "write_report"]
 
 
+@dataclass(frozen=True, slots=True)
+class Reporter:
+    """How the findings of one kind become a page of sections.
+
+    Attributes:
+        results: the content of ``results.json``.
+        rows: the text of ``results.csv``.
+        lead: the sentence under the title.
+        sections: of the page, and of the terminal.
+        adds_seeds: whether the view of seeds comes after them; of a study of seeds they are that view.
+    """
+
+    results: Callable[[Any], dict[str, Any]]
+    rows: Callable[[Any], str]
+    lead: Callable[[Any], str]
+    sections: Callable[[Any], Sequence[Section]]
+    adds_seeds: bool = True
+
+
 def write_report(findings: AnyFindings, folder: Path | None = None) -> dict[str, Any]:
     """Write ``results.json``, ``results.csv`` and ``report.html`` beside the runs; returns the JSON content."""
     target = folder or findings.folder
     groups = groups_of(findings)
-    seeds, further = groups_results(groups), view_sections(groups, on_terminal=False)
-    if isinstance(findings, LossFindings):
-        results, rows = loss_results(findings) | {"seeds": seeds}, loss_csv(findings)
-        page = _page(findings, _loss_lead(findings), [*loss_sections(findings), *further])
-    elif isinstance(findings, SizedFindings):
-        results, rows = sized_results(findings) | {"seeds": seeds}, sized_csv(findings)
-        page = _page(findings, _sized_lead(findings), [*sized_sections(findings), *further])
-    elif isinstance(findings, SignalFindings):
-        results, rows = signals_results(findings) | {"seeds": seeds}, signals_csv(findings)
-        page = _page(findings, _signals_lead(findings), [*signals_sections(findings), *further])
-    elif isinstance(findings, SeedFindings):
-        results, rows = seeds_results(findings), seeds_csv(findings)
-        page = _page(findings, _seeds_lead(findings), seeds_sections(findings))
-    else:
+    seeds, view = groups_results(groups), view_sections(groups, on_terminal=False)
+    if isinstance(findings, Findings):  # limits have a page of their own
         moved = movements(findings)
         results = results_of(findings, moved, seeds)
-        rows, page = csv_of(results), page_of(findings, results, moved, further)
+        rows, page = csv_of(results), page_of(findings, results, moved, view)
+    else:
+        reporter = REPORTERS[type(findings)]
+        results, rows = reporter.results(findings) | {"seeds": seeds}, reporter.rows(findings)
+        sections = [*reporter.sections(findings), *(view if reporter.adds_seeds else ())]
+        ids = [run.run_id for run in findings.runs]
+        spec = findings.spec
+        page = page_of_sections(spec.name, reporter.lead(findings), sections, spec.table(), findings.folder, ids)
     write_whole(target / "results.json", dump(results))
     write_whole(target / "results.csv", rows)
     write_whole(target / "report.html", page)
@@ -57,16 +73,10 @@ def write_report(findings: AnyFindings, folder: Path | None = None) -> dict[str,
 
 def print_findings(findings: AnyFindings, console: Console) -> None:
     """The main table and what it says, on a terminal."""
-    if isinstance(findings, LossFindings):
-        print_sections(loss_sections(findings), console)
-    elif isinstance(findings, SizedFindings):
-        print_sections(sized_sections(findings), console)
-    elif isinstance(findings, SignalFindings):
-        print_sections(signals_sections(findings), console)
-    elif isinstance(findings, SeedFindings):
-        print_sections(seeds_sections(findings), console)
-    else:
+    if isinstance(findings, Findings):
         print_table(results_of(findings, {}), console)
+    else:
+        print_sections(REPORTERS[type(findings)].sections(findings), console)
 
 
 def groups_of(findings: AnyFindings) -> Sequence[SeedGroup]:
@@ -75,11 +85,6 @@ def groups_of(findings: AnyFindings) -> Sequence[SeedGroup]:
         return findings.groups
     results = {run.trial: run.outcome for run in findings.runs}
     return seed_groups(results, {run.trial: run.run_id for run in findings.runs}, findings.folder)
-
-
-def _page(findings: AnyFindings, lead: str, sections: Sequence[Section]) -> str:
-    ids = [run.run_id for run in findings.runs]
-    return page_of_sections(findings.spec.name, lead, sections, findings.spec.table(), findings.folder, ids)
 
 
 def _loss_lead(findings: LossFindings) -> str:
@@ -113,3 +118,11 @@ def _seeds_lead(findings: SeedFindings) -> str:
         f"How much of a run is its seed? {len(findings.runs)} runs, {len(spec.arms)} arms, {spec.seeds.init} seeds of "
         f"the initial weights by {spec.seeds.data} of the order of the data, {spec.protocol.training.steps} steps each."
     )
+
+
+REPORTERS: Mapping[type[Any], Reporter] = {
+    LossFindings: Reporter(loss_results, loss_csv, _loss_lead, loss_sections),
+    SizedFindings: Reporter(sized_results, sized_csv, _sized_lead, sized_sections),
+    SignalFindings: Reporter(signals_results, signals_csv, _signals_lead, signals_sections),
+    SeedFindings: Reporter(seeds_results, seeds_csv, _seeds_lead, seeds_sections, adds_seeds=False),
+}
