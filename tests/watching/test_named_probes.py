@@ -371,3 +371,48 @@ def test_readings_by_sequence_of_models_do_not_mix() -> None:
         step(model, optimizer, turn)
     assert (few.last["step"], many.last["step"]) == (4, 4)
     assert few.last == {key: many.last[key] for key in few.last}
+
+
+def test_a_reading_whose_gradients_were_clipped_unseen_is_left_out_once_and_right_from_then_on() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(width=16, num_layers=2, num_heads=2, context=8)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    tokens = torch.randint(0, 256, (3, 4, 9))
+    seen: list[float | None] = []
+    wanted: list[float] = []
+    with watch(host_for(model), probes.named("variance"), optimizer=optimizer, every=1) as watched:
+        for step in range(6):
+            apart: list[Tensor] = []
+            for batch in tokens:
+                before = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+                F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()).backward()
+                pairs = zip(model.parameters(), before, strict=True)
+                apart.append(torch.cat([(p.grad if g is None else p.grad - g).flatten() for p, g in pairs]))
+            if step >= 3:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            optimizer.step()
+            optimizer.zero_grad()
+            seen.append(watched.last.get("all_grad/model/variance"))
+            wanted.append(torch.stack(apart).var(0).sum().item())
+    # Nobody told of the clipping that began with the fourth step: what was left of its gradients is no variance.
+    assert seen[3] is None
+    for found, right in zip(seen[:3] + seen[4:], wanted[:3] + wanted[4:], strict=True):
+        assert found == pytest.approx(right, rel=1e-8)
+
+
+def test_gradients_that_were_seen_before_clipping_are_read_at_every_step() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(width=16, num_layers=2, num_heads=2, context=8)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    tokens = torch.randint(0, 256, (3, 4, 9))
+    found: list[float] = []
+    with watch(host_for(model), probes.named("variance"), optimizer=optimizer, every=1) as watched:
+        for _ in range(4):
+            for batch in tokens:
+                F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()).backward()
+            watched.see_gradients()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            optimizer.step()
+            optimizer.zero_grad()
+            found.append(watched.last["all_grad/model/variance"])
+    assert found == [pytest.approx(found[0], rel=1e-12)] * 4  # once the sum is taken each time, then once

@@ -150,8 +150,8 @@ class Watch:
 
         Without it they are read as the optimizer receives them.
         """
-        unwanted = self.weights.idle and self._alone  # of several ranks the noise needs their average
-        if self._armed and not self._broken and not unwanted:
+        if self._armed and not self._broken:
+            self._guarded("noise", self.noise.settle)
             self._guarded("weights", lambda: self.weights.read_gradients(self._group, alone=self._alone))
 
     def read(self) -> dict[str, float]:

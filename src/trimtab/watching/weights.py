@@ -49,7 +49,10 @@ class WeightMeter:
         self.gradients_read = False
 
     def read_gradients(self, group: dist.ProcessGroup | None, *, alone: bool) -> None:
-        """Take the norms of the gradients as they are now."""
+        """Take the norms of the gradients as they are now; the average over several ranks is needed for their noise."""
+        self.gradients_read = True
+        if self.idle and alone:
+            return
         found = [(self.key_of[name], p, p.grad) for name, p in self._parameters() if p.grad is not None]
         self.pack["gradients"].zero_()  # of an earlier closure, or of before see_gradients
         if found:
@@ -57,7 +60,6 @@ class WeightMeter:
             entries = norms.new_tensor([float(local(p.detach()).numel()) for _, p, _ in found])
             factors = [share(p, group, alone=alone) for _, p, _ in found]
             self._scatter("gradients", [key for key, _, _ in found], torch.stack((norms, entries), 1), factors)
-        self.gradients_read = True
 
     def read_weights(self, group: dist.ProcessGroup | None, *, alone: bool) -> None:
         """Take the norms, or all moments, of the weights."""
