@@ -43,7 +43,7 @@ class NoiseMeter:
         self.groups = _groups(list(self.row_of), embedding)
         pack.add("noise", (len(self.row_of),))
         self._sums: dict[str, Tensor] = {}
-        self._left: dict[str, tuple[nn.Parameter, int, int]] = {}  # each gradient's identity and version, when added to
+        self._left: dict[str, tuple[Tensor, int, int]] = {}  # each gradient's identity and version, when added to
         self._once, self._settled = False, False
         self.guarded: Callable[[Callable[[], None]], None] = lambda action: action()
 
@@ -133,7 +133,7 @@ class NoiseMeter:
         return found
 
 
-def _mark(p: nn.Parameter) -> tuple[int, int]:
+def _mark(p: Tensor) -> tuple[int, int]:
     """What tells whether a parameter's gradient is another, or was changed in place."""
     return (0, 0) if p.grad is None else (id(p.grad), p.grad._version)
 
