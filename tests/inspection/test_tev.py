@@ -14,6 +14,7 @@ from trimtab.cli import main
 from trimtab.config import ConfigError
 from trimtab.inspection.page import tev_page
 from trimtab.inspection.tev import axis_of, tev_points
+from trimtab.run.folder import IntegrityError
 
 NAME = "model.embed_tokens.weight"
 
@@ -148,3 +149,55 @@ def test_a_released_checkpoint_reads_as_measured_elsewhere() -> None:
     assert point.parameters == 134_515_008
     assert point.tokens == 49_152
     np.testing.assert_allclose([point.tev["tev_mean"], point.tev["tev_std"]], [0.1334, 0.0241], atol=5e-5)
+
+
+def test_a_trainers_folder_gives_its_checkpoints_and_then_itself(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for step in (1000, 500):
+        store(out / f"checkpoint-{step}" / "model.safetensors")
+        (out / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"\x80\x04")
+    store(out / "model.safetensors")
+    (out / "training_args.bin").write_bytes(b"PK\x03\x04")
+    points = tev_points([out])
+    assert [point.name for point in points] == ["checkpoint-500", "checkpoint-1000", "out"]
+
+
+def test_files_named_model_go_by_the_name_of_their_folder(tmp_path: Path) -> None:
+    paths = [store(tmp_path / f"checkpoint-{step}" / "model.safetensors") for step in (2, 1)]
+    points = tev_points(paths)
+    assert [(point.name, point.step) for point in points] == [("checkpoint-1", 1), ("checkpoint-2", 2)]
+
+
+def test_shards_without_an_index_are_one_checkpoint(tmp_path: Path) -> None:
+    store(tmp_path / "big" / "model-00001-of-00002.safetensors")
+    save_file({"model.layers.1.mlp.weight": torch.zeros(4, 4)}, tmp_path / "big" / "model-00002-of-00002.safetensors")
+    for path in (tmp_path, tmp_path / "big"):
+        (point,) = tev_points([path])
+        assert (point.name, point.parameters) == ("big", 40 * 8 + 16 * 8 + 16)
+
+
+@pytest.mark.parametrize("shape", [(8,), (2, 3, 4), (0, 4)])
+def test_what_is_no_table_is_refused_by_its_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    save_file({"norm": torch.ones(shape)}, tmp_path / "a.safetensors")
+    with pytest.raises(ConfigError, match=r"'norm' is no table of token vectors: its shape is \["):
+        tev_points([tmp_path / "a.safetensors"], "norm")
+
+
+def test_a_run_folder_is_read_from_within_under_another_name_and_never_when_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tmp_path / "run.toml"
+    spec.write_text(
+        "learning_rate = 0.01\n[model]\nwidth = 16\nnum_layers = 1\nnum_heads = 2\ncontext = 8\n[training]\n"
+        "steps = 6\nbatch_size = 4\n[schedule]\nwarmup_steps = 2\n[evaluation]\nevaluations = 2\nnum_sequences = 4\n"
+        '[probes]\nnamed = ["tev"]\nevery = 2\n'
+    )
+    assert main(["run", str(spec), "--out", str(tmp_path / "runs")]) == 0
+    (made,) = (tmp_path / "runs").iterdir()
+    copy = made.rename(tmp_path / "copy")
+    assert [point.step for point in tev_points([copy])] == [1, 2, 4, 6]
+    monkeypatch.chdir(copy)
+    assert tev_points([Path()])[-1].name == "copy"
+    (copy / "probes.jsonl").write_text("{")
+    with pytest.raises(IntegrityError, match="differs"):
+        tev_points([copy])

@@ -19,10 +19,11 @@ from rich.console import Console
 from trimtab.report import print_findings, write_report
 from trimtab.report.html import resource
 from trimtab.run.folder import Outcome
+from trimtab.stats.training_map import MapUnavailableError
 from trimtab.study.kinds import KINDS, AnyFindings, read_any_study
 from trimtab.study.search import Trial
-from trimtab.study.seeds.facts import SeedFacts, save_facts
-from trimtab.study.seeds.view import FACTS
+from trimtab.study.seeds.facts import NO_FACTS, SeedFacts, save_facts
+from trimtab.study.seeds.view import FACTS, seed_groups
 from trimtab.study.signals.analysis import TRACES
 from trimtab.study.signals.traces import BIN_EDGES, GROUPS, Trace, save_traces
 
@@ -203,3 +204,31 @@ def test_a_study_without_outcomes_says_what_is_missing(make: Any, kind: str) -> 
     assert "&lt;b&gt;lost&lt;/b&gt;" in page
     assert len(results["excluded"]) == (4 * 6 * 5 if kind == "signals" else 40)
     assert results["seeds"] == []
+
+
+def test_a_run_that_broke_before_its_first_reading_takes_no_map_away(make: Any) -> None:
+    pytest.importorskip("hmmlearn")
+    findings = make("seeds")
+    results = {run.trial: run.outcome for run in findings.runs if run.trial.arm == "baseline"}
+    names = {run.trial: run.run_id for run in findings.runs}
+    first = next(iter(results))
+    kept = {names[trial]: NO_FACTS if trial == first else facts_of(trial) for trial in results}
+    save_facts(kept, findings.folder / "some.npz")
+    (findings.folder / "elsewhere").mkdir()
+    (findings.folder / "some.npz").rename(findings.folder / "elsewhere" / FACTS)
+    (group,) = seed_groups(results, names, findings.folder / "elsewhere")
+    assert group.map is not None
+    assert group.map.states == 4
+    assert [len(path) for path in group.map.paths].count(0) == 1
+
+
+def test_a_page_without_a_training_map_says_what_would_give_one(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(statistics: Any) -> Any:
+        raise MapUnavailableError("it takes hmmlearn")
+
+    monkeypatch.setattr("trimtab.study.seeds.view.training_map", missing)
+    make.cache_clear()
+    page, results, _ = written(make("seeds"))
+    make.cache_clear()
+    assert "no training map: it takes hmmlearn" in page
+    assert all(group["map"] is None for group in results["seeds"])

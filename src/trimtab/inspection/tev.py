@@ -14,7 +14,9 @@ from trimtab.inspection.summary import EMBEDDING
 from trimtab.inspection.variability import variability
 from trimtab.run.folder import OUTCOME, READINGS, load_outcome, load_readings
 
-STORED = (".safetensors", ".gguf", *PICKLED)
+SAFE = (".safetensors", ".gguf")
+WHOLE = ("model", "pytorch_model")  # stems that name no checkpoint but a file of one
+SHARD = re.compile(r"-\d+-of-\d+$")
 STEP = re.compile(r"(?:step|checkpoint|iter|ckpt)[-_]?(\d+)", re.IGNORECASE)
 TEV = "tev_mean"
 FAMILY = 1.5  # largest over smallest from which checkpoints are sizes of one family, and not one model with other heads
@@ -86,20 +88,27 @@ def axis_of(points: Sequence[TevPoint]) -> tuple[str, list[float]]:
 def _members(path: Path) -> list[Path]:
     if not path.exists():
         raise ConfigError(f"{path}: there is nothing")
-    if _is_checkpoint(path):
+    path = path.resolve()  # "." has no name
+    if path.is_file() or _is_run(path):
         return [path]
-    inside = [child for child in path.iterdir() if _is_checkpoint(child)] if path.is_dir() else [path]
-    return sorted(inside, key=_natural)
+    folders = [child for child in path.iterdir() if child.is_dir() and (_is_run(child) or _is_one(child))]
+    # A trainer leaves its last weights beside the folders of its checkpoints.
+    own = [path] if _is_one(path) else _stored(path)
+    return sorted([*folders, *own], key=lambda member: (member == path, _natural(member)))
 
 
-def _is_checkpoint(path: Path) -> bool:
-    if path.is_file():
-        return path.suffix in STORED
-    # Several files that are no shards of one model are a family, each a checkpoint by itself.
-    files = [child for child in path.glob("*") if child.suffix in STORED and child.is_file()]
-    sharded = (path / "model.safetensors.index.json").is_file()
-    named = any(child.stem in ("model", "pytorch_model", "adapter_model") for child in files)
-    return _is_run(path) or sharded or named or (len(files) == 1 and (path / "config.json").is_file())
+def _stored(folder: Path) -> list[Path]:
+    """Files of weights; pickled ones only where there are no others: an optimizer's state is pickled too."""
+    files = [child for child in folder.iterdir() if child.is_file() and child.suffix in (*SAFE, *PICKLED)]
+    return [file for file in files if file.suffix in SAFE] or files
+
+
+def _is_one(folder: Path) -> bool:
+    """Whether the files of weights in a folder are those of one model; else each is a checkpoint by itself."""
+    files = _stored(folder)
+    sharded = bool(files) and all(SHARD.search(file.stem) for file in files)
+    whole = any(file.stem in WHOLE for file in files)
+    return sharded or whole or (len(files) == 1 and (folder / "config.json").is_file())
 
 
 def _is_run(path: Path) -> bool:
@@ -116,28 +125,28 @@ def _of_checkpoint(checkpoint: Checkpoint, path: Path, embedding: str | None) ->
     if not wanted:
         problem = f"has no tensor '{embedding}'" if embedding else "has no token embedding among its names"
         raise ConfigError(f"{path}: {problem}; name it with --embedding")
-    step = STEP.search(path.stem)
     shape = checkpoint.shapes[wanted[0]]
+    if len(shape) != 2 or 0 in shape:
+        raise ConfigError(f"{path}: '{wanted[0]}' is no table of token vectors: its shape is {list(shape)}")
+    name = path.parent.name if path.is_file() and path.stem in WHOLE else path.name
+    step = STEP.search(name)
+    outcome = load_outcome(path, named=False) if _is_run(path) else None
     return TevPoint(
-        name=path.name,
+        name=name,
         table=wanted[0],
-        step=int(step[1]) if step else _last_step(path),
+        step=int(step[1]) if step else outcome.steps if outcome is not None else None,
         parameters=sum(math.prod(one) for one in checkpoint.shapes.values()),
         tokens=shape[0],
         tev=variability(checkpoint.read(wanted[0])),
     )
 
 
-def _last_step(path: Path) -> int | None:
-    outcome = load_outcome(path) if _is_run(path) else None
-    return None if outcome is None else outcome.steps
-
-
 def _of_run(path: Path) -> list[TevPoint]:
-    if not (path / READINGS).is_file():
+    outcome = load_outcome(path, named=False)  # which holds the readings against its record
+    if outcome is None or not (path / READINGS).is_file():
         return []
     points: list[TevPoint] = []
-    last = _last_step(path) if list((path / "checkpoints").glob("*.safetensors")) else None
+    last = outcome.steps if list((path / "checkpoints").glob("*.safetensors")) else None
     for row in load_readings(path):
         key = next((key for key in row if key.startswith("embedding") and key.endswith(f"/{TEV}")), None)
         if key is None or row["step"] == last:

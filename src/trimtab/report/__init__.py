@@ -53,15 +53,17 @@ def write_report(findings: AnyFindings, folder: Path | None = None) -> dict[str,
     """Write ``results.json``, ``results.csv`` and ``report.html`` beside the runs; returns the JSON content."""
     target = folder or findings.folder
     groups = groups_of(findings)
-    seeds, view = groups_results(groups), view_sections(groups, on_terminal=False)
+    seeds = groups_results(groups)
     if isinstance(findings, Findings):  # limits have a page of their own
         moved = movements(findings)
         results = results_of(findings, moved, seeds)
+        view = view_sections(groups, on_terminal=False)
         rows, page = csv_of(results), page_of(findings, results, moved, view)
     else:
         reporter = REPORTERS[type(findings)]
         results, rows = reporter.results(findings) | {"seeds": seeds}, reporter.rows(findings)
-        sections = [*reporter.sections(findings), *(view if reporter.adds_seeds else ())]
+        view = view_sections(groups, on_terminal=False) if reporter.adds_seeds else []
+        sections = [*reporter.sections(findings), *view]
         ids = [run.run_id for run in findings.runs]
         spec = findings.spec
         page = page_of_sections(spec.name, reporter.lead(findings), sections, spec.table(), findings.folder, ids)

@@ -11,7 +11,7 @@ from typing import Any
 
 from trimtab.report.figures import COLOURS, Figure, escape
 from trimtab.report.loss_figures import chart_layout
-from trimtab.report.results import disarmed, finite, provenance, results_of, spec_hash_of
+from trimtab.report.results import disarmed, finite, heading, provenance, results_of
 from trimtab.report.sections import Section
 from trimtab.report.tables import ResultTable, conclusions, limit, result_table
 from trimtab.study.analysis import Findings
@@ -27,13 +27,7 @@ def sized_results(findings: SizedFindings) -> dict[str, Any]:
         {
             "schema": SCHEMA,
             "kind": spec.kind,
-            "study": {
-                "name": spec.name,
-                "spec_hash": spec_hash_of(spec.table()),
-                "warnings": list(findings.warnings),
-                "verdicts": verdicts(findings),
-                "spec": spec.table(),
-            },
+            "study": heading(spec, findings.warnings, verdicts(findings)),
             "trends": [asdict(trend) for trend in findings.trends],
             "sizes": {size: _of_size(one) for size, one in findings.by_size.items()},
             "provenance": provenance([run.outcome for run in findings.runs]),

@@ -11,7 +11,7 @@ from typing import Any
 
 from trimtab.report.loss_figures import curves, differences, losses_by_size
 from trimtab.report.reported import REPORTED_PERPLEXITY, REPORTED_PERPLEXITY_HALF_WIDTH
-from trimtab.report.results import disarmed, finite, provenance, spec_hash_of
+from trimtab.report.results import disarmed, finite, heading, provenance
 from trimtab.report.sections import Section
 from trimtab.report.tables import ResultTable, number
 from trimtab.stats.paired import PairedDifference
@@ -29,17 +29,13 @@ def loss_results(findings: LossFindings) -> dict[str, Any]:
         {
             "schema": SCHEMA,
             "kind": spec.kind,
-            "study": {
-                "name": spec.name,
-                "spec_hash": spec_hash_of(spec.table()),
-                "reference": spec.reference,
-                "steps": spec.protocol.training.steps,
-                "threads": spec.protocol.training.threads,
-                "comparison": asdict(spec.comparison),
-                "warnings": list(findings.warnings),
-                "verdicts": verdicts(findings),
-                "spec": spec.table(),
-            },
+            "study": heading(
+                spec,
+                findings.warnings,
+                verdicts(findings),
+                reference=spec.reference,
+                comparison=asdict(spec.comparison),
+            ),
             "compared": [asdict(one) for one in findings.compared],
             "slopes": [asdict(one) for one in findings.slopes],
             "costs": {name: asdict(cost) for name, cost in findings.costs.items()},

@@ -26,6 +26,7 @@ from trimtab.report.reported import REPORTED
 from trimtab.run.folder import Outcome
 from trimtab.stats.rank import kendall_tau_b
 from trimtab.study.analysis import ArmFindings, Findings, limit_draws
+from trimtab.study.kinds import AnySpec
 
 SCHEMA = 1
 TAU_DRAWS = 4000
@@ -95,6 +96,21 @@ def provenance(outcomes: Sequence[Outcome | None]) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "training_seconds": sum(outcome.seconds for outcome in outcomes if outcome is not None),
+    }
+
+
+def heading(spec: AnySpec, warnings: Sequence[str], verdicts: Sequence[str], **more: object) -> dict[str, Any]:
+    """What every page of sections says of its study under ``study``; ``more`` is of its kind."""
+    table = spec.table()
+    return {
+        "name": spec.name,
+        "spec_hash": spec_hash_of(table),
+        "steps": spec.protocol.training.steps,
+        "threads": spec.protocol.training.threads,
+        **more,
+        "warnings": list(warnings),
+        "verdicts": list(verdicts),
+        "spec": table,
     }
 
 

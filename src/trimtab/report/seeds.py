@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from trimtab.report.figures import Figure
-from trimtab.report.results import disarmed, finite, provenance, spec_hash_of
+from trimtab.report.results import disarmed, finite, heading, provenance
 from trimtab.report.sections import Section
 from trimtab.report.seed_figures import SOURCES, spaghetti, training_map_chart, variance_bars
 from trimtab.report.tables import ResultTable
 from trimtab.stats.components import Component
 from trimtab.study.seeds.analysis import SeedFindings
 from trimtab.study.seeds.facts import SPIKES
-from trimtab.study.seeds.view import SeedGroup, SeedRun
+from trimtab.study.seeds.view import NOT_READ, SeedGroup, SeedRun
 
 SCHEMA = 1
 MOST_DRAWN = 6
@@ -40,16 +40,7 @@ def seeds_results(findings: SeedFindings) -> dict[str, Any]:
         {
             "schema": SCHEMA,
             "kind": spec.kind,
-            "study": {
-                "name": spec.name,
-                "spec_hash": spec_hash_of(spec.table()),
-                "steps": spec.protocol.training.steps,
-                "threads": spec.protocol.training.threads,
-                "warnings": list(findings.warnings),
-                "verdicts": verdicts(findings.groups),
-                "spec": spec.table(),
-            },
-            "seeds": groups_results(findings.groups),
+            "study": heading(spec, findings.warnings, verdicts(findings.groups)),
             "excluded": [{"id": run_id, "reason": reason} for run_id, reason in sorted(findings.errors.items())],
             "provenance": provenance([run.outcome for run in findings.runs]),
         }
@@ -123,6 +114,8 @@ def verdicts(groups: Sequence[SeedGroup]) -> list[str]:
         if group.components is not None:
             shares = (f"{SOURCES[part]} {_share(getattr(group.components, part))}" for part in SOURCES)
             lines.append(f"{name}: of the variance of the final loss, {'; '.join(shares)}")
+        if group.map is None and group.why_no_map != NOT_READ:
+            lines.append(f"warning: {name}: no training map: {group.why_no_map}")
         if group.map is not None:
             forked = [run.name for run in group.runs if run.fork is not None]
             lines.append(
@@ -193,7 +186,7 @@ def _spikes(group: SeedGroup) -> list[str]:
 
 def _map_section(group: SeedGroup, chart: Figure) -> Section:
     assert group.map is not None
-    found, names = group.map, group.runs[0].facts.names
+    found, names = group.map, max((run.facts.names for run in group.runs), key=len)
     steps = max((run.facts.steps for run in group.runs), key=len)  # one that ended early has fewer
     rows: list[list[str]] = []
     for state in range(found.states):

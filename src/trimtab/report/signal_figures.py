@@ -182,7 +182,7 @@ def _profile(findings: SignalFindings, run: SignalRun) -> dict[str, float]:
     numbers = sorted(int(found[1]) for name in run.trace.signals if (found := LAYER.match(name)))
     shares = {"embedding": run.trace.at("variance_embedding", step) / whole}
     shares |= {f"layer {number}": run.trace.at(f"variance_layer_{number}", step) / whole for number in numbers}
-    return shares | {"head and final norm": 1 - sum(shares.values())}
+    return shares | {"everything else": 1 - sum(shares.values())}
 
 
 def _grouped(findings: SignalFindings) -> dict[str, Sequence[SignalRun]]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from trimtab.report.results import disarmed, finite, provenance, spec_hash_of
+from trimtab.report.results import disarmed, finite, heading, provenance
 from trimtab.report.sections import Section
 from trimtab.report.signal_figures import layers, prediction_curves, ridgelines, scatters
 from trimtab.report.tables import ResultTable
@@ -46,16 +46,7 @@ def signals_results(findings: SignalFindings) -> dict[str, Any]:
         {
             "schema": SCHEMA,
             "kind": spec.kind,
-            "study": {
-                "name": spec.name,
-                "spec_hash": spec_hash_of(spec.table()),
-                "steps": spec.protocol.training.steps,
-                "threads": spec.protocol.training.threads,
-                "criterion": asdict(spec.criterion),
-                "warnings": list(findings.warnings),
-                "verdicts": verdicts(findings),
-                "spec": spec.table(),
-            },
+            "study": heading(spec, findings.warnings, verdicts(findings), criterion=asdict(spec.criterion)),
             "related": [asdict(one) for one in findings.related],
             "predicted": [asdict(one) for one in findings.predicted],
             "costs": {arm: asdict(cost) for arm, cost in findings.costs.items()},
@@ -87,7 +78,7 @@ def signals_csv(findings: SignalFindings) -> str:
         for relation in RELATIONS:
             found: Correlation = getattr(one, relation)
             row = (relation, disarmed(one.runs), one.signal, one.against, "")
-            writer.writerow((*row, found.estimate, found.low, found.high, found.visible, found.runs))
+            writer.writerow((*row, found.estimate, found.low, found.high, found.visible, found.runs, "", ""))
     for one in findings.predicted:
         for what, against in (("area", ""), ("gain", BAR)):
             area: Area = getattr(one, what)

@@ -121,8 +121,12 @@ class RunFolder:
         self._steps = self._readings = None
 
 
-def load_outcome(path: Path) -> Outcome | None:
+def load_outcome(path: Path, *, named: bool = True) -> Outcome | None:
     """The outcome of a run folder; None if the run never finished.
+
+    Args:
+        path: the folder.
+        named: whether it must bear the run's id, as it does where it was made; a copy may have another name.
 
     Raises:
         IntegrityError: if the outcome cannot be read, or the step rows differ from those it was written for.
@@ -136,7 +140,7 @@ def load_outcome(path: Path) -> Outcome | None:
         files = cast("dict[str, str]", record["files"])
         if record.pop("sha256") != _own_hash(record):
             raise IntegrityError(f"{file}: its own SHA-256 differs; {remedy}")
-        if record["schema"] != SCHEMA or record["run_id"] != path.name:
+        if record["schema"] != SCHEMA or (named and record["run_id"] != path.name):
             raise IntegrityError(f"{file}: belongs to another run or version; {remedy}")
         curve = tuple((int(step), float(loss)) for step, loss in record["held_out"])
         facts: dict[str, Any] = {name: decode_number(record[name]) for name in Outcome.__slots__}

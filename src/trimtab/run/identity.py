@@ -15,11 +15,13 @@ import textwrap
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from pkgutil import iter_modules
 from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 
+from trimtab import probes, watching
 from trimtab.config import canonical
 from trimtab.run.spec import RunSpec
 
@@ -63,11 +65,22 @@ def run_id(spec: RunSpec, data_fingerprint: str) -> str:
         "spec": spec.table(),
         "data": data_fingerprint,
         "torch": torch.__version__.split("+")[0],
-        "code": {name: _module_hash(name) for name in CORE},
+        "code": {name: _module_hash(name) for name in (*CORE, *_measuring(spec))},
         "parts": {part.slug(): _part_hash(part) for part in parts},
         "user_code": [code_hash(thing) for thing in (spec.build_model, spec.build_optimizer) if thing is not None],
     }
     return hashlib.sha256(canonical(facts).encode()).hexdigest()[:20]
+
+
+def _measuring(spec: RunSpec) -> list[str]:
+    """The modules that determine the readings of a watched run; none of an unwatched one."""
+    if spec.protocol.probes.probes() is None:
+        return []
+    rooms = (probes, watching)
+    return [
+        "trimtab.probe",
+        *sorted(f"{room.__name__}.{one.name}" for room in rooms for one in iter_modules(room.__path__)),
+    ]
 
 
 def _part_hash(part: type[Any]) -> str:

@@ -47,11 +47,16 @@ def plan(spec: AnySpec, workers: int) -> str:
             f"runs:  {first} in the first phase, at most {most} in all",
             f"hours: {first * seconds / workers / 3600:.2f} for the first phase, at most "
             f"{most * seconds / workers / 3600:.2f} in all ({workers} workers, {seconds:.1f} s a run on average, timed "
-            f"on {len(timed)} of the arms)",
+            f"on {len(timed)} of the arms{_unread(spec)})",
             f"disk:  at most {disk / 1e6:.0f} MB",
             *_costs(spec),
         ]
     )
+
+
+def _unread(spec: AnySpec) -> str:
+    watched = any(arm.protocol.probes.probes() is not None for arm in spec.arms.values())
+    return "; what probes take comes on top" if watched else ""
 
 
 def _bytes(protocol: Protocol) -> int:

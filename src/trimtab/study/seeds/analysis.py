@@ -9,7 +9,7 @@ from pathlib import Path
 from trimtab.run.folder import Outcome
 from trimtab.study.search import Results, Trial
 from trimtab.study.seeds.spec import SeedsSpec
-from trimtab.study.seeds.view import SeedGroup, seed_groups
+from trimtab.study.seeds.view import NOT_READ, SeedGroup, seed_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ def _warnings(spec: SeedsSpec, results: Results, groups: Sequence[SeedGroup]) ->
         broken = sum(outcome is not None and outcome.stopped is not None for outcome in (r.outcome for r in group.runs))
         if broken:
             found.append(f"{group.arm}: {broken} of {len(group.runs)} runs were stopped early")
+        if group.map is None and group.why_no_map == NOT_READ:
+            found.append(f"{group.arm}: no training map: {NOT_READ}")
         if group.components is None:
             found.append(f"{group.arm}: not every pair of seeds ended with a finite loss, so no variance components")
     few = [arm for arm in spec.arms if arm not in {group.arm for group in groups}]

@@ -153,10 +153,12 @@ def _group(
 
 
 def _map(facts: Sequence[SeedFacts]) -> tuple[TrainingMap | None, str]:
-    if len({one.names for one in facts}) != 1 or not facts[0].names:
+    names = {one.names for one in facts if one.names}  # a run that broke before its first reading has none
+    if len(names) != 1:
         return None, NOT_READ
+    width = len(next(iter(names)))
     try:
-        return training_map([one.statistics for one in facts]), ""
+        return training_map([one.statistics.reshape(-1, width) for one in facts]), ""
     except MapUnavailableError as error:
         return None, str(error)
 

@@ -250,9 +250,14 @@ def _judged(spec: SignalsSpec, runs: Sequence[SignalRun], signals: Sequence[str]
         np.array(rows),
         [bool(run.fails) for run in runs],
         [stratum_of(spec, run) for run in runs],
-        [spec.arms[run.trial.arm].method or spec.places[run.trial.arm].line for run in runs],
+        [_method_of(spec, run) for run in runs],
         [run.trial.seed for run in runs],
     )
+
+
+def _method_of(spec: SignalsSpec, run: SignalRun) -> str:
+    """The method of a run by its slug; the line of the study where it has none."""
+    return spec.arms[run.trial.arm].method or spec.places[run.trial.arm].line
 
 
 def _logarithm(value: float) -> float:
@@ -285,7 +290,7 @@ def _warnings(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[str]:
     usable = [run for run in runs if run.fails is not None]
     if len({run.fails for run in usable}) < 2:
         found.append("all runs ended alike, so nothing can be predicted; widen learning_rates")
-    methods = {spec.arms[run.trial.arm].method for run in usable}
+    methods = {_method_of(spec, run) for run in usable}
     if len(methods) < 4:
         found.append(
             f"{len(methods)} methods are few: a pair of two of them leaves {max(0, len(methods) - 2)} to learn from"

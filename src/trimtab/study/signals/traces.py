@@ -108,7 +108,7 @@ def _of_tokens(
     deviation: Floats = tokens["deviation"].astype(float)
     mean = np.asarray(deviation.mean(1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        of_norm = (deviation / tokens["rms"]).mean(1)
+        of_norm = np.where(tokens["rms"] == 0, 0.0, deviation / tokens["rms"]).mean(1)  # of a row of zeros nothing
     series = {"tev_over_norm": of_norm, "tev_over_init": mean / mean[place[0]]}
     for index, group in enumerate(GROUPS):
         mine = deviation[:, groups == index]
