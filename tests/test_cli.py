@@ -467,7 +467,7 @@ def test_run_writes_weights_that_load(trimtab: Any, run_file: Callable[..., Path
     weights = load_file(folder / "checkpoints" / "final.safetensors")
     assert any(key.startswith("trimtab.qk_norm") for key in weights)
     assert {entry.name for entry in folder.iterdir()} == {
-        "spec.toml", "environment.json", "steps.jsonl", "outcome.json", "checkpoints",
+        "spec.toml", "environment.json", "steps.jsonl", "outcome.json", "checkpoints", "predictions.npz",
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from trimtab.stats.prediction import Judged, area, gain, judge
 
-STUDIES, RESAMPLES, LEAST_COVERAGE = 200, 300, 0.91
+STUDIES, RESAMPLES, LEAST_COVERAGE = 100, 300, 0.91  # each study fits several hundred models
 
 
 class Runs:

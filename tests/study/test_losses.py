@@ -209,9 +209,8 @@ def test_a_study_is_the_same_when_read_from_its_own_table(tables: Tables, shape:
     kind, changes = SHAPES[shape]
     spec = read(tables(kind, **changes))
     again = read(tomllib.loads(dump_toml(spec.table())))
-    assert again.table() == spec.table()
     assert again.fixed() == spec.fixed()
-    assert again.reference == spec.reference
+    assert again.table() == spec.table()
     assert list(again.arms) == list(spec.arms)
     for name in spec.arms:
         assert again.arms[name] == spec.arms[name]
