@@ -26,7 +26,6 @@ from trimtab.report.reported import REPORTED
 from trimtab.run.folder import Outcome
 from trimtab.stats.rank import kendall_tau_b
 from trimtab.study.analysis import ArmFindings, Findings, limit_draws
-from trimtab.study.kinds import AnySpec
 
 SCHEMA = 1
 TAU_DRAWS = 4000
@@ -99,7 +98,7 @@ def provenance(outcomes: Sequence[Outcome | None]) -> dict[str, Any]:
     }
 
 
-def heading(spec: AnySpec, warnings: Sequence[str], verdicts: Sequence[str], **more: object) -> dict[str, Any]:
+def heading(spec: Any, warnings: Sequence[str], verdicts: Sequence[str], **more: object) -> dict[str, Any]:
     """What every page of sections says of its study under ``study``; ``more`` is of its kind."""
     table = spec.table()
     return {
