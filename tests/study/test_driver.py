@@ -24,10 +24,11 @@ from trimtab.report import write_report
 from trimtab.run.folder import IntegrityError
 from trimtab.study import driver
 from trimtab.study.analysis import Findings
-from trimtab.study.driver import StorageError, replay
+from trimtab.study.driver import replay
 from trimtab.study.executors.inline import InlineExecutor
 from trimtab.study.executors.processes import ProcessExecutor, _Worker
 from trimtab.study.executors.protocol import Job, Progress, train_job
+from trimtab.study.folder import StorageError
 from trimtab.study.labels import Label
 from trimtab.study.ledger import Ledger, StudyLockedError
 
@@ -291,7 +292,7 @@ def test_a_study_killed_while_it_claims_its_folder_can_go_on(
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "_claim", die)
+        patch.setattr(driver, "claim", die)
         with pytest.raises(KilledError):
             tiny().run(tmp_path / "study", workers=0)
     assert len(tiny().run(tmp_path / "study", workers=0).runs) == 18

@@ -5,25 +5,24 @@ Killing it at any moment loses nothing but the runs at work: every finished run 
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
-from trimtab.config import ConfigError, Raw, canonical, dump_toml
+from trimtab.config import ConfigError
 from trimtab.data import TokenData, TokenSource
 from trimtab.run.check import check_run
-from trimtab.run.folder import Outcome, load_outcome, write_whole
+from trimtab.run.folder import Outcome, load_outcome
 from trimtab.run.identity import run_id
 from trimtab.run.spec import RunSpec
 from trimtab.run.texts import fingerprint_of
 from trimtab.study.arms import SIXTEENTH
 from trimtab.study.executors.protocol import Executor, Job, Report
+from trimtab.study.folder import StorageError, claim, open_folder
 from trimtab.study.kinds import KINDS, AnyFindings, AnySpec
 from trimtab.study.ledger import Ledger, no_outcomes
 from trimtab.study.search import Results, Trial
@@ -31,10 +30,6 @@ from trimtab.study.search import Results, Trial
 MOST_ATTEMPTS = 3
 MOST_KILLS = 10
 POLL_SECONDS = 0.5
-
-
-class StorageError(OSError):
-    """A folder cannot be written; what was finished before is whole, and the same command goes on from there."""
 
 
 class Display(Protocol):
@@ -84,7 +79,7 @@ def run_study(
     check_arms(spec)
     open_folder(spec, folder)
     with Ledger(folder) as ledger:
-        _claim(spec, folder)
+        claim(spec, folder)
         try:
             with executor:
                 return _drive(spec, folder, executor, ledger, display, reuse)
@@ -252,55 +247,3 @@ def check_arms(spec: AnySpec) -> None:
     """
     for arm in spec.arms.values():
         check_run(arm.run(-8 * SIXTEENTH, 0), tokens_of(arm.protocol.data), f"arms.{arm.name}")
-
-
-def open_folder(spec: AnySpec, folder: Path) -> None:
-    """Make the study folder, or check that the one there belongs to this study.
-
-    Raises:
-        ConfigError: if it holds other things, or a study of another protocol.
-        StorageError: if it cannot be made or written.
-    """
-    protocol = folder / "protocol.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise StorageError(f"{folder}: not writable; use another --out")
-        if not protocol.exists():
-            # Another driver may just have begun: what it makes first is no stranger.
-            strangers = [e.name for e in folder.iterdir() if not e.name.startswith((".", "study."))]
-            if strangers:
-                raise ConfigError(
-                    f"{folder}: not a study folder, yet it holds {sorted(strangers)[0]}; use another --out"
-                )
-            return
-        stored = protocol.read_text(encoding="utf-8", errors="replace")
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"{folder}: a file is in the way; use another --out") from error
-    except OSError as error:
-        raise StorageError(f"{folder}: {error.strerror or error}; use another --out") from error
-    difference = _first_difference(stored, spec.fixed())
-    if difference:
-        raise ConfigError(f"{folder}: holds a study of another protocol ({difference}); use another --out")
-
-
-def _claim(spec: AnySpec, folder: Path) -> None:
-    write_whole(folder / "protocol.json", canonical(spec.fixed()) + "\n")
-    write_whole(folder / "study.toml", dump_toml(spec.table()))
-
-
-def _first_difference(stored: str, wanted: Raw) -> str:
-    try:
-        old: object = json.loads(stored)
-    except ValueError:
-        return "its protocol.json is damaged"
-    new: object = json.loads(canonical(wanted))
-    if old == new:
-        return ""
-    path: list[str] = []
-    while isinstance(old, dict) and isinstance(new, dict):
-        before, after = cast(Raw, old), cast(Raw, new)
-        key = next(k for k in sorted({*before, *after}) if before.get(k) != after.get(k))
-        path.append(key)
-        old, new = before.get(key), after.get(key)
-    return f"{'.'.join(path) or 'protocol.json'} is {canonical(old)} there and {canonical(new)} here"
