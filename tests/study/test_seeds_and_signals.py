@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[str, Raw, tuple[str, ...]]] = {
     "seeds that are no number": ("seeds", {"seeds": {"init": "many"}}, ("seeds.init", "many")),
     "one micro-batch": ("signals", {"training": {"accumulate": 1}}, ("training.accumulate", "at least 2")),
     "no probes": ("signals", {"probes": None}, ("probes", "tev and variance")),
-    "nothing read": ("signals", {"probes": {"named": []}}, ("probes", "tokens")),
+    "nothing read": ("signals", {"probes": {"named": [], "tokens": True}}, ("probes", "tokens")),
     "one signal": ("signals", {"probes": {"named": ["tev"]}}, ("probes", "variance")),
     "a preset without variance": (
         "signals",
