@@ -31,7 +31,7 @@ from numpy.random import Generator, SeedSequence, default_rng
 
 from trimtab.stats.comparison import difference
 from trimtab.stats.posterior import EdgeModel, EdgePosterior, Trials
-from trimtab.study.search import interval_width, propose
+from trimtab.study.edge import interval_width, propose
 
 SEED = 20250214
 LOW, HIGH = -7, 2

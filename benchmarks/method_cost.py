@@ -10,8 +10,9 @@ import torch
 
 from trimtab import GPT, GPTConfig, host_for, methods
 from trimtab.interventions import GlobalClip
-from trimtab.loop import train
-from trimtab.optim import OptimizerConfig, adamw
+from trimtab.loop import Rules, train
+from trimtab.optim import AdamW
+from trimtab.run.build import trained_parameters
 
 SHAPES = {
     "width 32, 2 layers, context 32, batch 32": (
@@ -28,11 +29,11 @@ class Stepper:
         torch.manual_seed(0)
         model = GPT(config)
         methods.catalogue()[slug].install(host_for(model))
-        optimizer = adamw(model, OptimizerConfig(), 1e-3)
+        optimizer = AdamW().build(trained_parameters(model), 1e-3)
         batch = torch.randint(0, config.vocab_size, (batch_size, config.context + 1))
         endless = iter(lambda: (batch,), None)
-        clip = GlobalClip().start(list(model.parameters()))
-        self.records = train(model, endless, optimizer, learning_rate=lambda step: 1e-3, gradient_rules=[clip])
+        clip = GlobalClip().start(dict(model.named_parameters()))
+        self.records = train(model, endless, optimizer, rules=Rules(gradient=[clip]))
 
     def seconds(self, steps: int) -> float:
         started = time.perf_counter()

@@ -18,8 +18,9 @@ import torch
 
 from trimtab import GPT, GPTConfig
 from trimtab.interventions import GlobalClip
-from trimtab.loop import train
-from trimtab.optim import OptimizerConfig, adamw
+from trimtab.loop import Rules, train
+from trimtab.optim import AdamW
+from trimtab.run.build import trained_parameters
 
 
 def nanogpt_step(path: str, config: GPTConfig, batch: torch.Tensor) -> Callable[[], None]:
@@ -52,11 +53,9 @@ def nanogpt_step(path: str, config: GPTConfig, batch: torch.Tensor) -> Callable[
 
 def our_step(config: GPTConfig, batch: torch.Tensor) -> Callable[[], None]:
     model = GPT(config)
-    clip = GlobalClip().start(list(model.parameters()))
-    optimizer = adamw(model, OptimizerConfig(), 1e-3)
-    records = train(
-        model, iter(lambda: (batch,), None), optimizer, learning_rate=lambda step: 1e-3, gradient_rules=[clip]
-    )
+    clip = GlobalClip().start(dict(model.named_parameters()))
+    optimizer = AdamW().build(trained_parameters(model), 1e-3)
+    records = train(model, iter(lambda: (batch,), None), optimizer, rules=Rules(gradient=[clip]))
     return lambda: float(next(records).loss)
 
 

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab import GPT, GPTConfig, host_for, probes, watch
-from trimtab.optim import OptimizerConfig, adamw
+from trimtab.optim import AdamW
+from trimtab.run.build import trained_parameters
 
 ROLES = ("qkv", "proj", "fc1", "fc2")
 
@@ -35,7 +36,7 @@ class Variant:
         torch.manual_seed(0)
         config = GPTConfig(width=width, num_layers=6, num_heads=width // 64, context=context, tied=False)
         self.model = GPT(config)
-        self.optimizer = adamw(self.model, OptimizerConfig(), 1e-3)
+        self.optimizer = AdamW().build(trained_parameters(self.model), 1e-3)
         self.tokens = torch.randint(0, 256, (batch, context + 1))
         self.called: Callable[..., Tensor] = self.model
         self.attach()

@@ -11,8 +11,8 @@ from pathlib import Path
 from trimtab.run.folder import Outcome, RunFolder
 from trimtab.study import Study
 from trimtab.study.driver import run_study
+from trimtab.study.executors.contract import Job, Progress
 from trimtab.study.executors.processes import ProcessExecutor
-from trimtab.study.executors.protocol import Job, Progress
 
 STUB_SECONDS = 0.05
 

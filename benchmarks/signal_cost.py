@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from trimtab import GPT, GPTConfig, host_for, probes, watch
-from trimtab.optim import OptimizerConfig, adamw
+from trimtab.optim import AdamW
+from trimtab.run.build import trained_parameters
 
 SIGNALS = {
     "unwatched": (),
@@ -39,7 +40,7 @@ class Training:
             width=width, num_layers=6, num_heads=width // 64, context=context, vocab_size=vocab_size, tied=False
         )
         self.model = GPT(config)
-        self.optimizer = adamw(self.model, OptimizerConfig(), 1e-3)
+        self.optimizer = AdamW().build(trained_parameters(self.model), 1e-3)
         self.tokens = torch.randint(0, vocab_size, (batch, context + 1)).chunk(split)
         self.watch = None
         if slugs:

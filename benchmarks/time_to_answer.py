@@ -19,7 +19,7 @@ from nanogpt import nanogpt_step
 
 from trimtab import GPTConfig
 from trimtab.stats.posterior import EdgeModel, Trials
-from trimtab.study.search import propose
+from trimtab.study.edge import propose
 
 LEVELS = np.arange(-6, 2.01, 0.5)
 SEEDS = 3

@@ -1,9 +1,9 @@
 """Keep what a finished study rests on: ``python studies/collect.py STUDY_FOLDER studies/NAME``.
 
 Writes ``study.toml``, ``environment.json`` and ``outcomes.jsonl``: one line a run with its outcome and, where it has
-them, its final losses by block of text. Of a study of signals also ``traces.npz``, what each run showed over time, and
-of one in which an arm has five seeds ``seeds.npz``: predictions, spike scores, weight statistics. From these
-``reanalyse.py`` makes results and report.
+them, its final losses by block of text; and the arrays that a kind of study needs besides, such as the traces of a
+study of signals, and ``seeds.npz`` where an arm has five seeds. From these ``trimtab report studies/NAME`` makes
+results and page.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ import json
 import shutil
 from pathlib import Path
 
-from trimtab.report import groups_of
-from trimtab.run.folder import Outcome, encode_number, load_texts
-from trimtab.study import load_study
-from trimtab.study.driver import replay
-from trimtab.study.seeds.facts import save_facts
-from trimtab.study.seeds.view import FACTS
-from trimtab.study.signals.analysis import TRACES, SignalFindings
-from trimtab.study.signals.traces import save_traces
+from trimtab.report.report import groups_of
+from trimtab.run.folder import load_texts, record_of
+from trimtab.study.kind import kind_of
+from trimtab.study.seed_facts import save_facts
+from trimtab.study.seed_groups import FACTS
+from trimtab.study.stored import load_stored
 
 
 def main() -> None:
@@ -28,7 +26,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("target", type=Path)
     options = parser.parse_args()
-    findings = replay(load_study(options.folder).spec, options.folder)
+    findings = load_stored(options.folder).findings()
     options.target.mkdir(parents=True, exist_ok=True)
     shutil.copy(options.folder / "study.toml", options.target)
     first = next(run for run in findings.runs if run.outcome is not None)
@@ -41,16 +39,12 @@ def main() -> None:
                 row["data_seed"] = trial.data_seed
             if outcome is None:
                 continue
-            row |= {name: encode_number(getattr(outcome, name)) for name in Outcome.__slots__}
-            row["held_out"] = [[step, encode_number(loss)] for step, loss in outcome.held_out]
+            row |= record_of(outcome)
             texts = load_texts(options.folder / "runs" / run.run_id)
             if texts:
                 row["texts"] = {name: [round(loss, 6) for loss in losses] for name, losses in texts.items()}
             file.write(json.dumps(row, allow_nan=False) + "\n")
-    if isinstance(findings, SignalFindings):
-        save_traces(
-            {run.run_id: run.trace for run in findings.runs if run.outcome is not None}, options.target / TRACES
-        )
+    kind_of(findings.spec).keep(findings, options.target)
     groups = groups_of(findings)
     if groups:
         save_facts({run.run_id: run.facts for group in groups for run in group.runs}, options.target / FACTS)

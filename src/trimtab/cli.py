@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -18,10 +20,20 @@ from rich.text import Text
 from trimtab import __version__
 from trimtab.config import ConfigError, Raw, apply_settings, load_toml, printable, unknown
 
-OK, INTERNAL, BAD_CONFIG, NO_OUTCOMES, DAMAGED, LOCKED, STORAGE, OUT_OF_MEMORY, PREEMPTED, INTERRUPTED = (
-    0, 1, 2, 10, 30, 31, 32, 33, 75, 130,
-)  # fmt: skip
+OK = 0
+INTERNAL = 1
+BAD_CONFIG = 2
+NO_OUTCOMES = 10
+DAMAGED = 30
+LOCKED = 31
+STORAGE = 32
+OUT_OF_MEMORY = 33
+PREEMPTED = 75
+INTERRUPTED = 130
+READER_LEFT = 141  # as a program that SIGPIPE ended
 WIDTH_OF_FILES = 175
+NO_MEMORY = "out of memory; use fewer --workers or a smaller model"
+ALLOCATION = ("can't allocate memory", "not enough memory", "CUDA out of memory")
 EXIT_CODES = """exit codes:
   0   finished
   1   internal error: always a bug, please report it
@@ -32,7 +44,8 @@ EXIT_CODES = """exit codes:
   32  storage is full, read-only or failing
   33  out of memory
   75  stopped by SIGTERM; the same command goes on from there
-  130 interrupted; the same command goes on from there"""
+  130 interrupted; the same command goes on from there
+  141 whoever read the output left, as in 'trimtab study ... | head'"""
 
 
 class PreemptedError(BaseException):
@@ -56,21 +69,44 @@ def _run_command(options: argparse.Namespace) -> int:
         console.width = WIDTH_OF_FILES  # a log has no width of its own; 80 columns would fold the table
     # Imported here, so that --help and a mistyped command answer at once; none of it takes torch.
     from trimtab.data import CorpusError
-    from trimtab.run.folder import IntegrityError
-    from trimtab.study.ledger import StudyLockedError
+    from trimtab.registry import CatalogueError
+    from trimtab.run.files import IntegrityError
+    from trimtab.study.lock import StudyLockedError
 
     try:
         return int(options.command(options, console))
-    except (ConfigError, CorpusError) as error:
+    except (ConfigError, CorpusError, CatalogueError) as error:
         return _complain(str(error), BAD_CONFIG)
     except IntegrityError as error:
         return _complain(str(error), DAMAGED)
     except StudyLockedError as error:
         return _complain(str(error), LOCKED)
+    except BrokenPipeError:
+        return _reader_left(console)
     except OSError as error:  # StorageError is one
-        return _complain(str(error), STORAGE)
+        return _complain(_named(error), STORAGE)
     except MemoryError:
-        return _complain("out of memory; use fewer --workers or a smaller model", OUT_OF_MEMORY)
+        return _complain(NO_MEMORY, OUT_OF_MEMORY)
+    except Exception as error:
+        if any(words in str(error) for words in ALLOCATION):  # torch raises a RuntimeError of its own
+            return _complain(NO_MEMORY, OUT_OF_MEMORY)
+        if os.environ.get("TRIMTAB_TRACEBACK"):
+            raise
+        line = f"internal error ({type(error).__name__}: {' '.join(str(error).split())[:500]})"
+        return _complain(f"{line}; this is a bug: report it with the output under TRIMTAB_TRACEBACK=1", INTERNAL)
+
+
+def _reader_left(console: Console) -> int:
+    """Whoever read the output, such as ``head``, has enough of it: nothing is wrong, and nobody listens."""
+    # What is still buffered must not be written at exit, where it would be a traceback.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return READER_LEFT
+
+
+def _named(error: OSError) -> str:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{error.strerror}: close other programs or raise the limit (ulimit -n), then run the same command again"
+    return str(error)
 
 
 def _complain(message: str, code: int) -> int:
@@ -104,6 +140,11 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="another study folder; its finished runs are copied where they are the same",
     )
+    change = study.add_mutually_exclusive_group()
+    change.add_argument(
+        "--keep", action="store_true", help="go on with stored runs of other data, code or numerics; the page says so"
+    )
+    change.add_argument("--retrain", action="store_true", help="make stored runs of other data, code or numerics again")
     study.add_argument("--plan", action="store_true", help="print runs, hours and disk, and train nothing")
     study.add_argument("--workers", type=int, metavar="N", help="processes; 0 trains in this one (default: per core)")
     study.add_argument("--workers-per-gpu", type=int, default=1, metavar="N", help="with training.device = cuda")
@@ -113,7 +154,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("file", metavar="FILE", help="a run file (TOML)")
     run.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="holds the run's folder")
     run.set_defaults(command=_run)
-    for command in (study, run):
+    report = commands.add_parser("report", help="write table, page, JSON and CSV of a study again, finished or not")
+    report.add_argument("folder", metavar="DIR", type=Path)
+    report.add_argument("--out", metavar="DIR", type=Path, help="where to write; with --set it must be named")
+    report.set_defaults(command=_report)
+
+    for command in (study, run, report):
         command.add_argument(
             "--set",
             dest="settings",
@@ -122,10 +168,6 @@ def _parser() -> argparse.ArgumentParser:
             metavar="KEY=VALUE",
             help="change one setting, such as training.steps=200",
         )
-
-    report = commands.add_parser("report", help="write table, page, JSON and CSV of a finished study again")
-    report.add_argument("folder", metavar="DIR", type=Path)
-    report.set_defaults(command=_report)
 
     inspect = commands.add_parser("inspect", help="what stored weights say: TEV, sizes, spectra, outlier layers")
     inspect.add_argument(
@@ -159,7 +201,7 @@ def _study(options: argparse.Namespace, console: Console) -> int:
     from trimtab.report import print_findings, write_report
     from trimtab.study.display import PlainDisplay, ProgressDisplay
     from trimtab.study.driver import run_study
-    from trimtab.study.kinds import read_any_study
+    from trimtab.study.kind import read_any_study
     from trimtab.study.plan import plan
     from trimtab.study.study import executor_for
 
@@ -177,11 +219,12 @@ def _study(options: argparse.Namespace, console: Console) -> int:
         raise ConfigError("--out: name the study folder")
     display = ProgressDisplay(console) if console.is_terminal else PlainDisplay(console)
     with display if isinstance(display, ProgressDisplay) else nullcontext():
-        findings = run_study(spec, options.out, executor, display, options.reuse)
+        on_change = "keep" if options.keep else "retrain" if options.retrain else "stop"
+        findings = run_study(spec, options.out, executor, display, options.reuse, on_change=on_change)
     write_report(findings)
     print_findings(findings, console)
     console.print(Text(f"report: {options.out / 'report.html'}"))
-    return NO_OUTCOMES if findings.errors else OK
+    return NO_OUTCOMES if findings.evidence.errors else OK
 
 
 def _study_tables(options: argparse.Namespace) -> tuple[Raw, str]:
@@ -218,15 +261,15 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
 def _report(options: argparse.Namespace, console: Console) -> int:
     from trimtab.report import print_findings, write_report
-    from trimtab.study import load_study
-    from trimtab.study.driver import replay
+    from trimtab.study.stored import load_stored
 
-    if not (options.folder / "study.toml").is_file():
-        raise ConfigError(f"{options.folder}: not a study folder (it holds no study.toml)")
-    findings = replay(load_study(options.folder).spec, options.folder)
-    write_report(findings)
+    if options.settings and options.out is None:
+        raise ConfigError("--out: name a folder for a report with other settings; that of the study stays as it is")
+    findings = load_stored(options.folder, options.settings).findings()
+    target = options.out or options.folder
+    write_report(findings, target)
     print_findings(findings, console)
-    console.print(Text(f"report: {options.folder / 'report.html'}"))
+    console.print(Text(f"report: {target / 'report.html'}"))
     return OK
 
 
@@ -255,7 +298,7 @@ def _pages() -> Any:
 
 
 def _written(options: argparse.Namespace, console: Console, text: str, page: Callable[[], str]) -> int:
-    from trimtab.run.folder import write_whole
+    from trimtab.run.files import write_whole
 
     if options.json is not None:
         write_whole(options.json, text)

@@ -179,7 +179,7 @@ class Reader:
 def to_plain(value: object) -> object:
     """Dataclasses as tables, subclasses chosen by slug as tables of one key; the inverse of ``Reader.read``."""
     if hasattr(value, "__dataclass_fields__"):
-        table = {f.name: to_plain(getattr(value, f.name)) for f in fields(cast(Any, value)) if f.init}
+        table = {f.name: _untagged(f, to_plain(getattr(value, f.name))) for f in fields(cast(Any, value)) if f.init}
         slug = getattr(value, "slug", None)
         return {slug(): table} if callable(slug) else table
     if isinstance(value, Mapping):
@@ -187,6 +187,11 @@ def to_plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in cast("Sequence[Any]", value)]
     return value
+
+
+def _untagged(field: Any, plain: Any) -> object:
+    """The settings alone, where a field holds one class only and declares it (``metadata={"tagged": False}``)."""
+    return plain if field.metadata.get("tagged", True) else next(iter(plain.values()))
 
 
 def canonical(value: object) -> str:

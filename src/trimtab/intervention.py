@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, cast, runtime_checkable
 
@@ -54,7 +54,14 @@ class Intervention(ABC):
 
 
 class ModelIntervention(Intervention):
-    """An intervention that alters the model when it is installed."""
+    """An intervention that alters the model when it is installed.
+
+    Attributes:
+        adds_hidden_matrices: whether linear layers that it adds lie between two activations, like those of the family,
+            so that an optimizer for hidden matrices trains them.
+    """
+
+    adds_hidden_matrices: ClassVar[bool] = False
 
     @abstractmethod
     def prepare(self, host: Host) -> Sequence[Change]:
@@ -190,8 +197,11 @@ def _offered(host: Host, part: Part) -> Sequence[PartView]:
 class RunningRule(Protocol):
     """A gradient rule at work: alters ``.grad`` in place, between backward and the optimizer step."""
 
-    def __call__(self) -> Tensor | None:
-        """Apply the rule; returns the global gradient norm before it, 0-dim, where the rule knows it."""
+    def __call__(self, step: int, parameters: Mapping[str, nn.Parameter]) -> Tensor | None:
+        """Apply the rule to the gradients of a step counted from 1; a parameter may have no gradient.
+
+        Returns the global gradient norm before it, 0-dim, where the rule knows it.
+        """
         ...
 
     def state_dict(self) -> dict[str, object]: ...
@@ -203,8 +213,8 @@ class GradientRule(Intervention):
     """What happens to the gradients between backward and the optimizer step."""
 
     @abstractmethod
-    def start(self, parameters: Sequence[nn.Parameter]) -> RunningRule:
-        """A running rule over these parameters."""
+    def start(self, parameters: Mapping[str, nn.Parameter]) -> RunningRule:
+        """A running rule over these parameters, which it is called with at every step."""
 
 
 def _first_parameter(model: nn.Module) -> Tensor:

@@ -3,113 +3,235 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from trimtab.host import evaluating
 from trimtab.intervention import RunningRule
 
 MicroBatches = Sequence[Tensor]
+Parameters = Mapping[str, nn.Parameter]
+BASE_LR = "initial_lr"  # as torch's own schedulers call the LR that a multiplier is applied to
+
+
+class Verdict(StrEnum):
+    """What a gate decides about a step."""
+
+    APPLY = "apply"
+    SKIP = "skip"  # the optimizer does not step; the schedule goes on
+    STOP = "stop"  # the optimizer does not step, and training ends
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What one step did. Tensors are 0-dim and stay on their device until somebody reads them.
+    """What one step did. Tensors are 0-dim and stay on their device until they are read.
 
     Attributes:
-        step: optimizer steps taken, from 1; the record of step 0 is the evaluation before training.
-        loss: mean training loss of the step's tokens, before the update, in nats; nan for step 0.
+        step: steps taken, from 1; the record of step 0 is the evaluation before training.
+        multiplier: of every group's base LR; 0 for step 0.
+        loss: mean training loss of the step's tokens, before the update, in nats, with the loss terms; nan for step 0.
         grad_norm: global L2 norm of the gradients before any rule; nan where no rule measures it.
         held_out_loss: loss on the held-out batch after the update, in nats; None where not evaluated.
+        verdict: whether the optimizer stepped.
     """
 
     step: int
-    learning_rate: float
+    multiplier: float
     loss: Tensor
     grad_norm: Tensor
     held_out_loss: Tensor | None = None
+    verdict: Verdict = Verdict.APPLY
+
+
+class LossTerm(Protocol):
+    """A scalar in nats that is added to the loss of every micro-batch."""
+
+    def __call__(self, step: int, logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> Float[Tensor, ""]: ...
+
+    def state_dict(self) -> dict[str, object]: ...
+
+    def load_state_dict(self, state: dict[str, object]) -> None: ...
+
+
+class Gate(Protocol):
+    """Decides from the loss and the gradient norm (nan where no rule measures it) whether the optimizer steps."""
+
+    def __call__(self, step: int, loss: Float[Tensor, ""], grad_norm: Float[Tensor, ""]) -> Verdict: ...
+
+    def state_dict(self) -> dict[str, object]: ...
+
+    def load_state_dict(self, state: dict[str, object]) -> None: ...
+
+
+class UpdateRule(Protocol):
+    """Alters parameters in place after the optimizer has stepped."""
+
+    def __call__(self, step: int, parameters: Parameters) -> None: ...
+
+    def state_dict(self) -> dict[str, object]: ...
+
+    def load_state_dict(self, state: dict[str, object]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What happens inside a step, in this order.
+
+    Attributes:
+        loss_terms: added to the loss.
+        gradient: alter ``.grad`` between backward and the optimizer step.
+        gate: asked after the gradient rules; it sees the gradient norm from before them.
+        update: alter parameters after the optimizer step; not called where the gate refuses the step.
+    """
+
+    loss_terms: Sequence[LossTerm] = ()
+    gradient: Sequence[RunningRule] = ()
+    gate: Gate | None = None
+    update: Sequence[UpdateRule] = ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every rule, by kind and position."""
+        return {name: rule.state_dict() for name, rule in self._named().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave.
+
+        Raises:
+            ValueError: if the state is of other rules; nothing was loaded.
+        """
+        rules = self._named()
+        if set(state) != set(rules):
+            raise ValueError(f"the state is of the rules {sorted(state)}, these are {sorted(rules)}")
+        for name, rule in rules.items():
+            rule.load_state_dict(state[name])
+
+    def _named(self) -> dict[str, Any]:
+        kinds: dict[str, Sequence[Any]] = {
+            "loss_term": self.loss_terms,
+            "gradient": self.gradient,
+            "gate": () if self.gate is None else (self.gate,),
+            "update": self.update,
+        }
+        return {
+            f"{kind}.{index}.{type(rule).__name__}": rule
+            for kind, rules in kinds.items()
+            for index, rule in enumerate(rules)
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """When the held-out loss is taken, and how.
+
+    Attributes:
+        loss: gives the held-out loss, 0-dim, in nats.
+        after: the steps after which it is called; 0 means before training.
+    """
+
+    loss: Callable[[], Tensor]
+    after: Collection[int] = field(default=())
 
 
 def train(
     model: nn.Module,
     batches: Iterable[MicroBatches],
     optimizer: torch.optim.Optimizer,
+    schedule: Callable[[int], float] = lambda step: 1.0,
+    rules: Rules | None = None,
     *,
-    learning_rate: Callable[[int], float],
-    gradient_rules: Sequence[RunningRule] = (),
+    evaluation: Evaluation | None = None,
     after_backward: Callable[[], None] = lambda: None,
-    evaluate: Callable[[], Tensor] | None = None,
-    evaluate_after: Collection[int] = (),
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Iterator[StepRecord]:
     """Train a model that maps tokens (B, T) to logits (B, T, V), or to an object with ``logits``; one record per step.
 
     Args:
-        model: called with tokens; its mode is set to training.
-        optimizer: its LR is set at every step.
+        model: called with tokens; it is put in training mode.
         batches: per step, one or more micro-batches of token ids (B, T + 1); their gradients are averaged.
-        learning_rate: the LR of a step counted from 0.
-        gradient_rules: applied in order between backward and the optimizer step.
+        optimizer: the LR of each of its groups is its base LR times the multiplier. The base LR is the group's LR now,
+            or ``initial_lr`` where the group has it, as after a restart.
+        schedule: the multiplier of a step counted from 0.
+        rules: what else happens inside a step.
+        evaluation: when and how the held-out loss is taken.
         after_backward: called when the gradients of a step are complete, before any rule, such as a watch's
             ``see_gradients``.
-        evaluate: gives the held-out loss.
-        evaluate_after: steps after which it is called; 0 means before training.
         precision: of forward and backward; the held-out loss is always in fp32.
     """
+    rules = rules or Rules()
     nan = torch.tensor(float("nan"))
-    if evaluate is not None and 0 in evaluate_after:
-        yield StepRecord(0, 0.0, nan, nan, evaluate())
+    if evaluation is not None and 0 in evaluation.after:
+        yield StepRecord(0, 0.0, nan, nan, evaluation.loss())
     model.train()
-    optimizer.zero_grad(set_to_none=True)  # what a caller left there is not of these batches
+    parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    for group in optimizer.param_groups:
+        group.setdefault(BASE_LR, group["lr"])
+    optimizer.zero_grad(set_to_none=True)  # gradients that the caller left are not of these batches
     for step, micro_batches in enumerate(batches, start=1):
-        lr = learning_rate(step - 1)
+        multiplier = schedule(step - 1)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = group[BASE_LR] * multiplier
         losses: list[Tensor] = []
         for tokens in micro_batches:
             with autocast(precision, tokens.device):
-                loss = next_token_loss(model, tokens) / len(micro_batches)
+                loss = _loss(model, tokens, rules.loss_terms, step) / len(micro_batches)
             loss.backward()
             losses.append(loss.detach())
         after_backward()
+        total = torch.stack(losses).sum()
         grad_norm = nan
-        for rule in gradient_rules:
-            measured = rule()
+        for rule in rules.gradient:
+            measured = rule(step, parameters)
             grad_norm = measured if measured is not None and grad_norm is nan else grad_norm
-        optimizer.step()
+        verdict = Verdict.APPLY if rules.gate is None else rules.gate(step, total, grad_norm)
+        if verdict is Verdict.APPLY:
+            optimizer.step()
+            for rule in rules.update:
+                rule(step, parameters)
         optimizer.zero_grad(set_to_none=True)
-        held_out = evaluate() if evaluate is not None and step in evaluate_after else None
-        yield StepRecord(step, lr, torch.stack(losses).sum(), grad_norm, held_out)
+        held_out = evaluation.loss() if evaluation is not None and step in evaluation.after else None
+        yield StepRecord(step, multiplier, total, grad_norm, held_out, verdict)
+        if verdict is Verdict.STOP:
+            return
+
+
+def _loss(model: nn.Module, tokens: Tensor, terms: Sequence[LossTerm], step: int) -> Tensor:
+    logits = logits_of(model, tokens[:, :-1])
+    targets = tokens[:, 1:]
+    loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    for term in terms:
+        loss = loss + term(step, logits, targets)
+    return loss
+
+
+def logits_of(model: nn.Module, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+    """The output of a model, or the ``logits`` of its output."""
+    output = model(tokens)
+    return cast(Tensor, getattr(output, "logits", output))
 
 
 def token_losses(model: nn.Module, tokens: Int[Tensor, "B T_plus_1"]) -> Float[Tensor, "B T"]:
     """Cross-entropy of each next token, in nats; logits are taken to fp32 first. NaN in, NaN out."""
-    output = model(tokens[:, :-1])
-    logits = cast(Tensor, getattr(output, "logits", output))
-    return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
-        len(tokens), -1
-    )
+    logits = logits_of(model, tokens[:, :-1])
+    losses = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    return losses.view(len(tokens), -1)
 
 
 def next_token_loss(model: nn.Module, tokens: Int[Tensor, "B T_plus_1"]) -> Float[Tensor, ""]:
     """Mean cross-entropy of each next token, in nats; logits are taken to fp32 first. NaN in, NaN out."""
-    output = model(tokens[:, :-1])
-    logits = cast(Tensor, getattr(output, "logits", output))
-    return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+    return _loss(model, tokens, (), 0)
 
 
 def held_out_loss(model: nn.Module, tokens: Int[Tensor, "B T_plus_1"], batch_size: int) -> Float[Tensor, ""]:
-    """Loss on fixed held-out windows in fp32 and eval mode, in nats; the model's mode is restored."""
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    """Loss on fixed held-out windows in fp32 and eval mode, in nats; the mode of every submodule is restored."""
+    with evaluating(model), torch.no_grad():
         pieces = [next_token_loss(model, piece) * len(piece) for piece in tokens.split(batch_size)]
-    model.train(was_training)
     return torch.stack(pieces).sum() / len(tokens)
 
 

@@ -2,25 +2,50 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trimtab.kinds.max_lr import KIND
+from trimtab.kinds.max_lr.findings import LimitFindings
+from trimtab.kinds.max_lr.spec import MaxLrSpec
 from trimtab.run.folder import Outcome
-from trimtab.study.analysis import Findings, analyse
-from trimtab.study.search import Trial, rounds
-from trimtab.study.spec import StudySpec, read_study
+from trimtab.study.kind import Evidence, read_any_study
+from trimtab.study.sizes import Place
+from trimtab.study.stored import cost_reader
+from trimtab.study.trial import Trial
 
 LOG_VOCAB = math.log(256)
 UNIGRAM = 3.1
 STEPS = 400
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("chromium is missing: apt-get install chromium")
+        pytest.skip("chromium is missing: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield running
+        running.close()
 
 
 def outcome_at(trial: Trial, edge: float) -> Outcome | None:
     """A run whose loss is lowest at 2^-4 and departs at the edge; one seed of the sweep has no outcome."""
-    x = trial.tick / 16
+    x = trial.tick.octave
     noise = 0.02 * math.sin(trial.tick + 10 * trial.seed)
     beyond = x + 0.3 * noise / 0.02 - edge
     final = 2.0 + 0.03 * abs(x + 4) + noise
@@ -55,7 +80,7 @@ def run_id_of(trial: Trial) -> str:
 
 
 @pytest.fixture
-def make_findings(tmp_path: Path) -> Callable[..., Findings]:
+def make_findings(tmp_path: Path) -> Callable[..., LimitFindings]:
     """Findings of a study that never trained: ``make_findings(edges={"baseline": -1.0, "qk_norm": 1.0})``.
 
     An edge is the log2 LR from which on an arm's runs fail. ``lose`` names trials whose outcome is lost.
@@ -67,7 +92,7 @@ def make_findings(tmp_path: Path) -> Callable[..., Findings]:
         name: str = "a study",
         lose: Callable[[Trial], bool] = lambda trial: False,
         **changes: Any,
-    ) -> Findings:
+    ) -> LimitFindings:
         edges = edges or {"baseline": -1.0, "qk_norm": 0.9, "soft_cap": 0.1}
         safe = {f"arm {index}": arm for index, arm in enumerate(edges)}
         from trimtab.methods import catalogue
@@ -84,9 +109,11 @@ def make_findings(tmp_path: Path) -> Callable[..., Findings]:
                 for index, (alias, arm) in enumerate(safe.items())
             },
         } | changes
-        spec = renamed(read_study(tables, "test"), safe)
+        read = read_any_study(tables, "test")
+        assert isinstance(read, MaxLrSpec)
+        spec = renamed(read, safe)
         results: dict[Trial, Outcome | None] = {}
-        search = rounds(spec)
+        search = KIND.rounds(spec)
         batch = next(search)
         while True:
             results |= {trial: None if lose(trial) else outcome_at(trial, edges[trial.arm]) for trial in batch}
@@ -96,12 +123,23 @@ def make_findings(tmp_path: Path) -> Callable[..., Findings]:
                 break
         identities = {trial: run_id_of(trial) for trial in results}
         errors = {identities[trial]: "RuntimeError: <b>lost</b>" for trial in results if results[trial] is None}
-        return analyse(spec, results, identities, tmp_path, errors)
+        return KIND.analyse(
+            spec,
+            Evidence(
+                results=results,
+                run_ids=identities,
+                folder=tmp_path,
+                errors=errors,
+                blocks=lambda name: {},
+                cost=cost_reader(spec, {}),
+            ),
+        )
 
     return make
 
 
-def renamed(spec: StudySpec, names: Mapping[str, str]) -> StudySpec:
+def renamed(spec: MaxLrSpec, names: Mapping[str, str]) -> MaxLrSpec:
     """The study with other names of arms, also such as a study file may not hold."""
-    arms = {names[old]: dataclasses.replace(arm, name=names[old]) for old, arm in spec.arms.items()}
-    return dataclasses.replace(spec, arms=arms, reference=names[spec.reference])
+    arms = {names[old]: arm.named(names[old]) for old, arm in spec.arms.items()}
+    places = {names[old]: Place(names[old], place.size) for old, place in spec.places.items()}
+    return dataclasses.replace(spec, arms=arms, places=places, lines=arms, reference=names[spec.reference])

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trimtab.kinds.max_lr.findings import LimitFindings
 from trimtab.report import write_report
-from trimtab.study.analysis import Findings
 
 HOSTILE = {
     "<script>alert(1)</script>": -1.0,
@@ -25,25 +23,7 @@ HOSTILE = {
     "a" * 100: 30.0,
 }
 NAME = "<script>alert(1)</script></title><img src=x onerror=alert(1)> & </script>"
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("chromium is missing: apt-get install chromium")
-        pytest.skip("chromium is missing: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield running
-        running.close()
+FIRST_CELLS = "h2:text-is('The answer') ~ .scroll tbody td:first-child"
 
 
 class Visit:
@@ -73,10 +53,10 @@ class Visit:
 
 
 @pytest.fixture
-def hostile(make_findings: Callable[..., Findings]) -> Path:
+def hostile(make_findings: Callable[..., LimitFindings]) -> Path:
     findings = make_findings(HOSTILE, name=NAME, lose=lambda t: (t.round, t.tick) == (0, -96) and t.arm == "=cmd()")
     write_report(findings)
-    return findings.folder / "report.html"
+    return findings.evidence.folder / "report.html"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -103,7 +83,7 @@ def test_names_are_shown_as_text(browser: Any, hostile: Path) -> None:
         page = visit.page
         assert page.inner_text("h1") == NAME
         assert page.title() == f"{NAME} - trimtab"
-        cells = page.eval_on_selector_all("#result-table tbody td:first-child", "all => all.map(x => x.textContent)")
+        cells = page.eval_on_selector_all(FIRST_CELLS, "all => all.map(x => x.textContent)")
         assert cells == list(HOSTILE)
         captions = page.eval_on_selector_all("figcaption", "all => all.map(x => x.textContent)")
         assert captions == list(HOSTILE)
@@ -166,7 +146,7 @@ def test_no_label_is_cut_and_no_legend_covers_its_axis(browser: Any, make_findin
     methods += ("layer_scale", "qk_norm", "qk_norm_cap", "qkv_norm", "qk_fc_norm")
     findings = make_findings({name: -3 + 0.4 * index for index, name in enumerate(methods)})
     write_report(findings)
-    with Visit(browser, findings.folder / "report.html", "light", width) as visit:
+    with Visit(browser, findings.evidence.folder / "report.html", "light", width) as visit:
         flaws = visit.page.evaluate(
             """() => {
             const flaws = [];

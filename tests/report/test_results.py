@@ -11,15 +11,17 @@ import jsonschema
 import plotly.graph_objects as go
 import pytest
 
-from trimtab.report import write_report
-from trimtab.report.figures import figures
-from trimtab.report.results import csv_of, dump, order_agreement, results_of, schema
-from trimtab.report.tables import conclusions, limit, ratio, result_table
-from trimtab.study.analysis import Findings
+from trimtab.kinds.max_lr.agreement import order_agreement
+from trimtab.kinds.max_lr.findings import LimitFindings
+from trimtab.kinds.max_lr.page import answer, content
+from trimtab.kinds.max_lr.table import limit, ratio, result_table
+from trimtab.report import report_of, write_report
+from trimtab.report.output import json_text
+from trimtab.report.schema import schema
 from trimtab.study.labels import Label
-from trimtab.study.search import Trial
+from trimtab.study.trial import Trial
 
-Make = Callable[..., Findings]
+Make = Callable[..., LimitFindings]
 FORMULAE = ("=cmd()", "+1+1", "-2+3", "@SUM(A1)", "\t=1")
 
 
@@ -44,7 +46,7 @@ LOSSES = pytest.mark.parametrize("lose", [nothing_lost, one_lost, one_arm_lost, 
 
 @pytest.fixture
 def results(make_findings: Make) -> dict[str, Any]:
-    return json.loads(dump(results_of(make_findings())))
+    return json.loads(json_text(report_of(make_findings()).results))
 
 
 def test_paths_that_programs_rely_on_exist(results: dict[str, Any]) -> None:
@@ -67,10 +69,10 @@ def test_paths_that_programs_rely_on_exist(results: dict[str, Any]) -> None:
 
 @LOSSES
 def test_results_follow_their_schema(make_findings: Make, lose: Callable[[Trial], bool]) -> None:
-    content = json.loads(dump(results_of(make_findings(lose=lose))))
-    described = schema()
+    results = json.loads(json_text(report_of(make_findings(lose=lose)).results))
+    described = schema("max_lr")
     jsonschema.Draft202012Validator.check_schema(described)
-    jsonschema.validate(content, described)
+    jsonschema.validate(results, described)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_schema_notices_a_wrong_value(results: dict[str, Any], path: tuple[str |
         table = table[key]
     table[path[-1]] = value
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(results, schema())
+        jsonschema.validate(results, schema("max_lr"))
 
 
 @pytest.mark.parametrize(
@@ -102,12 +104,12 @@ def test_schema_notices_a_missing_key(results: dict[str, Any], path: tuple[str |
         table = table[key]
     del table[path[-1]]
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(results, schema())
+        jsonschema.validate(results, schema("max_lr"))
 
 
 @LOSSES
 def test_every_limit_has_an_interval_or_a_bound(make_findings: Make, lose: Callable[[Trial], bool]) -> None:
-    results = results_of(make_findings(lose=lose))
+    results = report_of(make_findings(lose=lose)).results
     for name, arm in results["arms"].items():
         for criterion, found in arm["criteria"].items():
             for question in ("breaks", "usable", "ratio"):
@@ -121,8 +123,9 @@ def test_every_limit_has_an_interval_or_a_bound(make_findings: Make, lose: Calla
                         assert one["bound"] in ("no_clear_boundary", "no_data", "undetermined"), place
 
 
-def test_a_limit_in_the_table_shows_its_interval_or_sign(results: dict[str, Any]) -> None:
-    table = result_table(results)
+def test_a_limit_in_the_table_shows_its_interval_or_sign(make_findings: Make) -> None:
+    findings = make_findings()
+    table = result_table(findings, order_agreement(findings))
     assert len(table.rows) == 3
     for row in table.rows:
         cells = dict(zip(table.columns, row, strict=True))
@@ -142,7 +145,8 @@ def test_estimates_lie_where_the_runs_fail(results: dict[str, Any]) -> None:
 
 
 def test_edges_outside_the_tested_range_are_bounds(make_findings: Make) -> None:
-    results = results_of(make_findings({"baseline": -1.0, "qk_norm": 30.0, "soft_cap": -30.0}))
+    findings = make_findings({"baseline": -1.0, "qk_norm": 30.0, "soft_cap": -30.0})
+    results = report_of(findings).results
     above = results["arms"]["qk_norm"]["criteria"]["d"]
     assert above["breaks"]["lr50"]["bound"] == "above"
     assert above["breaks"]["lr50"]["estimate"] == 4.0
@@ -150,12 +154,13 @@ def test_edges_outside_the_tested_range_are_bounds(make_findings: Make) -> None:
     assert above["ratio"]["lr50"]["high"] is None
     below = results["arms"]["soft_cap"]["criteria"]["d"]["usable"]["lr50"]
     assert below["bound"] == "below"
-    assert limit(above["breaks"]["lr50"]).startswith("> 4")
-    assert ratio(above["ratio"]["lr50"]).startswith("> ")
+    shown = findings.arms["qk_norm"].criteria["d"]
+    assert limit(shown.breaks.lr50).startswith("> 4")
+    assert ratio(shown.ratio.lr50).startswith("> ")
 
 
 def test_runs_without_outcome_are_listed_with_their_reason(make_findings: Make) -> None:
-    results = results_of(make_findings(lose=one_lost))
+    results = report_of(make_findings(lose=one_lost)).results
     (excluded,) = results["excluded"]
     assert "lost" in excluded["reason"]
     (run,) = [run for run in results["runs"] if run["id"] == excluded["id"]]
@@ -165,7 +170,7 @@ def test_runs_without_outcome_are_listed_with_their_reason(make_findings: Make) 
 
 @pytest.mark.parametrize("name", FORMULAE)
 def test_cells_that_a_spreadsheet_would_run_are_disarmed(make_findings: Make, name: str) -> None:
-    text = csv_of(results_of(make_findings({"baseline": -1.0, name: 0.5})))
+    text = report_of(make_findings({"baseline": -1.0, name: 0.5})).csv
     table = list(csv.reader(io.StringIO(text, newline="")))
     assert len({len(row) for row in table}) == 1
     assert [row[0] for row in table] == ["arm", "baseline", f"'{name}"]
@@ -175,8 +180,10 @@ def test_cells_that_a_spreadsheet_would_run_are_disarmed(make_findings: Make, na
             assert not starts or float(cell) < 0, f"armed: {cell!r}"
 
 
-def test_csv_has_a_row_an_arm_with_the_numbers_of_the_json(results: dict[str, Any]) -> None:
-    table = list(csv.DictReader(io.StringIO(csv_of(results))))
+def test_csv_has_a_row_an_arm_with_the_numbers_of_the_json(make_findings: Make) -> None:
+    report = report_of(make_findings())
+    results = report.results
+    table = list(csv.DictReader(io.StringIO(report.csv)))
     assert [row["arm"] for row in table] == list(results["arms"])
     for row in table:
         arm = results["arms"][row["arm"]]
@@ -188,7 +195,7 @@ def test_csv_has_a_row_an_arm_with_the_numbers_of_the_json(results: dict[str, An
 @LOSSES
 def test_figures_are_plotly_figures(make_findings: Make, lose: Callable[[Trial], bool]) -> None:
     findings = make_findings(lose=lose)
-    charts = figures(findings)
+    charts = [chart for section in content(findings).sections for chart in section.charts]
     assert len({chart.slug for chart in charts}) == len(charts) == 4 + len(findings.arms)
     for chart in charts:
         json.dumps({"data": list(chart.data), "layout": chart.layout}, allow_nan=False)
@@ -199,10 +206,12 @@ def test_figures_are_plotly_figures(make_findings: Make, lose: Callable[[Trial],
 @LOSSES
 def test_a_report_is_written_whatever_was_lost(make_findings: Make, lose: Callable[[Trial], bool]) -> None:
     findings = make_findings(lose=lose)
-    results = write_report(findings)
+    write_report(findings)
     for name in ("results.json", "results.csv", "report.html"):
-        assert (findings.folder / name).stat().st_size > 100
-    assert conclusions(results)[-1] == "limits of small models need not carry over to large ones"
+        assert (findings.evidence.folder / name).stat().st_size > 100
+    conclusions = answer(findings, order_agreement(findings)).lines
+    assert conclusions[-1] == "limits of small models need not carry over to large ones"
+    assert f"<li>{conclusions[-1]}</li>" in (findings.evidence.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_order_is_compared_with_the_reported_one_from_four_arms_on(make_findings: Make) -> None:
@@ -210,10 +219,10 @@ def test_order_is_compared_with_the_reported_one_from_four_arms_on(make_findings
     same = make_findings({"baseline": -3.0, "layer_scale": -1.5, "soft_cap": 0.0, "qkv_norm": 1.0, "qk_norm_cap": 0.5})
     found = order_agreement(same)
     assert found is not None
-    assert found["tau_b"]["low"] <= found["tau_b"]["estimate"] <= found["tau_b"]["high"] <= 1
-    assert found["tau_b"]["estimate"] > 0.9
-    assert found["left_out"] == ["qk_norm_cap"]
+    assert found.tau_b.low <= found.tau_b.estimate <= found.tau_b.high <= 1
+    assert found.tau_b.estimate > 0.9
+    assert found.left_out == ["qk_norm_cap"]
     reversed_order = make_findings({"baseline": 1.0, "layer_scale": 0.0, "soft_cap": -1.5, "qkv_norm": -3.0})
     other = order_agreement(reversed_order)
     assert other is not None
-    assert other["tau_b"]["estimate"] < -0.9
+    assert other.tau_b.estimate < -0.9

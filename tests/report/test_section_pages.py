@@ -6,27 +6,24 @@ import html
 import io
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import plotly.graph_objects as go
 import pytest
 from rich.console import Console
 
 from trimtab.report import print_findings, write_report
 from trimtab.report.html import resource
+from trimtab.report.schema import schema
 from trimtab.run.folder import Outcome
-from trimtab.study.kinds import AnyFindings, read_any_study
-from trimtab.study.loss_at_lr.analysis import ComparedRun, assess
-from trimtab.study.loss_at_lr.rounds import rounds as loss_rounds
-from trimtab.study.max_lr_by_size.analysis import analyse
-from trimtab.study.max_lr_by_size.rounds import rounds as sized_rounds
-from trimtab.study.search import Trial
+from trimtab.study.kind import Evidence, Findings, kind_of, read_any_study
+from trimtab.study.stored import cost_reader
+from trimtab.study.trial import Trial
 
 HOSTILE_ARMS = (
     "<script>alert(1)</script>",
@@ -40,7 +37,7 @@ PLAIN_ARMS, PLAIN_SIZES = ("baseline", "qk_norm"), ("1 deep", "2 deep", "4 deep"
 METHODS = ("baseline", "qk_norm", "soft_cap", "layer_scale")
 KINDS = ("loss_at_lr", "max_lr_by_size")
 Lose = Callable[[Trial], bool]
-Make = Callable[..., AnyFindings]
+Make = Callable[..., Findings]
 
 
 def nothing_lost(trial: Trial) -> bool:
@@ -65,7 +62,7 @@ EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 def outcome_at(trial: Trial, depth: int, rank: int) -> Outcome:
     """Runs that explode beyond an edge that falls with depth."""
-    beyond = trial.tick / 16 + 2.0 + math.log2(depth) - 0.5 * rank
+    beyond = trial.tick.octave + 2.0 + math.log2(depth) - 0.5 * rank
     final = 6.0 if beyond > 0 else 2.0 - 0.05 * rank + 0.01 * abs(beyond + 2) + 0.01 * math.sin(trial.seed)
     return Outcome(
         run_id="",
@@ -96,7 +93,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
         name: str = "a study",
         seeds: int = 3,
         lose: Lose = nothing_lost,
-    ) -> AnyFindings:
+    ) -> Findings:
         folder = tmp_path_factory.mktemp("findings")
         raw: dict[str, Any] = {
             "kind": kind,
@@ -118,7 +115,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
             raw["search"] = {"most_runs": 10, "replicates": 1, "probes_per_round": 2}
         spec = read_any_study(raw, "test")
         ranks = {name: index % len(arms) for index, name in enumerate(spec.arms)}
-        search: Any = (loss_rounds if kind == "loss_at_lr" else sized_rounds)(spec)
+        search = kind_of(spec).rounds(spec)
         results: dict[Trial, Outcome | None] = {}
         batch = next(search)
         while True:
@@ -131,12 +128,16 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
                 break
         names = {trial: f"{index:020d}" for index, trial in enumerate(results)}
         errors = {names[trial]: "RuntimeError: <b>lost</b>" for trial in results if results[trial] is None}
-        if kind == "max_lr_by_size":
-            return analyse(spec, results, names, folder, errors)  # type: ignore[arg-type]
-        runs = [
-            ComparedRun(trial, names[trial], outcome, blocks_of(trial, outcome)) for trial, outcome in results.items()
-        ]
-        return assess(spec, runs, folder, errors)  # type: ignore[arg-type]
+        blocks = {names[trial]: blocks_of(trial, outcome) for trial, outcome in results.items()}
+        evidence = Evidence(
+            results=results,
+            run_ids=names,
+            folder=folder,
+            errors=errors,
+            blocks=lambda name: blocks[name],
+            cost=cost_reader(spec, {}),
+        )
+        return kind_of(spec).analyse(spec, evidence)
 
     return made
 
@@ -184,16 +185,19 @@ class Page(HTMLParser):
 READ: dict[Path, tuple[Page, dict[str, Any]]] = {}
 
 
-def report_of(findings: AnyFindings) -> tuple[Page, dict[str, Any]]:
+def written(findings: Findings) -> tuple[Page, dict[str, Any]]:
     """The page and the JSON content; a report that was written is not written again."""
-    if findings.folder not in READ:
+    if findings.evidence.folder not in READ:
         results = write_report(findings)
-        READ[findings.folder] = Page((findings.folder / "report.html").read_text(encoding="utf-8")), results
-    return READ[findings.folder]
+        READ[findings.evidence.folder] = (
+            Page((findings.evidence.folder / "report.html").read_text(encoding="utf-8")),
+            results,
+        )
+    return READ[findings.evidence.folder]
 
 
-def page_of(findings: AnyFindings) -> Page:
-    return report_of(findings)[0]
+def page_of(findings: Findings) -> Page:
+    return written(findings)[0]
 
 
 def strict(text: str) -> Any:
@@ -300,10 +304,11 @@ def test_names_with_markup_are_text_in_charts(make: Make, kind: str) -> None:
 @LOSSES
 def test_a_report_is_written_whatever_was_lost(make: Make, kind: str, lose: Lose) -> None:
     findings = make(kind, lose=lose)
-    page, results = report_of(findings)
-    assert strict((findings.folder / "results.json").read_text(encoding="utf-8")) == results
-    assert (findings.folder / "results.csv").stat().st_size > 100
-    text = (findings.folder / "report.html").read_text(encoding="utf-8")
+    page, results = written(findings)
+    assert strict((findings.evidence.folder / "results.json").read_text(encoding="utf-8")) == results
+    jsonschema.validate(results, schema(kind))
+    assert (findings.evidence.folder / "results.csv").stat().st_size > 100
+    text = (findings.evidence.folder / "report.html").read_text(encoding="utf-8")
     assert "<b>lost" not in text
     assert set(results["study"]["verdicts"]) <= set(page.texts["li"])
     for verdict in results["study"]["verdicts"]:
@@ -316,7 +321,7 @@ def test_a_report_is_written_whatever_was_lost(make: Make, kind: str, lose: Lose
 def test_what_was_excluded_is_listed_with_its_reason(make: Make, kind: str, lose: Lose) -> None:
     findings = make(kind, lose=lose)
     page = page_of(findings)
-    for run_id, reason in findings.errors.items():
+    for run_id, reason in findings.evidence.errors.items():
         assert any(run_id in item and reason in item for item in page.texts["li"]), run_id
 
 
@@ -327,7 +332,7 @@ def test_losses_of_one_seed_and_of_one_size_have_a_page(make: Make) -> None:
     assert any("one seed, cannot tell" in item for item in page.texts["li"])
 
 
-def printed(findings: AnyFindings, width: int = 2000) -> str:
+def printed(findings: Findings, width: int = 2000) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False)
     print_findings(findings, console)
     assert isinstance(console.file, io.StringIO)
@@ -340,7 +345,7 @@ def test_the_terminal_shows_the_table_and_every_verdict(make: Make, kind: str, l
     findings = make(kind, lose=lose)
     text = printed(findings)
     lines = text.splitlines()
-    _, results = report_of(findings)
+    _, results = written(findings)
     assert results["study"]["verdicts"] or lose is all_lost
     for verdict in results["study"]["verdicts"]:
         assert verdict in lines
@@ -363,7 +368,7 @@ def test_names_with_markup_are_text_on_a_terminal(make: Make, kind: str) -> None
 @EVERY_KIND
 def test_the_page_and_its_numbers_agree(make: Make, kind: str) -> None:
     findings = make(kind, sizes=PLAIN_SIZES if kind == "loss_at_lr" else tuple(f"{2**i} deep" for i in range(5)))
-    page, results = report_of(findings)
+    page, results = written(findings)
     items = page.texts["li"]
     assert items[: len(results["study"]["verdicts"])] == results["study"]["verdicts"]
     if kind == "loss_at_lr":
@@ -376,29 +381,12 @@ def test_the_page_and_its_numbers_agree(make: Make, kind: str) -> None:
 
 # The same in a real browser, where there is one.
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("chromium is missing: apt-get install chromium")
-        pytest.skip("chromium is missing: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield running
-        running.close()
-
 
 @EVERY_KIND
 def test_a_browser_draws_every_chart_and_does_nothing_else(browser: Any, make: Make, kind: str) -> None:
     findings = make(kind, HOSTILE_ARMS, HOSTILE_SIZES, name=NAME)
     charts = page_of(findings).charts
-    file = findings.folder / "report.html"
+    file = findings.evidence.folder / "report.html"
     context = browser.new_context()
     page = context.new_page()
     troubles: list[str] = []

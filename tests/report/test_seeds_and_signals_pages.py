@@ -11,22 +11,25 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 from rich.console import Console
 
+from trimtab.kinds.signals import analysis as signals_analysis
+from trimtab.kinds.signals.analysis import TRACES
+from trimtab.kinds.signals.traces import BIN_EDGES, GROUPS, Trace, save_traces
 from trimtab.report import print_findings, write_report
 from trimtab.report.html import resource
+from trimtab.report.schema import schema
 from trimtab.run.folder import Outcome
 from trimtab.stats.training_map import MapUnavailableError
-from trimtab.study.kinds import KINDS, AnyFindings, read_any_study
-from trimtab.study.search import Trial
-from trimtab.study.seeds.facts import NO_FACTS, SeedFacts, save_facts
-from trimtab.study.seeds.view import FACTS, seed_groups
-from trimtab.study.signals import analysis as signals_analysis
-from trimtab.study.signals.analysis import TRACES
-from trimtab.study.signals.traces import BIN_EDGES, GROUPS, Trace, save_traces
+from trimtab.study.kind import Evidence, Findings, kind_of, read_any_study
+from trimtab.study.seed_facts import NO_FACTS, SeedFacts, save_facts
+from trimtab.study.seed_groups import FACTS, seed_groups
+from trimtab.study.stored import cost_reader
+from trimtab.study.trial import Trial
 
 HOSTILE = ("<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "=1+1 [bold]x[/bold]", "{{ 7 * 7 }}")
 PLAIN = ("baseline", "qk_norm", "soft_cap", "layer_scale")
@@ -54,7 +57,7 @@ def outcome_of(final: float, *, stopped: Any = None) -> Outcome:
 
 def fails(trial: Trial, arm: int) -> bool:
     """The edge lies higher for each further arm, and a little lower for odd seeds."""
-    return trial.tick / 16 > -6 + arm - 0.5 * (trial.seed % 2)
+    return trial.tick.octave > -6 + arm - 0.5 * (trial.seed % 2)
 
 
 def trace_of(trial: Trial, arm: int) -> Trace:
@@ -99,10 +102,10 @@ def table_of(kind: str, arms: tuple[str, ...]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
-    def made(kind: str, arms: tuple[str, ...] = PLAIN, *, lost: bool = False) -> AnyFindings:
+    def made(kind: str, arms: tuple[str, ...] = PLAIN, *, lost: bool = False) -> Findings:
         folder = tmp_path_factory.mktemp("findings")
         spec: Any = read_any_study(table_of(kind, arms), "test")
-        trials = next(KINDS[kind].rounds(spec))
+        trials = next(kind_of(spec).rounds(spec))
         names = {trial: f"{index:020d}" for index, trial in enumerate(trials)}
         number = {arm: index for index, arm in enumerate(spec.arms)}
         results: dict[Trial, Outcome | None] = {}
@@ -116,17 +119,25 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Any:
         save_traces({names[t]: trace_of(t, number[t.arm]) for t in trials}, folder / TRACES)
         save_facts({names[trial]: facts_of(trial) for trial in trials}, folder / FACTS)
         errors = {names[trial]: "RuntimeError: <b>lost</b>" for trial in trials if lost}
+        evidence = Evidence(
+            results=results,
+            run_ids=names,
+            folder=folder,
+            errors=errors,
+            blocks=lambda name: {},
+            cost=cost_reader(spec, {}),
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(signals_analysis, "CURVE", (0.5, 1.0))  # each point takes seconds
-            return KINDS[kind].analyse(spec, results, names, folder, errors)
+            return kind_of(spec).analyse(spec, evidence)
 
     return made
 
 
-def written(findings: AnyFindings) -> tuple[str, dict[str, Any], str]:
+def written(findings: Findings) -> tuple[str, dict[str, Any], str]:
     """Page without plotly, JSON and CSV."""
     write_report(findings)
-    folder: Path = findings.folder
+    folder: Path = findings.evidence.folder
     page = (folder / "report.html").read_text(encoding="utf-8").replace(resource("vendor/plotly-basic.min.js"), "")
     return page, json.loads((folder / "results.json").read_text()), (folder / "results.csv").read_text()
 
@@ -164,6 +175,7 @@ def test_a_name_is_text_and_nothing_else(make: Any, kind: str, lost: bool) -> No
     assert escape(HOSTILE[0]) in page
     assert "49" not in re.findall(r"<h1>(.*?)</h1>", page)
     assert results["kind"] == kind
+    jsonschema.validate(results, schema(kind))
     assert not any(line.startswith(("=", "+", "-", "@")) for line in rows.splitlines())
     assert ",=1+1" not in rows
     console = Console(file=io.StringIO(), width=200)
@@ -216,10 +228,10 @@ def test_a_run_that_broke_before_its_first_reading_takes_no_map_away(make: Any) 
     names = {run.trial: run.run_id for run in findings.runs}
     first = next(iter(results))
     kept = {names[trial]: NO_FACTS if trial == first else facts_of(trial) for trial in results}
-    save_facts(kept, findings.folder / "some.npz")
-    (findings.folder / "elsewhere").mkdir()
-    (findings.folder / "some.npz").rename(findings.folder / "elsewhere" / FACTS)
-    (group,) = seed_groups(results, names, findings.folder / "elsewhere")
+    save_facts(kept, findings.evidence.folder / "some.npz")
+    (findings.evidence.folder / "elsewhere").mkdir()
+    (findings.evidence.folder / "some.npz").rename(findings.evidence.folder / "elsewhere" / FACTS)
+    (group,) = seed_groups(results, names, findings.evidence.folder / "elsewhere")
     assert group.map is not None
     assert group.map.states == 4
     assert [len(path) for path in group.map.paths].count(0) == 1
@@ -229,7 +241,7 @@ def test_a_page_without_a_training_map_says_what_would_give_one(make: Any, monke
     def missing(statistics: Any) -> Any:
         raise MapUnavailableError("it takes hmmlearn")
 
-    monkeypatch.setattr("trimtab.study.seeds.view.training_map", missing)
+    monkeypatch.setattr("trimtab.study.seed_groups.training_map", missing)
     make.cache_clear()
     page, results, _ = written(make("seeds"))
     make.cache_clear()

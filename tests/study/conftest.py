@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from trimtab import Study
-from trimtab.report.results import dump, results_of
-from trimtab.study.analysis import Findings
-from trimtab.study.spec import read_study
+from trimtab.report import report_of
+from trimtab.report.output import json_text
+from trimtab.run.spec import UserCode
+from trimtab.study.kind import Findings, read_any_study
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +21,7 @@ def tiny(tiny_tables: Callable[..., dict[str, Any]]):
 
     def make(*, build_model: Any = None, build_optimizer: Any = None, **changes: Any) -> Study:
         tables = tiny_tables(**changes)
-        return Study.of(read_study(tables, "tiny", build_model=build_model, build_optimizer=build_optimizer))
+        return Study.of(read_any_study(tables, "tiny", UserCode(model=build_model, optimizer=build_optimizer)))
 
     return make
 
@@ -56,9 +57,9 @@ def text_of() -> Callable[[Findings], str]:
     """``results.json`` without what may differ between equal studies."""
 
     def text(findings: Findings) -> str:
-        results = results_of(findings)
+        results = dict(report_of(findings).results)
         del results["provenance"]
-        return dump(results)
+        return json_text(results)
 
     return text
 

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -21,16 +20,17 @@ from trimtab.data import CorpusError
 from trimtab.interventions import SoftCap
 from trimtab.method import Method
 from trimtab.report import write_report
-from trimtab.run.folder import IntegrityError
-from trimtab.study import driver
-from trimtab.study.analysis import Findings
-from trimtab.study.driver import replay
+from trimtab.run.files import IntegrityError
+from trimtab.study import driver, failures
+from trimtab.study.executors.contract import Job, Progress, train_job
 from trimtab.study.executors.inline import InlineExecutor
 from trimtab.study.executors.processes import ProcessExecutor, _Worker
-from trimtab.study.executors.protocol import Job, Progress, train_job
 from trimtab.study.folder import StorageError
+from trimtab.study.index import load_index
+from trimtab.study.kind import Findings
 from trimtab.study.labels import Label
-from trimtab.study.ledger import Ledger, StudyLockedError
+from trimtab.study.lock import StudyLock, StudyLockedError
+from trimtab.study.stored import load_stored
 
 Make = Callable[..., Study]
 Text = Callable[[Findings], str]
@@ -48,10 +48,9 @@ class Trained:
         train_job(job, progress)
 
 
-def rows(folder: Path) -> dict[str, tuple[str, int, int, str]]:
-    with sqlite3.connect(folder / "study.sqlite") as database:
-        found = database.execute("SELECT run_id, state, attempts, kills, error FROM trials").fetchall()
-    return {run_id: rest for run_id, *rest in ((r[0], r[1], r[2], r[3], r[4]) for r in found)}  # type: ignore[misc]
+def found_in(folder: Path) -> Any:
+    """The findings of a stored study, of whatever kind."""
+    return load_stored(folder).findings()
 
 
 def children() -> list[str]:
@@ -72,7 +71,7 @@ def children() -> list[str]:
 
 
 def test_the_tiny_study_learns_and_breaks(tiny: Make, finished: Path) -> None:
-    findings = replay(tiny().spec, finished)
+    findings = found_in(finished)
     labels = {run.label for run in findings.runs}
     assert findings.learned
     assert Label.STABLE in labels
@@ -85,7 +84,7 @@ def test_results_are_the_same_on_any_number_of_workers(
     tiny: Make, finished: Path, tmp_path: Path, text_of: Text, workers: int
 ) -> None:
     study = tiny()
-    assert text_of(study.run(tmp_path / "study", workers=workers)) == text_of(replay(study.spec, finished))
+    assert text_of(study.run(tmp_path / "study", workers=workers)) == text_of(found_in(finished))
 
 
 def test_results_file_is_the_same_byte_for_byte_outside_provenance(tiny: Make, finished: Path, tmp_path: Path) -> None:
@@ -104,13 +103,13 @@ def test_running_again_trains_nothing(tiny: Make, finished: Path, contents: Cont
     findings = tiny().run(finished, executor=InlineExecutor(trained))
     assert trained.names == []
     assert contents(finished / "runs") == before
-    assert text_of(findings) == text_of(replay(tiny().spec, finished))
+    assert text_of(findings) == text_of(found_in(finished))
 
 
 def test_a_further_arm_reuses_every_run_of_the_first_phase(
     tiny: Make, finished: Path, tmp_path: Path, text_of: Text
 ) -> None:
-    first_phase = {run.run_id for run in replay(tiny().spec, finished).runs if run.trial.round <= 1}
+    first_phase = {run.run_id for run in found_in(finished).runs if run.trial.round <= 1}
     more = tiny(arms={"baseline": {}, "qk_norm": {}, "soft_cap": {}})
     trained = Trained()
     extended = more.run(finished, executor=InlineExecutor(trained))
@@ -120,7 +119,7 @@ def test_a_further_arm_reuses_every_run_of_the_first_phase(
 
 
 def test_more_runs_an_arm_reuse_every_whole_round(tiny: Make, finished: Path, tmp_path: Path, text_of: Text) -> None:
-    before = {run.run_id for run in replay(tiny().spec, finished).runs}
+    before = {run.run_id for run in found_in(finished).runs}
     more = tiny(search={"replicates": 1, "probes_per_round": 2, "most_runs": 11})
     trained = Trained()
     extended = more.run(finished, executor=InlineExecutor(trained))
@@ -141,11 +140,11 @@ def test_an_interrupted_study_goes_on_to_the_same_results(
     with pytest.raises(KeyboardInterrupt):
         tiny().run(tmp_path / "study", executor=InlineExecutor(interrupted))
     findings = tiny().run(tmp_path / "study", workers=0)
-    assert text_of(findings) == text_of(replay(tiny().spec, finished))
+    assert text_of(findings) == text_of(found_in(finished))
 
 
 def test_a_half_written_run_is_trained_again(tiny: Make, finished: Path, text_of: Text) -> None:
-    expected = text_of(replay(tiny().spec, finished))
+    expected = text_of(found_in(finished))
     victim = sorted((finished / "runs").iterdir())[0]
     (victim / "outcome.json").unlink()
     steps = victim / "steps.jsonl"
@@ -219,20 +218,6 @@ def test_a_file_in_the_way_is_refused(tiny: Make, tmp_path: Path) -> None:
     assert (tmp_path / "study").read_text() == "a file"
 
 
-def test_a_reformatted_protocol_is_still_the_same_protocol(tiny: Make, finished: Path, text_of: Text) -> None:
-    expected = text_of(replay(tiny().spec, finished))
-    protocol = finished / "protocol.json"
-    protocol.write_text(json.dumps(json.loads(protocol.read_text()), indent=2))
-    assert text_of(tiny().run(finished, workers=0)) == expected
-
-
-@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[1]", b"null"])
-def test_a_damaged_protocol_is_refused(tiny: Make, finished: Path, damage: bytes) -> None:
-    (finished / "protocol.json").write_bytes(damage)
-    with pytest.raises((ConfigError, IntegrityError), match=r"protocol"):
-        tiny().run(finished, workers=0)
-
-
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 
@@ -267,18 +252,18 @@ def test_a_damaged_run_is_refused_by_name(tiny: Make, finished: Path, file: str,
     with pytest.raises(IntegrityError, match=victim.name):
         tiny().run(finished, workers=0)
     with pytest.raises(IntegrityError, match=victim.name):
-        replay(tiny().spec, finished)
+        found_in(finished)
 
 
 def test_a_second_driver_is_refused_by_the_owners_process_number(tiny: Make, finished: Path) -> None:
-    with Ledger(finished), pytest.raises(StudyLockedError, match=str(os.getpid())):
+    with StudyLock(finished), pytest.raises(StudyLockedError, match=str(os.getpid())):
         tiny().run(finished, workers=0)
 
 
 def test_a_second_driver_is_refused_while_the_first_starts(tiny: Make, tmp_path: Path) -> None:
     folder = tmp_path / "study"
     folder.mkdir()
-    with Ledger(folder), pytest.raises(StudyLockedError):
+    with StudyLock(folder), pytest.raises(StudyLockedError):
         tiny().run(folder, workers=0)
 
 
@@ -292,7 +277,7 @@ def test_a_study_killed_while_it_claims_its_folder_can_go_on(
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "claim", die)
+        patch.setattr(driver, "write_study", die)
         with pytest.raises(KilledError):
             tiny().run(tmp_path / "study", workers=0)
     assert len(tiny().run(tmp_path / "study", workers=0).runs) == 18
@@ -314,8 +299,8 @@ def test_a_run_that_raises_is_tried_three_times_and_the_others_go_on(
     for run in findings.runs:
         tries = len((tmp_path / "marks" / run.run_id).read_bytes())
         assert tries == (3 if run in missing else 1), run
-    assert {run.run_id for run in missing} == set(findings.errors)
-    assert all("no luck" in reason for reason in findings.errors.values())
+    assert {run.run_id for run in missing} == set(findings.evidence.errors)
+    assert all("no luck" in reason for reason in findings.evidence.errors.values())
     assert findings.arms["qk_norm"].counts["no_outcome"] == len(missing)
     assert write_report(findings)["excluded"]
 
@@ -326,8 +311,8 @@ def test_a_run_without_outcome_gets_another_chance_when_the_study_is_run_again(
     folder = tmp_path / "study"
     tiny().run(folder, executor=InlineExecutor(user_code.raise_for_one_arm))
     findings = tiny().run(folder, workers=0)
-    assert not findings.errors
-    assert text_of(findings) == text_of(replay(tiny().spec, finished))
+    assert not findings.evidence.errors
+    assert text_of(findings) == text_of(found_in(finished))
 
 
 def test_a_study_in_which_no_run_has_an_outcome_still_ends_in_a_report(
@@ -342,7 +327,7 @@ def test_a_study_in_which_no_run_has_an_outcome_still_ends_in_a_report(
 def test_a_missing_file_of_the_users_is_no_disk_failure(tiny: Make, user_code: Any, tmp_path: Path) -> None:
     executor = InlineExecutor(user_code.missing_file_for_one_arm)
     findings = tiny().run(tmp_path / "study", executor=executor)
-    assert all("table.npy" in reason for reason in findings.errors.values())
+    assert all("table.npy" in reason for reason in findings.evidence.errors.values())
 
 
 def test_a_killed_worker_is_replaced_and_its_run_repeated(
@@ -351,11 +336,7 @@ def test_a_killed_worker_is_replaced_and_its_run_repeated(
     folder = tmp_path / "study"
     findings = tiny().run(folder, executor=ProcessExecutor(2, task=user_code.die_once))
     assert (tmp_path / "marks" / "died").exists(), "the fault never fired"
-    assert text_of(findings) == text_of(replay(tiny().spec, finished))
-    kills = [row[2] for row in rows(folder).values()]
-    attempts = [row[1] for row in rows(folder).values()]
-    assert sum(kills) == 1
-    assert sum(attempts) == 0, "a kill was counted as an attempt"
+    assert text_of(findings) == text_of(found_in(finished))
 
 
 @pytest.mark.slow
@@ -363,7 +344,7 @@ def test_a_killed_worker_is_replaced_and_its_run_repeated(
 def test_a_run_that_always_kills_its_worker_is_given_up(
     tiny: Make, user_code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "MOST_KILLS", 3)
+    monkeypatch.setattr(failures, "MOST_KILLS", 3)
     rates = {"low": "2^-3", "high": "2^3", "octaves_apart": 6}
     search = {"replicates": 0, "most_runs": 2}
     study = tiny(learning_rates=rates, search=search)
@@ -394,42 +375,15 @@ def test_a_full_disk_stops_the_study_and_room_lets_it_go_on(
     with pytest.raises(StorageError, match="No space left"):
         tiny().run(folder, executor=executor)
     findings = tiny().run(folder, workers=0)
-    assert text_of(findings) == text_of(replay(tiny().spec, finished))
-
-
-def test_a_full_disk_under_the_ledger_is_a_storage_error(
-    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path, text_of: Text
-) -> None:
-    def full(self: Ledger, run_ids: list[str]) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "finish", full)
-        with pytest.raises(StorageError):
-            tiny().run(tmp_path / "study", workers=0)
-    assert text_of(tiny().run(tmp_path / "study", workers=0)) == text_of(replay(tiny().spec, finished))
-
-
-def test_a_damaged_ledger_is_reported_by_name(tiny: Make, finished: Path) -> None:
-    (finished / "study.sqlite").write_bytes(b"not a database, by any means" * 100)
-    with pytest.raises((IntegrityError, StorageError), match=r"study\.sqlite"):
-        tiny().run(finished, workers=0)
-
-
-def test_a_lost_ledger_is_rebuilt(tiny: Make, finished: Path, text_of: Text) -> None:
-    expected = text_of(replay(tiny().spec, finished))
-    (finished / "study.sqlite").unlink()
-    assert text_of(replay(tiny().spec, finished)) == expected
-    assert text_of(tiny().run(finished, workers=0)) == expected
-    assert all(row[0] == "done" for row in rows(finished).values())
+    assert text_of(findings) == text_of(found_in(finished))
 
 
 @pytest.mark.parametrize("name", ["a#b", "a?b", "a%20b", "a b", "ä"])
 def test_a_study_folder_may_have_any_name(tiny: Make, finished: Path, name: str, text_of: Text) -> None:
-    expected = text_of(replay(tiny().spec, finished))
+    expected = text_of(found_in(finished))
     moved = Path(shutil.move(finished, finished.parent / name))
     beside = sorted(moved.parent.iterdir())
-    assert text_of(replay(tiny().spec, moved)) == expected
+    assert text_of(found_in(moved)) == expected
     assert sorted(moved.parent.iterdir()) == beside, "something was written outside the study folder"
 
 
@@ -464,7 +418,7 @@ def test_a_named_method_keeps_its_name_when_the_study_is_read_from_its_folder(
     method = Method("tight_cap", (SoftCap(cap=5.0),), source)
     study = tiny(arms={"baseline": {}, "capped": {"method": method}})
     findings = study.run(tmp_path / "study", workers=0)
-    assert text_of(replay(load_study(tmp_path / "study").spec, tmp_path / "study")) == text_of(findings)
+    assert text_of(found_in(tmp_path / "study")) == text_of(findings)
 
 
 def test_study_takes_model_settings_from_python_as_from_a_file(tiny_tables: Any, tmp_path: Path) -> None:
@@ -492,7 +446,7 @@ def test_a_lambda_is_refused_with_workers_and_fine_without(tiny: Make, user_code
     with pytest.raises(ConfigError, match="workers=0"):
         study.run(tmp_path / "study", workers=2)
     assert not (tmp_path / "study").exists()
-    assert not study.run(tmp_path / "study", workers=0).errors
+    assert not study.run(tmp_path / "study", workers=0).evidence.errors
 
 
 def test_a_lambda_among_other_arguments_is_fine(tiny: Make, user_code: Any, tmp_path: Path) -> None:
@@ -503,19 +457,38 @@ def test_a_lambda_among_other_arguments_is_fine(tiny: Make, user_code: Any, tmp_
         learning_rates=rates,
     )
     # fmt: on
-    assert not study.run(tmp_path / "study", workers=0).errors
+    assert not study.run(tmp_path / "study", workers=0).evidence.errors
 
 
-def test_a_builder_that_reads_another_constant_has_other_runs(
+def test_runs_of_other_user_code_are_not_mixed_in_unless_told(
     tiny: Make, user_code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = {"low": "2^-6", "high": "2^0", "octaves_apart": 6}
     study = tiny(build_model=user_code.build_bigram, arms={"baseline": {}}, learning_rates=rates)
-    study.run(tmp_path / "study", workers=0)
+    folder = tmp_path / "study"
+    first = study.run(folder, workers=0)
     monkeypatch.setattr(user_code, "WIDTH", 4)
+    with pytest.raises(ConfigError, match="the code of the model differs"):
+        study.run(folder, workers=0)
     trained = Trained()
-    study.run(tmp_path / "study", executor=InlineExecutor(trained))
-    assert trained.names, "runs of a model of another width were reused"
+    kept = study.run(folder, executor=InlineExecutor(trained), on_change="keep")
+    assert trained.names == []
+    assert any("the code of the model differs" in note for note in kept.evidence.notes)
+    assert any("code of the model differs" in line for line in write_report(kept)["study"]["notes"])
+    again = study.run(folder, executor=InlineExecutor(trained))
+    assert {run.run_id for run in again.runs} == {run.run_id for run in first.runs}
+
+
+def test_runs_of_other_user_code_are_made_again_when_told(
+    tiny: Make, user_code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"low": "2^-6", "high": "2^0", "octaves_apart": 6}
+    study = tiny(build_model=user_code.build_bigram, arms={"baseline": {}}, learning_rates=rates)
+    first = study.run(tmp_path / "study", workers=0)
+    monkeypatch.setattr(user_code, "WIDTH", 4)
+    second = study.run(tmp_path / "study", workers=0, on_change="retrain")
+    assert {run.run_id for run in second.runs}.isdisjoint(run.run_id for run in first.runs)
+    assert second.evidence.notes == ()
 
 
 def test_builders_that_captured_other_values_have_other_runs(tiny: Make, tmp_path: Path, user_code: Any) -> None:
@@ -530,9 +503,23 @@ def test_builders_that_captured_other_values_have_other_runs(tiny: Make, tmp_pat
     rates = {"low": "2^-6", "high": "2^0", "octaves_apart": 6}
     settings = {"arms": {"baseline": {}}, "learning_rates": rates}
     tiny(build_model=builder(1), **settings).run(tmp_path / "study", workers=0)
-    trained = Trained()
-    tiny(build_model=builder(100), **settings).run(tmp_path / "study", executor=InlineExecutor(trained))
-    assert trained.names, "runs of another closure were reused"
+    with pytest.raises(ConfigError, match="code of the model"):
+        tiny(build_model=builder(100), **settings).run(tmp_path / "study", workers=0)
+
+
+def test_a_study_of_the_users_own_code_is_reported_from_its_folder_and_not_trained_from_it(
+    tiny: Make, user_code: Any, tmp_path: Path, text_of: Text
+) -> None:
+    rates = {"low": "2^-6", "high": "2^0", "octaves_apart": 6}
+    arms = {"sgd": {"method": "baseline", "optimizer": user_code.sgd}, "adamw": {"method": "baseline"}}
+    study = tiny(arms=arms, learning_rates=rates, reference="adamw")
+    findings = study.run(tmp_path / "study", workers=1)
+    finals = {run.trial.arm: run.outcome.final_loss for run in findings.runs if run.outcome and run.trial.tick == -96}
+    assert finals["sgd"] != finals["adamw"], "the arm's own optimizer was not used"
+    assert findings.arms["sgd"].criteria["d"].ratio.lr50.bound == "other_optimizer"
+    assert text_of(found_in(tmp_path / "study")) == text_of(findings)
+    with pytest.raises(ConfigError, match=r"arms\.sgd.*your own code \(sgd\)"):
+        load_study(tmp_path / "study").run(tmp_path / "elsewhere", workers=0)
 
 
 def test_data_shorter_than_the_context_is_refused_before_anything_is_written(
@@ -553,9 +540,38 @@ def test_text_changed_between_two_studies_of_one_process_is_noticed(tiny: Make, 
     settings = {"data": {"text_files": {"paths": [str(text)]}}, "arms": {"baseline": {}}, "training": {"steps": 10}}
     first = tiny(**settings).run(tmp_path / "study", workers=0)
     text.write_text("hgfedcba" * 400)
-    second = tiny(**settings).run(tmp_path / "study", workers=0)
+    with pytest.raises(ConfigError, match=r"baseline: other data .*--keep.*--retrain"):
+        tiny(**settings).run(tmp_path / "study", workers=0)
+    second = tiny(**settings).run(tmp_path / "study", workers=0, on_change="retrain")
     assert {run.run_id for run in second.runs}.isdisjoint(run.run_id for run in first.runs)
-    assert not second.errors
+    assert not second.evidence.errors
+
+
+def test_moved_text_renames_no_run(tiny: Make, tmp_path: Path) -> None:
+    settings = {"arms": {"baseline": {}}, "training": {"steps": 10}}
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefgh" * 400)
+    tiny(data={"text_files": {"paths": [str(text)]}}, **settings).run(tmp_path / "study", workers=0)
+    moved = text.rename(tmp_path / "moved.txt")
+    trained = Trained()
+    study = tiny(data={"text_files": {"paths": [str(moved)]}}, **settings)
+    study.run(tmp_path / "study", executor=InlineExecutor(trained))
+    assert trained.names == []
+    moved.unlink()
+    assert found_in(tmp_path / "study").evidence.complete, "a report needs no data"
+
+
+def test_arms_that_share_their_runs_share_run_folders(tiny: Make, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text("abcdefgh" * 400)
+    arms = {name: {"method": "baseline", "data": {"text_files": {"paths": [str(tmp_path / f"{name}.txt")]}}}
+            for name in ("one", "two")}  # fmt: skip
+    trained = Trained()
+    study = tiny(data={"text_files": {"paths": [str(tmp_path / "one.txt")]}}, arms=arms, reference="one")
+    findings = study.run(tmp_path / "study", executor=InlineExecutor(trained))
+    assert len(trained.names) == len(set(trained.names))
+    assert len(set(findings.evidence.run_ids.values())) == len(trained.names) < len(findings.runs)
+    assert findings.arms["one"].best_loss == findings.arms["two"].best_loss
 
 
 def test_text_changed_during_a_study_does_not_silently_lose_runs(tiny: Make, tmp_path: Path) -> None:
@@ -573,10 +589,9 @@ def test_text_changed_during_a_study_does_not_silently_lose_runs(tiny: Make, tmp
     except (ConfigError, IntegrityError, CorpusError) as error:
         assert "changed" in str(error)  # noqa: PT017
     else:
-        assert all("changed" in reason for reason in findings.errors.values()), findings.errors
+        assert all("changed" in reason for reason in findings.evidence.errors.values()), findings.evidence.errors
     stored = {path.name for path in (tmp_path / "study" / "runs").iterdir()}
-    with sqlite3.connect(tmp_path / "study" / "study.sqlite") as database:
-        planned = {name for (name,) in database.execute("SELECT run_id FROM trials")}
+    planned = set(load_index(tmp_path / "study").runs.values())
     assert stored <= planned, "a run was trained under a name that nobody asked for"
 
 
@@ -634,7 +649,7 @@ def test_a_script_that_defines_its_own_model_can_use_workers(tmp_path: Path, tin
 
             if __name__ == "__main__":
                 findings = Study(model=build, **{tables!r}).run("out", workers=1)
-                print(len(findings.runs), len(findings.errors))
+                print(len(findings.runs), len(findings.evidence.errors))
             """
         )
     )
@@ -661,7 +676,7 @@ def test_a_worker_that_dies_between_two_looks_loses_no_job(tmp_path: Path) -> No
     ours, theirs = multiprocessing.Pipe()
     theirs.close()
     executor = ProcessExecutor(1)
-    worker = _Worker(cast(Any, DyingProcess()), ours, Job("lost", cast(Any, None), tmp_path))
+    worker = _Worker(cast(Any, DyingProcess()), ours, 0, Job("lost", cast(Any, None), tmp_path))
     executor.workers.append(worker)
     reports = executor._news_of(worker)  # it answers True here, as a dying process may
     reports += executor._news_of(worker)

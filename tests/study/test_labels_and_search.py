@@ -11,11 +11,19 @@ from typing import Any
 
 import pytest
 
+from trimtab.config import ConfigError
+from trimtab.kinds.max_lr import KIND
+from trimtab.kinds.max_lr.analysis import analyse
+from trimtab.kinds.max_lr.findings import LimitFindings
+from trimtab.kinds.max_lr.rounds import FIRST_PROBE_SEED, phase_one, rounds
+from trimtab.kinds.max_lr.spec import MaxLrSpec
+from trimtab.kinds.max_lr.warnings import departure
 from trimtab.run.folder import Outcome
-from trimtab.study.analysis import Findings, analyse, departure
+from trimtab.study.edge import one_edge, trials_of
+from trimtab.study.kind import Evidence, kind_of, read_any_study
 from trimtab.study.labels import FAILURES, Label, Yardstick, failed, label, reference_never_learned
-from trimtab.study.search import FIRST_PROBE_SEED, Best, Trial, best_of, one_edge, phase_one, rounds, trials_of
-from trimtab.study.spec import Criterion, StudySpec, read_study
+from trimtab.study.settings import Criterion
+from trimtab.study.trial import Best, Tick, Trial, best_of
 
 LOG_VOCAB, UNIGRAM, BEST = math.log(256), 3.2, 2.0
 STEPS = 400
@@ -49,14 +57,16 @@ def outcome(final: float = BEST, **facts: Any) -> Outcome:
 BROKEN = outcome(math.nan, stopped="non_finite", held_out=((0, LOG_VOCAB), (STEPS // 2, math.nan)))
 
 
-def study(*, arms: Sequence[str] = ("baseline", "qk_norm", "soft_cap"), **tables: Any) -> StudySpec:
+def study(*, arms: Sequence[str] | Mapping[str, Any] = ("baseline", "qk_norm", "soft_cap"), **tables: Any) -> MaxLrSpec:
     """From 2^-6 to 2^2."""
     raw = {
         "learning_rates": {"low": "2^-6", "high": "2^2", "octaves_apart": 1},
-        "arms": {arm: {} for arm in arms},
+        "arms": arms if isinstance(arms, Mapping) else {arm: {} for arm in arms},
         "training": {"steps": STEPS},
     }
-    return read_study(raw | tables, "test")
+    spec = read_any_study(raw | tables, "test")
+    assert isinstance(spec, MaxLrSpec)
+    return spec
 
 
 def edges(where: Mapping[str, float], s: float = 0.0, noise: float = 0.0) -> Loss:
@@ -73,7 +83,7 @@ def edges(where: Mapping[str, float], s: float = 0.0, noise: float = 0.0) -> Los
     return of
 
 
-def carry_out(spec: StudySpec, loss: Loss, order: int | None = None) -> tuple[list[list[Trial]], Results]:
+def carry_out(spec: MaxLrSpec, loss: Loss, order: int | None = None) -> tuple[list[list[Trial]], Results]:
     """Drive the search to its end; ``order`` shuffles the results as late workers would."""
     search = rounds(spec)
     results: Results = {}
@@ -95,10 +105,41 @@ def carry_out(spec: StudySpec, loss: Loss, order: int | None = None) -> tuple[li
             return made, results
 
 
-def conclude(spec: StudySpec, loss: Loss) -> Findings:
-    _, results = carry_out(spec, loss)
+def no_cost(arm: str) -> Any:
+    raise AssertionError("limits at one size ask for no cost")
+
+
+def evidence_on(results: Mapping[Trial, Outcome | None], **facts: Any) -> Evidence:
     names = {trial: f"{trial.arm} {trial.tick} {trial.seed} {trial.round}" for trial in results}
-    return analyse(spec, results, names, Path("nowhere"), {})
+    errors = {names[trial]: "no luck" for trial, found in results.items() if found is None}
+    given: dict[str, Any] = {"errors": errors, "blocks": lambda name: {}, "cost": no_cost}
+    return Evidence(results, names, Path("nowhere"), **(given | facts))
+
+
+def conclude(spec: MaxLrSpec, loss: Loss) -> LimitFindings:
+    _, results = carry_out(spec, loss)
+    return analyse(spec, evidence_on(results))
+
+
+# --- learning rates ---------------------------------------------------------------------------------------------------
+
+
+def test_a_tick_is_a_whole_number_of_sixteenths_of_an_octave() -> None:
+    for sixteenths in (-96, -1, 0, 1, 17):
+        tick = Tick(sixteenths)
+        assert tick == sixteenths
+        assert (tick.octave, tick.learning_rate) == (sixteenths / 16, 2 ** (sixteenths / 16))
+        assert Tick.nearest(tick.learning_rate) == tick
+        assert Tick.nearest(tick.learning_rate * 2**0.03) == tick
+        assert isinstance(Tick.nearest(tick.learning_rate), Tick)
+    assert sorted([Tick(3), Tick(-3)]) == [-3, 3]
+    assert {Tick(3): "a"}[3] == "a"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf])
+def test_a_learning_rate_that_cannot_be_has_no_tick(rate: float) -> None:
+    with pytest.raises(ValueError, match="positive and finite"):
+        Tick.nearest(rate)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -159,7 +200,7 @@ def test_only_failures_and_successes_are_evidence(one: Label) -> None:
 
 
 def test_runs_that_are_evidence_of_nothing_are_left_out() -> None:
-    trials = trials_of([(Trial(0, "a", 16 * i, 0), one) for i, one in enumerate(Label)])
+    trials = trials_of([(Trial(0, "a", Tick(16 * i), 0), one) for i, one in enumerate(Label)])
     evidence = [i for i, one in enumerate(Label) if failed(one) is not None]
     assert trials.x.tolist() == evidence
     assert trials.failed.tolist() == [bool(failed(list(Label)[i])) for i in evidence]
@@ -186,7 +227,7 @@ def test_a_run_that_was_stopped_as_exploded_is_exploded_whatever_the_margin() ->
 # --- phase one --------------------------------------------------------------------------------------------------------
 
 
-def sweep_of(spec: StudySpec, losses: Mapping[str, Sequence[float | None]]) -> Results:
+def sweep_of(spec: MaxLrSpec, losses: Mapping[str, Sequence[float | None]]) -> Results:
     """One seed; None is a run without outcome, nan one that broke."""
     ticks = spec.learning_rates.sweep()
     return {
@@ -201,31 +242,31 @@ GOOD = (2.9, 2.5, 2.1, 2.0, 2.05, 2.1, 3.0, 3.1, math.nan)
 
 def test_the_best_is_the_lowest_mean_over_seeds_at_one_rate() -> None:
     results: Results = {
-        Trial(0, "a", 0, 0): outcome(2.0),
-        Trial(0, "a", 0, 1): outcome(2.6),
-        Trial(0, "a", 16, 0): outcome(2.2),
-        Trial(0, "a", 16, 1): outcome(2.3),
-        Trial(0, "b", 32, 0): outcome(1.0),
+        Trial(0, "a", Tick(0), 0): outcome(2.0),
+        Trial(0, "a", Tick(0), 1): outcome(2.6),
+        Trial(0, "a", Tick(16), 0): outcome(2.2),
+        Trial(0, "a", Tick(16), 1): outcome(2.3),
+        Trial(0, "b", Tick(32), 0): outcome(1.0),
     }
     assert best_of("a", results) == Best(pytest.approx(2.25), 16)  # type: ignore[arg-type]
 
 
 def test_a_rate_with_a_broken_seed_is_not_the_best() -> None:
     results: Results = {
-        Trial(0, "a", 0, 0): outcome(1.0),
-        Trial(0, "a", 0, 1): BROKEN,
-        Trial(0, "a", 16, 0): outcome(2.5),
-        Trial(0, "a", 32, 0): None,
+        Trial(0, "a", Tick(0), 0): outcome(1.0),
+        Trial(0, "a", Tick(0), 1): BROKEN,
+        Trial(0, "a", Tick(16), 0): outcome(2.5),
+        Trial(0, "a", Tick(32), 0): None,
     }
     assert best_of("a", results) == Best(2.5, 16)
 
 
 def test_the_lower_of_two_equal_bests_is_taken() -> None:
-    assert best_of("a", {Trial(0, "a", t, 0): outcome(2.0) for t in (32, 0, 16)}).tick == 0
+    assert best_of("a", {Trial(0, "a", Tick(t), 0): outcome(2.0) for t in (32, 0, 16)}).tick == 0
 
 
 def test_an_arm_whose_every_run_broke_has_no_best() -> None:
-    best = best_of("a", {Trial(0, "a", tick, 0): BROKEN for tick in (16, -16)})
+    best = best_of("a", {Trial(0, "a", Tick(tick), 0): BROKEN for tick in (16, -16)})
     assert math.isnan(best.loss)
     assert best.tick == -16
 
@@ -233,16 +274,16 @@ def test_an_arm_whose_every_run_broke_has_no_best() -> None:
 def test_later_rounds_change_nothing_that_phase_one_fixed() -> None:
     spec = study(arms=("baseline", "qk_norm"))
     early = sweep_of(spec, {"baseline": GOOD, "qk_norm": GOOD})
-    late: Results = {Trial(2, "baseline", 3, 1000): outcome(0.5), Trial(3, "qk_norm", -96, 1001): BROKEN}
+    late: Results = {Trial(2, "baseline", Tick(3), 1000): outcome(0.5), Trial(3, "qk_norm", Tick(-96), 1001): BROKEN}
     assert phase_one(spec, early) == phase_one(spec, early | late)
 
 
 def test_phase_one_measures_the_spread_between_seeds_near_the_best_only() -> None:
     spec = study(arms=("baseline",))
     results = sweep_of(spec, {"baseline": GOOD}) | {
-        Trial(1, "baseline", -48, 1): outcome(2.02),
-        Trial(1, "baseline", -48, 2): outcome(2.04),
-        Trial(1, "baseline", 0, 1): outcome(9.0),
+        Trial(1, "baseline", Tick(-48), 1): outcome(2.02),
+        Trial(1, "baseline", Tick(-48), 2): outcome(2.04),
+        Trial(1, "baseline", Tick(0), 1): outcome(9.0),
     }
     assert phase_one(spec, results).seed_sd == pytest.approx(0.02)
 
@@ -273,7 +314,7 @@ def test_failures_are_one_edge_unless_a_success_follows_one(row: Sequence[float 
 
 def test_an_edge_is_looked_for_seed_by_seed() -> None:
     results: Results = {
-        Trial(0, "a", tick, seed): outcome(BEST if tick < edge else BEST + 1)
+        Trial(0, "a", Tick(tick), seed): outcome(BEST if tick < edge else BEST + 1)
         for seed, edge in ((0, 0), (1, 32))
         for tick in range(-32, 64, 16)
     }
@@ -424,6 +465,97 @@ def test_a_study_in_which_every_run_is_lost_ends_after_phase_one() -> None:
     assert not phase_one(study(), results).learned
 
 
+# --- arms with a range of their own -----------------------------------------------------------------------------------
+
+OWN_RANGE = {"baseline": {}, "qk_norm": {"learning_rates": {"low": "2^-2", "high": "2^7", "octaves_apart": 1.5}}}
+HIGH_EDGES = {"baseline": -2.3, "qk_norm": 4.2}
+
+
+def test_an_arm_with_a_range_of_its_own_is_swept_and_probed_there() -> None:
+    spec = study(arms=OWN_RANGE, search={"enough": 0.3})
+    made, results = carry_out(spec, edges(HIGH_EDGES, s=0.3))
+    swept = {arm: [t.tick for t in made[0] if t.arm == arm] for arm in OWN_RANGE}
+    assert swept == {"baseline": list(range(-96, 33, 16)), "qk_norm": list(range(-32, 113, 24))}
+    assert len(made[0]) + len(made[1]) == spec.first_runs()
+    assert len(results) <= spec.most_runs()
+    assert list(spec.ticks()) == sorted({*swept["baseline"], *swept["qk_norm"]})
+    for low, high, arm in ((-96, 32, "baseline"), (-32, 112, "qk_norm")):
+        probes = [t.tick for batch in made[2:] for t in batch if t.arm == arm]
+        assert probes, arm
+        assert all(low <= tick <= high for tick in probes)
+    assert any(t.tick > 32 for batch in made[2:] for t in batch), "no probe beyond the shared range"
+
+
+def test_the_limit_of_an_arm_is_looked_for_in_its_own_range() -> None:
+    found = conclude(study(arms=OWN_RANGE), edges(HIGH_EDGES, s=0.15))
+    for arm, edge in HIGH_EDGES.items():
+        limit = found.arms[arm].criteria["d"].breaks.lr50
+        assert limit.bound is None, arm
+        assert limit.low is not None
+        assert limit.high is not None
+        assert limit.low < 2**edge < limit.high
+    ratio = found.arms["qk_norm"].criteria["d"].ratio.lr50
+    assert ratio.low is not None
+    assert ratio.high is not None
+    assert ratio.low < 2 ** (4.2 + 2.3) < ratio.high
+
+
+@pytest.mark.parametrize(
+    ("edge", "bound", "estimate"), [(20.0, "above", 2.0**7), (-2.9, "below", 2.0**-2)], ids=["none fail", "all fail"]
+)
+def test_a_bound_is_the_end_of_the_arms_own_range(edge: float, bound: str, estimate: float) -> None:
+    def of(trial: Trial) -> Outcome | None:
+        if trial.arm == "baseline":
+            return edges(HIGH_EDGES)(trial)
+        return BROKEN if trial.tick / 16 > edge else outcome(BEST)
+
+    limit = conclude(study(arms=OWN_RANGE), of).arms["qk_norm"].criteria["d"].breaks.lr50
+    assert (limit.bound, limit.estimate) == (bound, estimate)
+
+
+def test_a_shared_range_that_no_arm_uses_changes_nothing() -> None:
+    rates = {"learning_rates": {"low": "2^-6", "high": "2^2", "octaves_apart": 1}}
+    arms = {"baseline": rates, "qk_norm": rates}
+    wide = study(arms=arms, learning_rates={"low": "2^-20", "high": "2^20"})
+    narrow = study(arms=("baseline", "qk_norm"))
+    loss = edges(EDGES, s=0.3)
+    assert carry_out(wide, loss) == carry_out(narrow, loss)
+    assert conclude(wide, loss).arms == conclude(narrow, loss).arms
+
+
+def test_more_probes_in_a_round_than_an_arm_has_rates_are_refused() -> None:
+    arms = {"baseline": {}, "qk_norm": {"learning_rates": {"low": 1.0, "high": "2^0.125"}}}
+    with pytest.raises(ConfigError, match=r"probes_per_round 4 is more than the 3 rates"):
+        study(arms=arms, search={"probes_per_round": 4})
+
+
+# --- arms with another optimizer --------------------------------------------------------------------------------------
+
+
+def test_an_arm_of_another_optimizer_has_a_limit_and_no_ratio() -> None:
+    arms = {"baseline": {}, "muon": {"method": "baseline", "optimizer": {"muon": {}}}, "soft_cap": {}}
+    spec = study(arms=arms)
+    assert [spec.comparable(arm) for arm in arms] == [True, False, True]
+    found = conclude(spec, edges({"baseline": -2.3, "muon": -0.6, "soft_cap": -2.1}, s=0.15))
+    own = found.arms["muon"].criteria["d"]
+    assert own.breaks.lr50.bound is None
+    assert own.breaks.lr50.estimate == pytest.approx(2**-0.6, rel=0.3)
+    for ratio in (own.ratio.lr50, own.ratio.lr10):
+        assert (ratio.bound, ratio.estimate, ratio.low, ratio.high) == ("other_optimizer", None, None, None)
+    assert (own.p_value, own.p_holm, found.arms["muon"].visible_shift) == (None, None, None)
+    other = found.arms["soft_cap"].criteria["d"]
+    assert other.p_holm == other.p_value is not None, "Holm counted a comparison that is not made"
+    assert found.arms["soft_cap"].visible_shift is not None
+
+
+def test_other_settings_of_the_same_optimizer_can_be_compared() -> None:
+    arms = {"baseline": {}, "other": {"method": "baseline", "optimizer": {"weight_decay": 0.3, "rates": {"fc1": 0.5}}}}
+    spec = study(arms=arms)
+    assert spec.comparable("other")
+    found = conclude(spec, edges({"baseline": -2.3, "other": -0.6}, s=0.15)).arms["other"].criteria["d"]
+    assert found.ratio.lr50.bound is None
+
+
 # --- the answers ------------------------------------------------------------------------------------------------------
 
 
@@ -538,7 +670,7 @@ def test_the_strict_criterion_counts_what_exploded_or_broke_only() -> None:
     assert found["strict"].breaks.lr50.bound == "above"
 
 
-def warned(found: Findings, text: str) -> bool:
+def warned(found: LimitFindings, text: str) -> bool:
     return any(text in warning for warning in found.warnings)
 
 
@@ -585,7 +717,8 @@ def test_more_than_a_twentieth_of_runs_without_outcome_is_warned_of(lost: int, e
     found = conclude(spec, lossy)
     assert sum(arm.counts["no_outcome"] for arm in found.arms.values()) == lost
     assert warned(found, "no outcome") is expected
-    assert len(found.errors) == lost
+    assert [run.run_id for run in found.runs if run.outcome is None] == list(found.evidence.errors)
+    assert len(found.evidence.errors) == lost
 
 
 @pytest.mark.parametrize(("step", "expected"), [(380, True), (200, False)])
@@ -628,3 +761,40 @@ def test_every_run_is_listed_with_its_label() -> None:
     for name, arm in found.arms.items():
         own = [run.label.value for run in found.runs if run.trial.arm == name]
         assert arm.counts == {one.value: own.count(one.value) for one in Label}
+
+
+# --- a study that is not finished -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("made", [0, 1, 2, 9, 20, 30, -1])
+def test_a_study_that_is_not_finished_is_analysed_as_far_as_it_goes(made: int) -> None:
+    spec = study()
+    _, results = carry_out(spec, edges(EDGES, s=0.15))
+    early = dict(list(results.items())[:made])
+    evidence = evidence_on(early, complete=False, pending=len(results) - len(early))
+    found = analyse(spec, evidence)
+    assert found.evidence is evidence
+    assert len(found.runs) == len(early)
+    assert list(found.arms) == list(spec.arms)
+    for name, arm in found.arms.items():
+        assert sum(arm.counts.values()) == sum(run.trial.arm == name for run in found.runs)
+    if made == 0:
+        assert not found.learned
+        assert all(arm.criteria["d"].breaks.lr50.bound == "no_data" for arm in found.arms.values())
+
+
+def test_runs_are_listed_arm_by_arm_whatever_their_order() -> None:
+    spec = study()
+    loss = edges(EDGES, s=0.2)
+    _, results = carry_out(spec, loss)
+    shuffled = list(results.items())
+    random.Random(1).shuffle(shuffled)
+    one, other = (analyse(spec, evidence_on(some)) for some in (results, dict(shuffled)))
+    assert one.runs == other.runs
+    assert one.arms == other.arms
+    assert [run.trial.arm for run in one.runs] == sorted((run.trial.arm for run in one.runs), key=list(spec.arms).index)
+
+
+def test_the_rounds_have_names() -> None:
+    assert [KIND.round_name(number) for number in range(4)] == ["sweep", "replicates", "probes 1", "probes 2"]
+    assert kind_of(study()) is KIND

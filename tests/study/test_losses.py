@@ -10,6 +10,7 @@ import signal
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,30 @@ import tomli_w
 
 from trimtab import Study, cli, load_study
 from trimtab.config import ConfigError, dump_toml
+from trimtab.kinds.loss_at_lr.analysis import analyse as analyse_losses
+from trimtab.kinds.loss_at_lr.findings import Compared, LossFindings
+from trimtab.kinds.loss_at_lr.rounds import rounds as loss_rounds
+from trimtab.kinds.loss_at_lr.savings import first_step_at
+from trimtab.kinds.loss_at_lr.spec import LossStudySpec
+from trimtab.kinds.max_lr.analysis import analyse as analyse_limits
+from trimtab.kinds.max_lr.rounds import rounds as search_rounds
+from trimtab.kinds.max_lr_by_size.analysis import SizedFindings
+from trimtab.kinds.max_lr_by_size.analysis import analyse as analyse_sizes
+from trimtab.kinds.max_lr_by_size.rounds import rounds as sized_rounds
+from trimtab.kinds.max_lr_by_size.spec import SizedStudySpec
 from trimtab.models.gpt import GPT
-from trimtab.report import write_report
-from trimtab.report.results import dump, results_of
+from trimtab.report import report_of, write_report
+from trimtab.report.output import json_text
+from trimtab.run.cost import cost_of
 from trimtab.run.folder import Outcome
+from trimtab.run.spec import UserCode
 from trimtab.stats.paired import paired_difference
-from trimtab.study import analysis
-from trimtab.study.driver import Silence, replay
+from trimtab.study.executors.contract import Job, Progress, train_job
 from trimtab.study.executors.inline import InlineExecutor
-from trimtab.study.executors.protocol import Job, Progress, train_job
-from trimtab.study.kinds import KINDS, AnyFindings, AnySpec, read_any_study
-from trimtab.study.loss_at_lr.analysis import Compared, ComparedRun, LossFindings, assess, first_step_at
-from trimtab.study.loss_at_lr.rounds import rounds as loss_rounds
-from trimtab.study.loss_at_lr.spec import LossStudySpec
-from trimtab.study.max_lr_by_size import analysis as sized_analysis
-from trimtab.study.max_lr_by_size.analysis import SizedFindings
-from trimtab.study.max_lr_by_size.rounds import rounds as sized_rounds
-from trimtab.study.max_lr_by_size.spec import SizedStudySpec
-from trimtab.study.search import Results, Trial
-from trimtab.study.search import rounds as search_rounds
+from trimtab.study.kind import KINDS, Blocks, Evidence, Findings, read_any_study
+from trimtab.study.round import Silence
+from trimtab.study.specification import StudySpec
+from trimtab.study.trial import Results, Tick, Trial
 
 Raw = dict[str, Any]
 Tables = Callable[..., Raw]
@@ -69,7 +75,7 @@ def read(raw: Raw) -> Any:
     return read_any_study(raw, "study.toml")
 
 
-NOBODY = {"tune": "nobody", "learning_rate": 2.0**-5}
+FIXED = {"tune": "fixed", "learning_rate": 2.0**-5}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -85,7 +91,7 @@ REFUSED: dict[str, tuple[str, Raw, tuple[str, ...]]] = {
     ),
     "a size where there are none": ("loss_at_lr", {"comparison": {"at_size": "1 deep"}}, ("comparison.at_size",)),
     "a rate beside a sweep": ("loss_at_lr", {"comparison": {"learning_rate": 0.1}}, ("comparison", "learning_rate")),
-    "no rate and no sweep": ("loss_at_lr", {"comparison": {"tune": "nobody"}}, ("comparison", "learning_rate")),
+    "no rate and no sweep": ("loss_at_lr", {"comparison": {"tune": "fixed"}}, ("comparison", "learning_rate")),
     "an unknown tuner": ("loss_at_lr", {"comparison": {"tune": "everybody"}}, ("comparison.tune", "everybody")),
     "no seeds": ("loss_at_lr", {"comparison": {"seeds": 0}}, ("comparison", "seeds")),
     "no multiples": ("loss_at_lr", {"comparison": {"multiples": []}}, ("comparison", "multiples")),
@@ -163,6 +169,13 @@ def test_a_file_without_a_kind_is_a_study_of_limits(tiny_tables: Tables) -> None
     assert read(tiny_tables()).kind == "max_lr"
 
 
+def test_a_rate_fixed_by_nobody_is_fixed(tables: Tables) -> None:
+    """Files of version 0.1.0 say so."""
+    old, new = (read(tables(comparison=FIXED | {"tune": tune})) for tune in ("nobody", "fixed"))
+    assert old == new
+    assert old.table()["comparison"]["tune"] == "fixed"
+
+
 def test_every_line_stands_at_every_size_with_the_size_laid_over_it(tables: Tables) -> None:
     arms = {"baseline": {}, "wide": {"method": "baseline", "model": {"width": 32, "num_layers": 3}}}
     spec = read(tables(arms=arms, sizes=DEPTHS))
@@ -173,7 +186,7 @@ def test_every_line_stands_at_every_size_with_the_size_laid_over_it(tables: Tabl
 
 SHAPES: dict[str, tuple[str, Raw]] = {
     "plain": ("loss_at_lr", {}),
-    "at one rate": ("loss_at_lr", {"comparison": NOBODY | {"multiples": [1.0, 4.0], "seeds": 3}}),
+    "at one rate": ("loss_at_lr", {"comparison": FIXED | {"multiples": [1.0, 4.0], "seeds": 3}}),
     "with sizes": ("loss_at_lr", {"sizes": DEPTHS, "comparison": {"at_size": "2 deep", "tune": "arm"}}),
     "with arms of all sorts": (
         "loss_at_lr",
@@ -195,6 +208,17 @@ SHAPES: dict[str, tuple[str, Raw]] = {
                 "64 words": {"data": {"zipf_markov": {"vocab_size": 64}}},
             },
         },
+    ),
+    "with rates of its own": (
+        "loss_at_lr",
+        {
+            "comparison": {"tune": "arm"},
+            "arms": {"baseline": {}, "qk_norm": {"learning_rates": {"low": "2^-5", "high": "2^1", "octaves_apart": 2}}},
+        },
+    ),
+    "with another optimizer": (
+        "loss_at_lr",
+        {"arms": {"baseline": {}, "muon": {"method": "baseline", "optimizer": {"muon": {"momentum": 0.9}}}}},
     ),
     "limits by size": ("max_lr_by_size", {"sizes": DEPTHS, "search": {"most_runs": 11}, "criterion": {"margin": 0.3}}),
     "limits by size with arms of all sorts": (
@@ -313,12 +337,22 @@ def test_the_sweep_comes_first_and_decides_the_rate_of_every_pair(
 
 
 def test_a_given_rate_asks_for_no_sweep_and_is_taken_to_the_nearest_sixteenth(tables: Tables) -> None:
-    comparison = {"tune": "nobody", "learning_rate": 0.011, "seeds": 2, "multiples": [2.0]}
+    comparison = {"tune": "fixed", "learning_rate": 0.011, "seeds": 2, "multiples": [2.0]}
     spec = read(tables(comparison=comparison))
     (pairs,), _ = driven(loss_rounds(spec), best_at({}))
     assert {trial.tick for trial in pairs} == {round(16 * math.log2(0.011)) + 16}
     assert len(pairs) == 4 == spec.most_runs()
     assert spec.first_runs() == 0
+
+
+def test_an_arm_with_rates_of_its_own_is_swept_over_those(tables: Tables) -> None:
+    kind, changes = SHAPES["with rates of its own"]
+    spec = read(tables(kind, **changes))
+    (sweep, pairs), _ = driven(loss_rounds(spec), best_at({"baseline": -96, "qk_norm": -16}))
+    swept = {arm: [trial.tick for trial in sweep if trial.arm == arm] for arm in spec.arms}
+    assert swept == {"baseline": list(SWEEP), "qk_norm": [-80, -48, -16, 16]}
+    assert spec.first_runs() == len(sweep)
+    assert {(trial.arm, trial.tick) for trial in pairs} == {("baseline", -96), ("qk_norm", -16)}
 
 
 def test_the_seeds_of_the_sweep_are_never_those_of_the_comparison(tables: Tables) -> None:
@@ -338,8 +372,18 @@ def test_a_sweep_of_which_nothing_came_back_leads_to_no_rate_outside_it(tables: 
 
 # --- what a comparison of losses finds --------------------------------------------------------------------------------
 
-TICK = round(16 * math.log2(2.0**-5))
+TICK = Tick.nearest(2.0**-5)
 CURVE = ((0, 3.0), (10, 2.0), (20, 1.0))
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run that nobody made."""
+
+    trial: Trial
+    run_id: str
+    outcome: Outcome | None
+    blocks: Blocks
 
 
 def one_run(
@@ -347,17 +391,40 @@ def one_run(
     seed: int,
     blocks: Mapping[str, Sequence[float]] | None,
     *,
-    tick: int = TICK,
+    tick: Tick = TICK,
     curve: Sequence[tuple[int, float]] = CURVE,
     stopped: Any = None,
     lost: bool = False,
-) -> ComparedRun:
+) -> Made:
     outcome = None if lost else outcome_of(curve, stopped=stopped)
-    return ComparedRun(Trial(1, arm, tick, seed), f"{arm}/{tick}/{seed}", outcome, blocks or {})
+    return Made(Trial(1, arm, tick, seed), f"{arm}/{tick}/{seed}", outcome, blocks or {})
+
+
+def evidence_on(spec: StudySpec, results: Results, folder: Path, **facts: Any) -> Evidence:
+    """Evidence of runs that nobody made; those without outcome were given up."""
+    names = {trial: repr(trial) for trial in results}
+    given: dict[str, Any] = {
+        "run_ids": names,
+        "errors": {names[trial]: "no luck" for trial, found in results.items() if found is None},
+        "blocks": lambda name: {},
+        "cost": lambda arm: cost_of(spec.arms[arm].run(0, 0)),
+    }
+    return Evidence(results=results, folder=folder, **(given | facts))
+
+
+def assess(spec: LossStudySpec, runs: Sequence[Made], folder: Path, **facts: Any) -> LossFindings:
+    """What a comparison of these runs finds."""
+    by_id = {run.run_id: run for run in runs}
+    assert len(by_id) == len(runs)
+    names = {run.trial: run.run_id for run in runs}
+    errors = {run.run_id: "no luck" for run in runs if run.outcome is None}
+    own = {"run_ids": names, "errors": errors, "blocks": lambda name: by_id[name].blocks}
+    results = {run.trial: run.outcome for run in runs}
+    return analyse_losses(spec, evidence_on(spec, results, folder, **(own | facts)))
 
 
 def loss_spec(tables: Tables, num_seeds: int, **changes: Any) -> LossStudySpec:
-    comparison = NOBODY | {"seeds": num_seeds} | changes.pop("comparison", {})
+    comparison = FIXED | {"seeds": num_seeds} | changes.pop("comparison", {})
     return read(tables(comparison=comparison, **changes))
 
 
@@ -370,13 +437,13 @@ BASE = [[1.0, 2.0, 1.5], [1.1, 2.1, 1.4], [0.9, 2.2, 1.6]]
 OWN = [[0.9, 1.8, 1.4], [1.0, 2.0, 1.2], [0.9, 2.0, 1.5]]
 
 
-def table_runs(arm: str, table: Sequence[Sequence[float]], **more: Any) -> list[ComparedRun]:
+def table_runs(arm: str, table: Sequence[Sequence[float]], **more: Any) -> list[Made]:
     return [one_run(arm, seed, {"a": row[:2], "b": row[2:]}, **more) for seed, row in enumerate(table)]
 
 
 def test_a_difference_is_the_arms_loss_minus_that_of_the_reference(tables: Tables, tmp_path: Path) -> None:
     spec = loss_spec(tables, 3)
-    findings = assess(spec, [*table_runs("baseline", BASE), *table_runs("qk_norm", OWN)], tmp_path, {})
+    findings = assess(spec, [*table_runs("baseline", BASE), *table_runs("qk_norm", OWN)], tmp_path)
     own, base = found_of(findings, "qk_norm"), found_of(findings, "baseline")
     gaps = [[OWN[s][b] - BASE[s][b] for b in range(3)] for s in range(3)]
     means = [sum(row) / 3 for row in gaps]
@@ -403,7 +470,7 @@ def test_parts_are_matched_by_name_whatever_their_order(tables: Tables, tmp_path
     spec = loss_spec(tables, 2)
     base = [one_run("baseline", seed, {"a": [1.0, 2.0], "b": [5.0]}) for seed in range(2)]
     own = [one_run("qk_norm", seed, {"b": [5.0], "a": [1.0, 2.0]}) for seed in range(2)]
-    found = found_of(assess(spec, [*base, *own], tmp_path, {}), "qk_norm")
+    found = found_of(assess(spec, [*base, *own], tmp_path), "qk_norm")
     assert found.difference is not None
     assert (found.difference.mean, found.difference.visible) == (0.0, 0.0)
 
@@ -419,7 +486,7 @@ def test_a_pair_with_a_broken_run_is_left_out_and_counted(
     runs = [*table_runs("baseline", BASE), *table_runs("qk_norm", OWN)]
     place = next(i for i, run in enumerate(runs) if run.trial.arm == broken_arm and run.trial.seed == 1)
     runs[place] = one_run(broken_arm, 1, fault.get("blocks"), stopped=fault.get("stopped"))
-    findings = assess(spec, runs, tmp_path, {})
+    findings = assess(spec, runs, tmp_path)
     kept = np.subtract([OWN[0], OWN[2]], [BASE[0], BASE[2]])
     own = found_of(findings, "qk_norm")
     assert own.difference == paired_difference(kept)
@@ -437,18 +504,48 @@ def test_a_pair_with_a_broken_run_is_left_out_and_counted(
 def test_a_run_without_outcome_is_missing_and_not_broken(tables: Tables, tmp_path: Path) -> None:
     spec = loss_spec(tables, 3)
     runs = [*table_runs("baseline", BASE), *table_runs("qk_norm", OWN)[:2], one_run("qk_norm", 2, None, lost=True)]
-    findings = assess(spec, runs, tmp_path, {runs[-1].run_id: "no luck"})
+    findings = assess(spec, runs, tmp_path)
     own = found_of(findings, "qk_norm")
     assert (own.broken, own.missing) == (0, 1)
     assert own.difference == paired_difference(np.subtract(OWN[:2], BASE[:2]))
-    assert findings.errors == {runs[-1].run_id: "no luck"}
+    assert findings.evidence.errors == {runs[-1].run_id: "no luck"}
+    assert [one["id"] for one in write_report(findings)["excluded"]] == [runs[-1].run_id]
+
+
+@pytest.mark.parametrize(("above", "broken"), [(0.099, 0), (0.101, 1)])
+@pytest.mark.parametrize("margin", [None, 0.5])
+def test_a_run_worse_than_a_uniform_guess_is_broken(
+    tables: Tables, tmp_path: Path, above: float, broken: int, margin: float | None
+) -> None:
+    own = {} if margin is None else {"evaluation": {"explosion_margin": margin}}
+    spec = loss_spec(tables, 3, **own)
+    runs = [*table_runs("baseline", BASE), *table_runs("qk_norm", OWN)[:2]]
+    final = math.log(8) + above - 0.1 + (margin or 0.1)
+    runs.append(one_run("qk_norm", 2, {"a": OWN[2][:2], "b": OWN[2][2:]}, curve=((0, 2.1), (20, final))))
+    found = found_of(assess(spec, runs, tmp_path), "qk_norm")
+    assert (found.broken, found.missing) == (broken, 0)
+    kept = 3 - broken
+    assert found.difference == paired_difference(np.subtract(OWN[:kept], BASE[:kept]))
+
+
+def test_a_run_that_is_not_made_yet_is_missing(tables: Tables, tmp_path: Path) -> None:
+    spec = loss_spec(tables, 3)
+    runs = [*table_runs("baseline", BASE), *table_runs("qk_norm", OWN)[:2]]
+    findings = assess(spec, runs, tmp_path, complete=False, pending=1)
+    own = found_of(findings, "qk_norm")
+    assert (own.broken, own.missing) == (0, 1)
+    assert own.difference == paired_difference(np.subtract(OWN[:2], BASE[:2]))
+    assert len(findings.runs) == 5
+    assert findings.evidence.errors == {}
+    results = write_report(findings)
+    assert (results["study"]["complete"], results["study"]["pending"]) == (False, 1)
 
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_an_arm_of_which_nothing_is_left_has_no_difference(tables: Tables, tmp_path: Path, lost: bool) -> None:
     spec = loss_spec(tables, 3)
     gone = [one_run("qk_norm", seed, None, lost=lost, stopped=None if lost else "exploded") for seed in range(3)]
-    findings = assess(spec, [*table_runs("baseline", BASE), *gone], tmp_path, {})
+    findings = assess(spec, [*table_runs("baseline", BASE), *gone], tmp_path)
     own = found_of(findings, "qk_norm")
     assert own.difference is None
     assert (own.broken, own.missing) == ((0, 3) if lost else (3, 0))
@@ -459,14 +556,14 @@ def test_an_arm_of_which_nothing_is_left_has_no_difference(tables: Tables, tmp_p
 def test_one_block_in_all_leaves_no_difference(tables: Tables, tmp_path: Path) -> None:
     spec = loss_spec(tables, 2)
     runs = [one_run(arm, seed, {"a": [1.0 + seed]}) for arm in ("baseline", "qk_norm") for seed in range(2)]
-    assert found_of(assess(spec, runs, tmp_path, {}), "qk_norm").difference is None
+    assert found_of(assess(spec, runs, tmp_path), "qk_norm").difference is None
 
 
 def test_a_loss_of_hundreds_of_nats_is_reported(tables: Tables, tmp_path: Path) -> None:
     spec = loss_spec(tables, 2)
     base = [one_run("baseline", seed, {"a": [1.0, 2.0]}) for seed in range(2)]
     own = [one_run("qk_norm", seed, {"a": [900.0, 901.0]}) for seed in range(2)]
-    findings = assess(spec, [*base, *own], tmp_path, {})
+    findings = assess(spec, [*base, *own], tmp_path)
     assert found_of(findings, "qk_norm").perplexity == math.inf
     assert write_report(findings)["compared"][1]["perplexity"] is None
 
@@ -474,7 +571,7 @@ def test_a_loss_of_hundreds_of_nats_is_reported(tables: Tables, tmp_path: Path) 
 def test_one_seed_cannot_tell_and_says_so(tables: Tables, tmp_path: Path) -> None:
     spec = loss_spec(tables, 1, sizes=DEPTHS)
     runs = [one_run(name, 0, {"a": [1.0, 1.1 + 0.1 * i, 1.3]}) for i, name in enumerate(spec.arms)]
-    findings = assess(spec, runs, tmp_path, {})
+    findings = assess(spec, runs, tmp_path)
     own = found_of(findings, "qk_norm, 2 deep")
     assert own.difference is not None
     assert own.difference.text_low <= own.difference.mean <= own.difference.text_high
@@ -503,12 +600,12 @@ def test_p_values_are_adjusted_over_the_arms_of_one_size_and_rate(tables: Tables
     spec = loss_spec(tables, 3, arms=arms, comparison={"multiples": [1.0, 2.0]}, **AT_SIZES)
     chance = np.random.default_rng(0)
     runs = [
-        one_run(name, seed, {"a": list(1.0 + 0.05 * i + 0.1 * chance.standard_normal(6))}, tick=TICK + shift)
+        one_run(name, seed, {"a": list(1.0 + 0.05 * i + 0.1 * chance.standard_normal(6))}, tick=Tick(TICK + shift))
         for i, name in enumerate(spec.arms)
         for shift in (0, 16)
         for seed in range(3)
     ]
-    findings = assess(spec, runs, tmp_path, {})
+    findings = assess(spec, runs, tmp_path)
     for size in ("1 deep", "2 deep"):
         for multiple in (1.0, 2.0):
             family = {f"{line}, {size}": found_of(findings, f"{line}, {size}", multiple) for line in arms}
@@ -522,14 +619,14 @@ def test_p_values_are_adjusted_over_the_arms_of_one_size_and_rate(tables: Tables
 def test_a_slope_is_that_of_the_differences_over_doublings_of_depth(tables: Tables, tmp_path: Path) -> None:
     spec = loss_spec(tables, 3, sizes=DEPTHS)
     gaps = {0: [0.1, -0.1, -0.2], 1: [0.0, -0.3, -0.2], 2: [9.0, 9.0, 9.0]}
-    runs: list[ComparedRun] = []
+    runs: list[Made] = []
     for place, size in enumerate(DEPTHS):
         for seed, gap in gaps.items():
             runs.append(one_run(f"baseline, {size}", seed, {"a": [1.0, 3.0]}))
             broken = seed == 2 and place == 1  # such a seed has no whole line
             own = one_run(f"qk_norm, {size}", seed, {"a": [1.0 + gap[place], 3.0 + gap[place]]})
             runs.append(one_run(f"qk_norm, {size}", seed, None, stopped="exploded") if broken else own)
-    (slope,) = assess(spec, runs, tmp_path, {}).slopes
+    (slope,) = assess(spec, runs, tmp_path).slopes
     per_seed = []
     for seed in (0, 1):
         x, y = [0.0, 1.0, 2.0], gaps[seed]  # log2 of 1, 2 and 4 blocks
@@ -546,7 +643,7 @@ def test_a_slope_is_that_of_the_differences_over_doublings_of_depth(tables: Tabl
 def test_there_is_no_slope_over_one_depth(tables: Tables, tmp_path: Path, sizes: Raw) -> None:
     spec = loss_spec(tables, 2, sizes=sizes)
     runs = [one_run(name, seed, {"a": [1.0, 2.0 + seed]}) for name in spec.arms for seed in range(2)]
-    assert assess(spec, runs, tmp_path, {}).slopes == []
+    assert assess(spec, runs, tmp_path).slopes == []
 
 
 @pytest.mark.parametrize(
@@ -579,7 +676,7 @@ def test_savings_are_shares_of_the_references_tokens_and_compute(tables: Tables,
     base = [one_run("baseline", seed, {"a": [1.0, 1.5]}) for seed in range(3)]  # ends at 1.0 after 20 steps
     curves = [((0, 3.0), (10, 1.0), (20, 0.8)), ((0, 3.0), (10, 2.0), (20, 0.0)), ((0, 3.0), (10, 2.0), (20, 1.1))]
     own = [one_run("gated_attention", seed, {"a": [1.0, 1.5]}, curve=curve) for seed, curve in enumerate(curves)]
-    saving = found_of(assess(spec, [*base, *own], tmp_path, {}), "gated_attention").saving
+    saving = found_of(assess(spec, [*base, *own], tmp_path), "gated_attention").saving
     assert saving is not None
     assert (saving.reached, saving.seeds) == (2, 3)
     saved = [1 - 10 / 20, 1 - 15 / 20]
@@ -596,7 +693,7 @@ def test_a_loss_that_is_never_reached_saves_nothing(tables: Tables, tmp_path: Pa
     base = [one_run("baseline", seed, {"a": [1.0, 1.5]}) for seed in range(2)]
     curve = ((0, 3.0), (10, 2.0), (20, 1.2))
     own = [one_run("qk_norm", seed, {"a": [1.2, 1.7]}, curve=curve) for seed in range(2)]
-    findings = assess(spec, [*base, *own], tmp_path, {})
+    findings = assess(spec, [*base, *own], tmp_path)
     saving = found_of(findings, "qk_norm").saving
     assert saving is not None
     assert (saving.reached, saving.seeds) == (0, 2)
@@ -610,7 +707,7 @@ def test_an_arm_with_larger_batches_is_charged_for_its_tokens(tables: Tables, tm
     base = [one_run("baseline", seed, {"a": [1.0, 1.5]}) for seed in range(2)]
     curve = ((0, 3.0), (10, 1.0), (20, 0.8))
     own = [one_run("large", seed, {"a": [1.0, 1.5]}, curve=curve) for seed in range(2)]
-    saving = found_of(assess(spec, [*base, *own], tmp_path, {}), "large").saving
+    saving = found_of(assess(spec, [*base, *own], tmp_path), "large").saving
     assert saving is not None
     # 10 steps of 8 sequences are as many tokens as 20 steps of 4.
     assert (saving.tokens.mean, saving.compute.mean) == pytest.approx((0.0, 0.0))
@@ -662,7 +759,7 @@ def place_edge(spec: SizedStudySpec, edge: Callable[[int, int], float]) -> Calla
 
 def sized_findings(spec: SizedStudySpec, edge: Callable[[int, int], float], folder: Path) -> SizedFindings:
     _, results = driven(sized_rounds(spec), limits_at(place_edge(spec, edge)))
-    return sized_analysis.analyse(spec, results, {trial: repr(trial) for trial in results}, folder, {})
+    return analyse_sizes(spec, evidence_on(spec, results, folder))
 
 
 def test_the_rounds_of_all_sizes_are_those_of_each_by_itself(tables: Tables) -> None:
@@ -696,13 +793,13 @@ def test_the_findings_of_a_size_are_those_of_that_size_alone(tables: Tables, tmp
     spec = sized_spec(tables, DEPTHS)
     outcome = limits_at(place_edge(spec, lambda width, depth: -2.0 - math.log2(depth)))
     _, results = driven(sized_rounds(spec), outcome)
-    names = {trial: repr(trial) for trial in results}
-    together = sized_analysis.analyse(spec, results, names, tmp_path, {})
+    together = analyse_sizes(spec, evidence_on(spec, results, tmp_path))
     assert list(together.by_size) == list(DEPTHS)
     for size, study in spec.studies.items():
         _, own = driven(search_rounds(study), outcome)
-        alone = analysis.analyse(study, own, names, tmp_path, {})
-        assert without_provenance(results_of(together.by_size[size], {})) == without_provenance(results_of(alone, {}))
+        alone = analyse_limits(study, evidence_on(study, own, tmp_path))
+        both = [without_provenance(report_of(one).results) for one in (together.by_size[size], alone)]
+        assert both[0] == both[1]
     assert len(together.runs) == len(results)
 
 
@@ -712,7 +809,7 @@ def without_provenance(results: Raw) -> str:
             return {key: bare(item) for key, item in value.items() if key != "provenance"}
         return [bare(item) for item in value] if isinstance(value, list) else value
 
-    return dump(bare(results))
+    return json_text(bare(results))
 
 
 WIDTHS = {f"width {w}": {"model": {"width": w}} for w in (8, 16, 32, 64, 128)}
@@ -838,9 +935,9 @@ def strict(file: Path) -> Raw:
 
 
 @pytest.fixture(scope="module")
-def carried_out(tables: Tables, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[AnySpec, AnyFindings]]:
+def carried_out(tables: Tables, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[StudySpec, Findings]]:
     """Both tiny studies, each in a folder with its report."""
-    done: dict[str, tuple[AnySpec, AnyFindings]] = {}
+    done: dict[str, tuple[StudySpec, Findings]] = {}
     for kind, changes in WHOLE.items():
         study = Study.of(read(tables(kind, **changes)))
         findings = study.run(tmp_path_factory.mktemp("whole") / kind, workers=0)
@@ -849,38 +946,42 @@ def carried_out(tables: Tables, tmp_path_factory: pytest.TempPathFactory) -> dic
     return done
 
 
-Whole = dict[str, tuple[AnySpec, AnyFindings]]
+Whole = dict[str, tuple[StudySpec, Findings]]
 
 
 @both
 def test_a_finished_study_has_a_report_without_nan(carried_out: Whole, kind: str) -> None:
     spec, findings = carried_out[kind]
-    results = strict(findings.folder / "results.json")
+    results = strict(findings.evidence.folder / "results.json")
     assert results["kind"] == kind
     assert results["study"]["verdicts"]
-    assert (findings.folder / "report.html").stat().st_size > 1_000_000
+    assert (findings.evidence.folder / "report.html").stat().st_size > 1_000_000
     assert len(findings.runs) == len({run.run_id for run in findings.runs})
-    assert {path.name for path in (findings.folder / "runs").iterdir()} == {run.run_id for run in findings.runs}
+    assert {path.name for path in (findings.evidence.folder / "runs").iterdir()} == {
+        run.run_id for run in findings.runs
+    }
     assert len(findings.runs) <= spec.most_runs()
-    assert not findings.errors
+    assert not findings.evidence.errors
+    assert findings.evidence.complete
+    assert findings.evidence.pending == 0
 
 
 @both
 def test_what_may_differ_between_equal_studies_stands_in_one_place(carried_out: Whole, kind: str) -> None:
     _, findings = carried_out[kind]
-    text = (findings.folder / "results.json").read_text(encoding="utf-8")
+    text = (findings.evidence.folder / "results.json").read_text(encoding="utf-8")
     assert text.count('"provenance"') == 1
     assert text.count('"training_seconds"') == 1
 
 
 def test_the_losses_reported_are_those_that_the_runs_kept(carried_out: Whole) -> None:
     spec, findings = carried_out["loss_at_lr"]
-    results = strict(findings.folder / "results.json")
+    results = strict(findings.evidence.folder / "results.json")
     assert len(results["runs"]) == 3 + 2 * 2 * 2 == spec.most_runs()
     by_arm: dict[str, dict[int, float]] = {}
     for run in results["runs"]:
         if run["round"] == 1:
-            texts = strict(findings.folder / "runs" / run["id"] / "texts.json")
+            texts = strict(findings.evidence.folder / "runs" / run["id"] / "texts.json")
             losses = [loss for some in texts.values() for loss in some]
             assert len(losses) == 4
             by_arm.setdefault(run["arm"], {})[run["seed"]] = sum(losses) / 4
@@ -897,7 +998,7 @@ def test_the_losses_reported_are_those_that_the_runs_kept(carried_out: Whole) ->
 @both
 def test_no_cell_of_the_csv_is_a_formula(carried_out: Whole, kind: str) -> None:
     _, findings = carried_out[kind]
-    text = (findings.folder / "results.csv").read_text(encoding="utf-8")
+    text = (findings.evidence.folder / "results.csv").read_text(encoding="utf-8")
     rows = list(csv.reader(io.StringIO(text, newline="")))
     assert len(rows) == 1 + 4
     assert len({len(row) for row in rows}) == 1
@@ -919,7 +1020,9 @@ def test_an_interrupted_study_goes_on_to_the_same_results_and_trains_nothing_twi
     assert len(before.names) == 3
     findings = Study.of(spec).run(tmp_path / "study", executor=InlineExecutor(after))
     assert Counter(before.names + after.names) == Counter(run.run_id for run in undisturbed.runs)
-    assert without_provenance(write_report(findings)) == without_provenance(strict(undisturbed.folder / "results.json"))
+    assert without_provenance(write_report(findings)) == without_provenance(
+        strict(undisturbed.evidence.folder / "results.json")
+    )
     again = Trained()
     Study.of(spec).run(tmp_path / "study", executor=InlineExecutor(again))
     assert again.names == []
@@ -934,13 +1037,20 @@ def test_more_seeds_and_rates_reuse_every_run(carried_out: Whole, tables: Tables
     findings = Study.of(read(tables(**LOSSES))).run(tmp_path / "study", executor=InlineExecutor(trained))
     assert first | set(trained.names) == {run.run_id for run in undisturbed.runs}
     assert len(trained.names) == 4
-    assert without_provenance(write_report(findings)) == without_provenance(strict(undisturbed.folder / "results.json"))
+    assert without_provenance(write_report(findings)) == without_provenance(
+        strict(undisturbed.evidence.folder / "results.json")
+    )
 
 
-def test_another_kind_of_study_is_refused_by_name(carried_out: Whole, tables: Tables) -> None:
+def test_another_kind_of_study_is_refused_by_name(
+    carried_out: Whole, tables: Tables, contents: Callable[[Path], Any]
+) -> None:
     _, losses = carried_out["loss_at_lr"]
-    with pytest.raises(ConfigError, match=r"kind|criterion|comparison"):
-        replay(read(tables("max_lr_by_size", **LIMITS)), losses.folder)
+    before = contents(losses.evidence.folder)
+    with pytest.raises(ConfigError, match=r"kind loss_at_lr, this is max_lr_by_size"):
+        Study.of(read(tables("max_lr_by_size", **LIMITS))).run(losses.evidence.folder, workers=0)
+    after = contents(losses.evidence.folder)
+    assert {k: v for k, v in after.items() if k != ".lock"} == {k: v for k, v in before.items() if k != ".lock"}
 
 
 def test_a_comparison_whose_arm_was_lost_ends_in_a_report(tables: Tables, tmp_path: Path) -> None:
@@ -975,11 +1085,11 @@ def trimtab(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
 @both
 def test_the_report_command_says_the_same_again(carried_out: Whole, kind: str, trimtab: Any) -> None:
     _, findings = carried_out[kind]
-    files = [findings.folder / name for name in ("results.json", "results.csv")]
+    files = [findings.evidence.folder / name for name in ("results.json", "results.csv")]
     before = [file.read_text() for file in files]
     for file in files:
         file.unlink()
-    code, out, err = trimtab("report", findings.folder)
+    code, out, err = trimtab("report", findings.evidence.folder)
     assert (code, err) == (0, "")
     assert [file.read_text() for file in files] == before
     for verdict in strict(files[0])["study"]["verdicts"]:
@@ -1011,7 +1121,7 @@ def test_the_presets_are_read_and_can_be_read_again(preset: str) -> None:
 
 def test_limits_of_models_of_ones_own_are_compared_by_size(tables: Tables, user_code: Any, tmp_path: Path) -> None:
     raw = tables("max_lr_by_size", **(LIMITS | {"arms": {"baseline": {}}, "sizes": WIDTHS}))
-    spec = read_any_study(raw, "study.toml", build_model=user_code.build_bigram)
+    spec = read_any_study(raw, "study.toml", UserCode(model=user_code.build_bigram))
     findings = sized_findings(spec, lambda width, depth: -3.0, tmp_path)
     for point in findings.trends[0].points:
         assert point.parameters > 0, "such a model knows nothing of a width, and has parameters all the same"
@@ -1019,19 +1129,48 @@ def test_limits_of_models_of_ones_own_are_compared_by_size(tables: Tables, user_
 
 
 def test_every_kind_knows_its_rounds(tables: Tables) -> None:
-    assert set(KINDS) == {"max_lr", "seeds", "signals", *WHOLE}
+    assert set(KINDS.all()) == {"max_lr", "seeds", "signals", *WHOLE}
     for kind, changes in WHOLE.items():
         spec = read(tables(kind, **changes))
-        first = next(KINDS[kind].rounds(spec))
+        first = next(KINDS.get(kind).rounds(spec))
         assert len(first) == spec.first_runs()
 
 
 def test_results_of_no_run_at_all_are_no_error(tables: Tables, tmp_path: Path) -> None:
     for kind, changes in WHOLE.items():
         spec = read(tables(kind, **changes))
-        _, results = driven(KINDS[kind].rounds(spec), lambda trial: None)
-        everything: Results = dict.fromkeys(results)
-        names = {trial: repr(trial) for trial in everything}
-        findings = KINDS[kind].analyse(spec, everything, names, tmp_path, {})
-        assert write_report(findings)["kind"] == kind
-        assert len(findings.errors) == len(everything)
+        _, results = driven(KINDS.get(kind).rounds(spec), lambda trial: None)
+        findings = KINDS.get(kind).analyse(spec, evidence_on(spec, dict.fromkeys(results), tmp_path))
+        report = write_report(findings)
+        assert report["kind"] == kind
+        assert len(report["excluded"]) == len(findings.runs) == len(results)
+
+
+@both
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.7, 0.95])
+def test_a_study_that_is_not_finished_has_a_report(tables: Tables, tmp_path: Path, kind: str, share: float) -> None:
+    spec = read(tables(kind, **WHOLE[kind]))
+    _, results = driven(KINDS.get(kind).rounds(spec), limits_at(lambda trial: -2.0))
+    made = dict(list(results.items())[: int(share * len(results))])
+    pending = len(results) - len(made)
+    blocks = {"held_out": [1.0, 1.1, 1.2, 1.3]}
+    evidence = evidence_on(spec, made, tmp_path, blocks=lambda name: blocks, complete=False, pending=pending)
+    report = write_report(KINDS.get(kind).analyse(spec, evidence))
+    assert (report["study"]["complete"], report["study"]["pending"]) == (False, pending)
+    assert report["excluded"] == []
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "this study is unfinished" in page
+
+
+def test_what_an_arm_costs_is_asked_of_the_evidence(tables: Tables, tmp_path: Path) -> None:
+    for kind, changes in WHOLE.items():
+        spec = read(tables(kind, **changes))
+        _, results = driven(KINDS.get(kind).rounds(spec), limits_at(lambda trial: -2.0))
+        asked: list[str] = []
+
+        def cost(arm: str, spec: Any = spec, asked: list[str] = asked) -> Any:
+            asked.append(arm)
+            return cost_of(spec.arms[arm].run(0, 0))
+
+        KINDS.get(kind).analyse(spec, evidence_on(spec, results, tmp_path, cost=cost))
+        assert set(asked) == set(spec.arms)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import tomli_w
@@ -21,21 +22,26 @@ import torch
 
 from trimtab import Study, cli, load_study
 from trimtab.config import ConfigError, dump_toml
+from trimtab.kinds.signals.analysis import TRACES
+from trimtab.kinds.signals.traces import Trace, load_traces, read_trace, save_traces, token_groups
 from trimtab.report import write_report
-from trimtab.report.results import dump
-from trimtab.report.seeds import view_sections
+from trimtab.report.output import json_text
+from trimtab.report.schema import schema
+from trimtab.report.seed_sections import view_sections
 from trimtab.run import execute as execution
-from trimtab.run.execute import build, execute
-from trimtab.run.folder import IntegrityError, Outcome, load_outcome, load_readings, load_steps
-from trimtab.study.driver import replay, run_study
+from trimtab.run.build import build
+from trimtab.run.execute import execute
+from trimtab.run.files import IntegrityError
+from trimtab.run.folder import Outcome, load_outcome, load_readings, load_steps
+from trimtab.run.spec import UserCode
+from trimtab.study.driver import run_study
+from trimtab.study.executors.contract import Job, Progress, train_job
 from trimtab.study.executors.inline import InlineExecutor
-from trimtab.study.executors.protocol import Job, Progress, train_job
-from trimtab.study.kinds import KINDS, read_any_study
-from trimtab.study.search import Trial
-from trimtab.study.seeds.facts import NO_FACTS, SeedFacts, load_facts, read_facts, save_facts
-from trimtab.study.seeds.view import FACTS, seed_groups
-from trimtab.study.signals.analysis import TRACES
-from trimtab.study.signals.traces import Trace, load_traces, read_trace, save_traces, token_groups
+from trimtab.study.kind import Evidence, kind_of, read_any_study
+from trimtab.study.seed_facts import NO_FACTS, SeedFacts, load_facts, read_facts, save_facts
+from trimtab.study.seed_groups import FACTS, seed_groups
+from trimtab.study.stored import cost_reader, load_stored
+from trimtab.study.trial import Results, Trial
 
 Raw = dict[str, Any]
 Tables = Callable[..., Raw]
@@ -77,6 +83,19 @@ def tables(tiny_tables: Tables) -> Tables:
 
 def read(raw: Raw) -> Any:
     return read_any_study(raw, "study.toml")
+
+
+def analysed(spec: Any, results: Results, names: Mapping[Trial, str], folder: Path) -> Any:
+    """The findings from these outcomes and what the folder holds."""
+    evidence = Evidence(
+        results=results,
+        run_ids=names,
+        folder=folder,
+        errors={},
+        blocks=lambda name: {},
+        cost=cost_reader(spec, {}),
+    )
+    return kind_of(spec).analyse(spec, evidence)
 
 
 def strict(file: Path) -> Raw:
@@ -174,7 +193,7 @@ def test_the_preset_of_the_kind_is_read_and_plans_all_its_runs(kind: str) -> Non
     raw, _ = cli._study_tables(cli._parser().parse_args(["study", "--preset", kind]))
     spec = read(raw)
     assert read(tomllib.loads(dump_toml(spec.table()))).table() == spec.table()
-    assert len(next(KINDS[kind].rounds(spec))) == spec.first_runs() == spec.most_runs()
+    assert len(next(kind_of(spec).rounds(spec))) == spec.first_runs() == spec.most_runs()
 
 
 def test_another_seed_for_the_data_changes_no_other(tables: Tables) -> None:
@@ -203,7 +222,7 @@ def test_tokens_of_a_model_that_no_host_knows_are_refused_before_the_folder_is_m
     tables: Tables, user_code: Any, tmp_path: Path
 ) -> None:
     raw = tables("signals", arms={"baseline": {}})
-    study = Study.of(read_any_study(raw, "study.toml", build_model=user_code.build_bigram))
+    study = Study.of(read_any_study(raw, "study.toml", UserCode(model=user_code.build_bigram)))
     with pytest.raises(ConfigError, match=r"probes\.tokens: which table of a Bigram"):
         study.run(tmp_path / "study", workers=0)
     assert not (tmp_path / "study").exists()
@@ -214,7 +233,7 @@ def test_a_model_that_no_host_knows_can_be_in_a_study_of_signals_without_tokens(
 ) -> None:
     raw = tables("signals", arms={"baseline": {}})
     raw["probes"]["tokens"] = False
-    findings = Study.of(read_any_study(raw, "study.toml", build_model=user_code.build_bigram)).run(
+    findings = Study.of(read_any_study(raw, "study.toml", UserCode(model=user_code.build_bigram))).run(
         tmp_path / "study", workers=0
     )
     assert {"tev_mean", "tev_std", "variance", "variance_embedding"} <= set(findings.runs[0].trace.signals)
@@ -231,7 +250,9 @@ def test_every_pair_of_seeds_is_one_run(whole: Mapping[str, Any]) -> None:
     pairs = {(run.trial.seed, run.trial.data_seed) for run in findings.runs}
     assert pairs == {(init, data) for init in range(3) for data in range(2)}
     assert len(findings.runs) == len({run.run_id for run in findings.runs}) == 6
-    assert {path.name for path in (findings.folder / "runs").iterdir()} == {run.run_id for run in findings.runs}
+    assert {path.name for path in (findings.evidence.folder / "runs").iterdir()} == {
+        run.run_id for run in findings.runs
+    }
 
 
 def test_every_arm_meets_every_rate_with_every_seed(whole: Mapping[str, Any]) -> None:
@@ -248,7 +269,7 @@ def test_init_seed_and_data_seed_act_apart(whole: Mapping[str, Any]) -> None:
     curves: set[str] = set()
     for run in findings.runs:
         initial.setdefault(run.trial.seed, set()).add(run.outcome.initial_loss)
-        curves.add(json.dumps([row["loss"] for row in load_steps(findings.folder / "runs" / run.run_id)]))
+        curves.add(json.dumps([row["loss"] for row in load_steps(findings.evidence.folder / "runs" / run.run_id)]))
     assert all(len(losses) == 1 for losses in initial.values())
     assert len(set.union(*initial.values())) == 3
     assert len(curves) == 6
@@ -297,8 +318,9 @@ SECTIONS = {
 
 @both
 def test_the_report_has_its_sections_and_its_numbers_no_nan(whole: Mapping[str, Any], kind: str) -> None:
-    folder = whole[kind].folder
+    folder = whole[kind].evidence.folder
     results = strict(folder / "results.json")
+    jsonschema.validate(results, schema(kind))
     assert results["kind"] == kind
     assert results["study"]["verdicts"]
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -317,7 +339,9 @@ def test_a_study_that_read_all_weights_has_a_training_map(whole: Mapping[str, An
     (group,) = findings.groups
     assert group.why_no_map == ""
     assert all(len(path) == 7 for path in group.map.paths)
-    assert "<h2>Training map: baseline at LR 0.0156</h2>" in (findings.folder / "report.html").read_text("utf-8")
+    assert "<h2>Training map: baseline at LR 0.0156</h2>" in (findings.evidence.folder / "report.html").read_text(
+        "utf-8"
+    )
 
 
 def test_states_are_entered_when_they_are_though_the_first_run_ended_early(whole: Mapping[str, Any]) -> None:
@@ -339,8 +363,8 @@ def map_rows(group: Any) -> list[list[str]]:
 
 def test_the_numbers_of_seeds_are_those_that_the_runs_kept(whole: Mapping[str, Any]) -> None:
     findings = whole["seeds"]
-    (group,) = strict(findings.folder / "results.json")["seeds"]
-    losses = [load_outcome(findings.folder / "runs" / run["id"]).final_loss for run in group["runs"]]
+    (group,) = strict(findings.evidence.folder / "results.json")["seeds"]
+    losses = [load_outcome(findings.evidence.folder / "runs" / run["id"]).final_loss for run in group["runs"]]
     mean = math.fsum(losses) / 6
     deviation = math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / 5)
     assert group["mean"] == pytest.approx(mean)
@@ -356,12 +380,12 @@ def test_the_numbers_of_seeds_are_those_that_the_runs_kept(whole: Mapping[str, A
 def test_a_finished_study_trains_nothing_again_and_says_the_same(
     whole: Mapping[str, Any], kind: str, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(whole[kind].folder, tmp_path / "study"))
+    folder = Path(shutil.copytree(whole[kind].evidence.folder, tmp_path / "study"))
     before, trained = strict(folder / "results.json"), Trained()
     write_report(Study.of(whole[kind].spec).run(folder, executor=InlineExecutor(trained)))
     assert trained.names == []
     assert strict(folder / "results.json") == before
-    write_report(replay(load_study(folder).spec, folder))
+    write_report(load_stored(folder).findings())
     assert strict(folder / "results.json") == before
     lost = whole[kind].runs[1].run_id
     (folder / "runs" / lost / "outcome.json").unlink()
@@ -371,7 +395,7 @@ def test_a_finished_study_trains_nothing_again_and_says_the_same(
 
 def test_more_seeds_keep_every_run(whole: Mapping[str, Any], tables: Tables, tmp_path: Path) -> None:
     for kind, table in (("seeds", {"data": 3}), ("signals", {"seeds": 3})):
-        folder = Path(shutil.copytree(whole[kind].folder, tmp_path / kind))
+        folder = Path(shutil.copytree(whole[kind].evidence.folder, tmp_path / kind))
         trained = Trained()
         findings = Study.of(read(tables(kind, **{kind: table}))).run(folder, executor=InlineExecutor(trained))
         assert len(trained.names) == len(findings.runs) - len(whole[kind].runs) == {"seeds": 3, "signals": 4}[kind]
@@ -403,9 +427,11 @@ def test_signals_of_sizes_are_made_and_told_apart(tables: Tables, tmp_path: Path
 def test_results_of_no_run_at_all_are_no_error(tables: Tables, tmp_path: Path) -> None:
     for kind in BOTH:
         spec = read(tables(kind))
-        results = dict.fromkeys(next(KINDS[kind].rounds(spec)))
-        names = {trial: repr(trial) for trial in results}
-        assert write_report(KINDS[kind].analyse(spec, results, names, tmp_path, {}))["kind"] == kind
+        trials = next(kind_of(spec).rounds(spec))
+        names = {trial: repr(trial) for trial in trials}
+        for asked in (trials, []):  # none came to an outcome; none was made yet
+            results = write_report(analysed(spec, dict.fromkeys(asked), names, tmp_path))
+            jsonschema.validate(results, schema(kind))
 
 
 @pytest.fixture
@@ -432,7 +458,7 @@ def test_the_command_line_plans_and_reports(
     assert (code, err) == (0, "")
     assert str(whole[kind].spec.most_runs()) in out
     assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
-    folder = Path(shutil.copytree(whole[kind].folder, tmp_path / "study"))
+    folder = Path(shutil.copytree(whole[kind].evidence.folder, tmp_path / "study"))
     before = (folder / "results.json").read_text()
     code, out, err = trimtab("report", folder)
     assert (code, err) == (0, "")
@@ -461,7 +487,7 @@ def test_traces_are_kept_in_a_file_and_come_back(whole: Mapping[str, Any], tmp_p
 def test_a_trace_holds_the_readings_and_the_steps_between_them(whole: Mapping[str, Any]) -> None:
     findings = whole["signals"]
     for run in findings.runs:
-        folder = findings.folder / "runs" / run.run_id
+        folder = findings.evidence.folder / "runs" / run.run_id
         readings, rows = load_readings(folder), {row["step"]: row for row in load_steps(folder)}
         trace = read_trace(folder, 0.9)
         assert trace.steps.tolist() == [row["step"] for row in readings]
@@ -541,7 +567,7 @@ def test_tokens_of_no_text_are_all_unseen() -> None:
 
 def test_facts_are_kept_in_a_file_and_come_back(whole: Mapping[str, Any], tmp_path: Path) -> None:
     findings = whole["seeds"]
-    kept = {run.run_id: read_facts(findings.folder / "runs" / run.run_id) for run in findings.runs}
+    kept = {run.run_id: read_facts(findings.evidence.folder / "runs" / run.run_id) for run in findings.runs}
     kept["nothing"] = NO_FACTS
     kept["large"] = SeedFacts(np.array([70_000, 1], np.uint32), np.zeros(0, np.int64), (), np.zeros((0, 0)), (0.0,) * 3)
     save_facts(kept, tmp_path / FACTS)
@@ -557,7 +583,7 @@ def test_facts_are_kept_in_a_file_and_come_back(whole: Mapping[str, Any], tmp_pa
 
 def test_facts_hold_all_statistics_of_all_readings(whole: Mapping[str, Any]) -> None:
     findings = whole["seeds"]
-    run = findings.folder / "runs" / findings.runs[0].run_id
+    run = findings.evidence.folder / "runs" / findings.runs[0].run_id
     facts, readings = read_facts(run), load_readings(run)
     assert len(facts.names) == 14
     assert facts.steps.tolist() == [1, 4, 8, 12, 16, 20, 24]
@@ -571,10 +597,10 @@ def test_a_group_of_seeds_takes_five_runs(whole: Mapping[str, Any]) -> None:
     names = {run.trial: run.run_id for run in findings.runs}
     outcomes: dict[Trial, Outcome | None] = {run.trial: run.outcome for run in findings.runs}
     for number in range(1, 7):
-        groups = seed_groups({trial: outcomes[trial] for trial in trials[:number]}, names, findings.folder)
+        groups = seed_groups({trial: outcomes[trial] for trial in trials[:number]}, names, findings.evidence.folder)
         assert [len(group.runs) for group in groups] == ([number] if number >= 5 else [])
     lost = {trial: None if at < 2 else outcomes[trial] for at, trial in enumerate(trials)}
-    assert seed_groups(lost, names, findings.folder) == []
+    assert seed_groups(lost, names, findings.evidence.folder) == []
 
 
 def test_a_run_that_two_rounds_asked_for_is_one_seed(whole: Mapping[str, Any]) -> None:
@@ -582,7 +608,10 @@ def test_a_run_that_two_rounds_asked_for_is_one_seed(whole: Mapping[str, Any]) -
     outcomes = {run.trial: run.outcome for run in findings.runs[:4]}
     names = {run.trial: run.run_id for run in findings.runs}
     twice = replace(findings.runs[0].trial, round=3)
-    assert seed_groups({**outcomes, twice: findings.runs[0].outcome}, {**names, twice: "again"}, findings.folder) == []
+    assert (
+        seed_groups({**outcomes, twice: findings.runs[0].outcome}, {**names, twice: "again"}, findings.evidence.folder)
+        == []
+    )
 
 
 def numbers(value: Any, path: str = "") -> dict[str, float]:
@@ -600,16 +629,16 @@ def test_the_analysis_of_what_was_kept_is_that_of_the_runs(whole: Mapping[str, A
     findings = whole[kind]
     results = {run.trial: run.outcome for run in findings.runs}
     names = {run.trial: run.run_id for run in findings.runs}
-    runs = [findings.folder / "runs" / run.run_id for run in findings.runs]
+    runs = [findings.evidence.folder / "runs" / run.run_id for run in findings.runs]
     save_facts({run.name: read_facts(run) for run in runs}, tmp_path / FACTS)
     if kind == "signals":
         save_traces(
             {run.name: read_trace(run, findings.spec.signals.frequent_share) for run in runs}, tmp_path / TRACES
         )
-    found = KINDS[kind].analyse(findings.spec, results, names, tmp_path, {})
+    found = analysed(findings.spec, results, names, tmp_path)
     assert found.warnings == findings.warnings
-    written = numbers(json.loads(dump(write_report(found))))
-    expected = numbers(strict(findings.folder / "results.json"))
+    written = numbers(json.loads(json_text(write_report(found))))
+    expected = numbers(strict(findings.evidence.folder / "results.json"))
     ignored = {key for key in written | expected if "provenance" in key}
     assert written.keys() - ignored == expected.keys() - ignored
     for key in expected.keys() - ignored:
@@ -619,7 +648,7 @@ def test_the_analysis_of_what_was_kept_is_that_of_the_runs(whole: Mapping[str, A
 def test_traces_of_an_older_state_do_not_hide_new_runs(
     whole: Mapping[str, Any], tables: Tables, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(whole["signals"].folder, tmp_path / "study"))
+    folder = Path(shutil.copytree(whole["signals"].evidence.folder, tmp_path / "study"))
     save_traces({run.run_id: run.trace for run in whole["signals"].runs}, folder / TRACES)
     findings = Study.of(read(tables("signals", signals={"seeds": 3}))).run(folder, workers=0)
     assert all(len(run.trace.steps) for run in findings.runs)
@@ -632,7 +661,7 @@ def test_costs_are_spread_over_the_cadence_of_the_preset(whole: Mapping[str, Any
     spec = read(raw)
     results = {run.trial: run.outcome for run in findings.runs}
     names = {run.trial: run.run_id for run in findings.runs}
-    found = KINDS["signals"].analyse(spec, results, names, findings.folder, {})
+    found = analysed(spec, results, names, findings.evidence.folder)
     for cost in found.costs.values():
         assert cost.variance_amortised == pytest.approx(cost.variance / 50)
 
@@ -643,7 +672,7 @@ def test_an_arm_may_be_called_all(whole: Mapping[str, Any], tables: Tables) -> N
     new = {"baseline": "all", "=cmd()": "other"}
     results = {replace(run.trial, arm=new[run.trial.arm]): run.outcome for run in findings.runs}
     names = {replace(run.trial, arm=new[run.trial.arm]): run.run_id for run in findings.runs}
-    found = KINDS["signals"].analyse(spec, results, names, findings.folder, {})
+    found = analysed(spec, results, names, findings.evidence.folder)
     keys = [(one.runs, one.signal, one.against) for one in found.related]
     assert len(keys) == len(set(keys))
 
@@ -660,7 +689,7 @@ def wider(tables: Tables) -> Any:
 def test_runs_of_another_study_are_copied_and_not_trained(
     whole: Mapping[str, Any], wider: Any, tmp_path: Path, contents: Any
 ) -> None:
-    other, trained = whole["seeds"].folder, Trained()
+    other, trained = whole["seeds"].evidence.folder, Trained()
     before = contents(other)
     findings = run_study(wider, tmp_path / "new", InlineExecutor(trained), None, [other])
     overlap = {run.run_id for run in whole["seeds"].runs}
@@ -683,10 +712,10 @@ def test_a_study_made_of_taken_runs_says_what_the_other_said(whole: Mapping[str,
     """All is the same but the folder."""
     other, trained = whole["seeds"], Trained()
     study = Study.of(other.spec)
-    findings = study.run(tmp_path / "new", executor=InlineExecutor(trained), reuse=[str(other.folder)])
+    findings = study.run(tmp_path / "new", executor=InlineExecutor(trained), reuse=[str(other.evidence.folder)])
     assert trained.names == []
     write_report(findings)
-    assert strict(tmp_path / "new" / "results.json") == strict(other.folder / "results.json")
+    assert strict(tmp_path / "new" / "results.json") == strict(other.evidence.folder / "results.json")
 
 
 def test_of_several_studies_the_first_that_has_a_run_gives_it(whole: Mapping[str, Any], tmp_path: Path) -> None:
@@ -694,11 +723,11 @@ def test_of_several_studies_the_first_that_has_a_run_gives_it(whole: Mapping[str
     empty = tmp_path / "empty"
     (empty / "runs").mkdir(parents=True)
     unfinished = tmp_path / "unfinished"
-    shutil.copytree(other.folder / "runs", unfinished / "runs")
+    shutil.copytree(other.evidence.folder / "runs", unfinished / "runs")
     for outcome in unfinished.glob("runs/*/outcome.json"):
         outcome.unlink()
     trained = Trained()
-    reuse = [empty, unfinished, other.folder]
+    reuse = [empty, unfinished, other.evidence.folder]
     run_study(other.spec, tmp_path / "new", InlineExecutor(trained), None, reuse)
     assert trained.names == []
 
@@ -709,8 +738,9 @@ def test_a_half_copied_run_of_an_earlier_attempt_is_replaced(whole: Mapping[str,
     for left in (name, f".{name}"):
         (tmp_path / "new" / "runs" / left).mkdir(parents=True)
         (tmp_path / "new" / "runs" / left / "steps.jsonl").write_text("half")
-    (tmp_path / "new" / "protocol.json").write_text((other.folder / "protocol.json").read_text())
-    run_study(other.spec, tmp_path / "new", InlineExecutor(trained), None, [other.folder])
+    for file in ("index.json", "study.toml"):
+        shutil.copy(other.evidence.folder / file, tmp_path / "new" / file)
+    run_study(other.spec, tmp_path / "new", InlineExecutor(trained), None, [other.evidence.folder])
     assert trained.names == []
     assert {path.name for path in (tmp_path / "new" / "runs").iterdir()} == {run.run_id for run in other.runs}
 
@@ -718,7 +748,7 @@ def test_a_half_copied_run_of_an_earlier_attempt_is_replaced(whole: Mapping[str,
 def test_a_damaged_run_of_another_study_is_refused_by_name_and_not_taken(
     whole: Mapping[str, Any], tmp_path: Path
 ) -> None:
-    other = Path(shutil.copytree(whole["seeds"].folder, tmp_path / "other"))
+    other = Path(shutil.copytree(whole["seeds"].evidence.folder, tmp_path / "other"))
     damaged = whole["seeds"].runs[2].run_id
     (other / "runs" / damaged / "predictions.npz").write_bytes(b"nothing")
     with pytest.raises(IntegrityError, match=rf"other/runs/{damaged}/predictions\.npz"):
@@ -741,7 +771,7 @@ def test_the_command_line_takes_runs_of_several_studies(
 ) -> None:
     (tmp_path / "study.toml").write_text(tomli_w.dumps(tables("seeds")), encoding="utf-8")
     (tmp_path / "empty" / "runs").mkdir(parents=True)
-    both_folders = ("--reuse", tmp_path / "empty", "--reuse", whole["seeds"].folder)
+    both_folders = ("--reuse", tmp_path / "empty", "--reuse", whole["seeds"].evidence.folder)
     code, out, err = trimtab("study", "study.toml", "--out", "new", *both_folders, "--workers", "0")
     assert (code, err) == (0, "")
     assert "report:" in out

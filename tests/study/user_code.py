@@ -16,7 +16,7 @@ from trimtab import GPTConfig
 from trimtab.host import Site, Tap
 from trimtab.intervention import ModelEdit, Source
 from trimtab.method import Method
-from trimtab.study.executors.protocol import Job, Progress, train_job
+from trimtab.study.executors.contract import Job, Progress, train_job
 
 MARKS = "TRIMTAB_TEST_MARKS"
 WIDTH = 16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, chain, count
 from pathlib import Path
 from typing import final
@@ -34,7 +34,7 @@ class TextFiles(TokenSource):
         ValueError: if no path is given, the share is outside 0 to 0.5, or vocab_size outside 256 to 65536.
     """
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = field(metadata={"identity": False})
     held_out_share: float = 0.1
     vocab_size: int = 256
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, final
 
@@ -24,8 +24,8 @@ class TokenFiles(TokenSource):
         ValueError: if vocab_size is below 2 or bytes_per_token is negative.
     """
 
-    train: str
-    held_out: str
+    train: str = field(metadata={"identity": False})
+    held_out: str = field(metadata={"identity": False})
     vocab_size: int
     dtype: Literal["uint16", "uint32"] = "uint16"
     bytes_per_token: float = 0.0

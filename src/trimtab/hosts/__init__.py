@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from inspect import isabstract
 
 from torch import nn
 
@@ -13,8 +14,10 @@ from trimtab.hosts.gpt_neox import GPTNeoXHost
 from trimtab.hosts.llama_like import Gemma2Host, LlamaHost, Olmo2Host, Qwen3Host
 from trimtab.hosts.nanogpt_like import NanoGPTHost
 from trimtab.hosts.torch_encoder import TorchEncoderHost
+from trimtab.registry import Catalogue
 
-FAMILIES: tuple[type[Host], ...] = (
+# The order in which families are asked; those of other packages come first, those in this list last.
+OURS = (
     GPTHost,
     LlamaHost,
     Qwen3Host,
@@ -26,7 +29,23 @@ FAMILIES: tuple[type[Host], ...] = (
     TorchEncoderHost,
 )
 
+_CATALOGUE = Catalogue[type[Host]](
+    __name__,
+    lambda value: isinstance(value, type) and issubclass(value, Host) and not isabstract(value) and _named(value),
+    lambda host: host.__name__,
+)
 _REGISTERED: list[type[Host]] = []
+
+
+def _named(host: type[Host]) -> bool:
+    return "family" in vars(host)
+
+
+def families() -> tuple[type[Host], ...]:
+    """Every host: registered ones, those of other packages, then ours."""
+    found = tuple(_CATALOGUE.all().values())
+    others = tuple(host for host in found if host not in OURS)
+    return (*_REGISTERED, *others, *OURS)
 
 
 class UnknownFamilyError(TypeError):
@@ -46,10 +65,10 @@ def host_for(model: nn.Module) -> Host:
     Raises:
         UnknownFamilyError: if no known family fits; the message lists those that are known.
     """
-    for family in (*_REGISTERED, *FAMILIES):
+    for family in families():
         if family.fits(model):
             return family(model)
-    known = "; ".join(family.family for family in FAMILIES)
+    known = "; ".join(family.family for family in families())
     wrapped = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
     if isinstance(wrapped, nn.Module):
         raise UnknownFamilyError(

@@ -9,7 +9,7 @@ from typing import Any
 from trimtab.inspection.show import trajectory
 from trimtab.inspection.summary import Summary
 from trimtab.inspection.tev import TevPoint, axis_of
-from trimtab.report.figures import escape
+from trimtab.report.chart import escape
 from trimtab.report.html import page_template, resource, script_safe
 
 

@@ -1,12 +1,12 @@
 """The catalogue of interventions: one published idea a file, none knowing another.
 
-A class is found by its slug, the snake-case form of its name; a new file in this folder is all it takes.
+A class is found by its slug, the snake-case form of its name; a new file in this folder, or an entry
+point ``trimtab.interventions`` of another package, is all it takes.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+from inspect import isabstract
 
 from trimtab.intervention import Intervention
 from trimtab.interventions.attention_gate import AttentionGate
@@ -28,6 +28,7 @@ from trimtab.interventions.soft_temp import SoftTemp
 from trimtab.interventions.softmax_one import SoftmaxOne
 from trimtab.interventions.v_norm import VNorm
 from trimtab.interventions.weight_gate import WeightGate
+from trimtab.registry import Catalogue
 
 __all__ = [
     "MLRA",
@@ -53,12 +54,13 @@ __all__ = [
 ]
 
 
+_CATALOGUE = Catalogue[type[Intervention]](
+    __name__,
+    lambda value: isinstance(value, type) and issubclass(value, Intervention) and not isabstract(value),
+    lambda intervention: intervention.slug(),
+)
+
+
 def catalogue() -> dict[str, type[Intervention]]:
-    """Every intervention of this folder by slug, in alphabetical order."""
-    found: dict[str, type[Intervention]] = {}
-    for module_info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{module_info.name}")
-        for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Intervention) and value.__module__ == module.__name__:
-                found[value.slug()] = value
-    return dict(sorted(found.items()))
+    """Every intervention by slug, also those of other packages, in alphabetical order."""
+    return _CATALOGUE.all()

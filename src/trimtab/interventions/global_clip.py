@@ -8,7 +8,7 @@ After it the global norm is at most :math:`c`. A non-finite norm makes every gra
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -44,19 +44,17 @@ class GlobalClip(GradientRule):
             raise ValueError(f"max_norm must be positive and finite, got {self.max_norm}")
 
     @override
-    def start(self, parameters: Sequence[nn.Parameter]) -> RunningRule:
-        return _Clip(tuple(parameters), self.max_norm)
+    def start(self, parameters: Mapping[str, nn.Parameter]) -> RunningRule:
+        return _Clip(self.max_norm)
 
 
 class _Clip:
-    def __init__(self, parameters: tuple[nn.Parameter, ...], max_norm: float) -> None:
-        self.parameters = parameters
+    def __init__(self, max_norm: float) -> None:
         self.max_norm = max_norm
 
-    def __call__(self) -> Tensor | None:
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = get_total_norm(gradients)
-        clip_grads_with_norm_(self.parameters, self.max_norm, norm)
+    def __call__(self, step: int, parameters: Mapping[str, nn.Parameter]) -> Tensor | None:
+        norm = get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
+        clip_grads_with_norm_(parameters.values(), self.max_norm, norm)
         return norm
 
     def state_dict(self) -> dict[str, object]:

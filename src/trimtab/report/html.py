@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template, select_autoescape
 
-from trimtab.report.figures import Figure
+from trimtab.section import Chart
 
 
 def page_template(name: str) -> Template:
@@ -25,7 +25,7 @@ def page_template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def specification_of(chart: Figure) -> str:
+def specification_of(chart: Chart) -> str:
     """A chart as the text of its script element."""
     return script_safe({"data": list(chart.data), "layout": chart.layout})
 
@@ -41,7 +41,7 @@ def environment_of(folder: Path, run_ids: Sequence[str]) -> str:
     beside_runs = (folder / "runs" / run_id / "environment.json" for run_id in run_ids)
     for file in (*beside_runs, folder / "environment.json"):
         if file.is_file():
-            return file.read_text(encoding="utf-8")
+            return file.read_text(encoding="utf-8", errors="replace")
     return "not recorded"
 
 

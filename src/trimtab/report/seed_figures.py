@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from trimtab.report.figures import COLOURS, Figure, escape
-from trimtab.report.loss_figures import chart_layout
+from trimtab.report.chart import COLOURS, chart_layout, escape
+from trimtab.section import Chart
 from trimtab.stats.components import Component
-from trimtab.study.seeds.view import SeedGroup
+from trimtab.study.seed_groups import SeedGroup
 
 PLAIN = "rgba(128,128,128,0.45)"
 SOURCES: Mapping[str, str] = {
@@ -19,7 +19,7 @@ SOURCES: Mapping[str, str] = {
 }
 
 
-def spaghetti(index: int, group: SeedGroup) -> Figure:
+def spaghetti(index: int, group: SeedGroup) -> Chart:
     """Held-out loss of every run, outliers in colour and by name."""
     far = {run.run_id: COLOURS[(1 + place) % len(COLOURS)] for place, run in enumerate(group.outliers)}
     data: list[dict[str, Any]] = []
@@ -41,10 +41,10 @@ def spaghetti(index: int, group: SeedGroup) -> Figure:
     layout = chart_layout("step", "held-out loss (nats)", 360)
     layout["yaxis"]["type"] = "log"
     caption = "Each line is a run; those in colour end beyond 2 standard deviations of the mean."
-    return Figure(f"seeds-curves-{index}", title_of(group), caption, data, layout)
+    return Chart(f"seeds-curves-{index}", title_of(group), caption, data, layout)
 
 
-def variance_bars(index: int, group: SeedGroup) -> Figure | None:
+def variance_bars(index: int, group: SeedGroup) -> Chart | None:
     """Share of the variance of the final loss by source; None without a two-way design."""
     if group.components is None:
         return None
@@ -66,10 +66,10 @@ def variance_bars(index: int, group: SeedGroup) -> Figure | None:
     ]
     layout = chart_layout("", "share of the variance", 360)
     layout["yaxis"] |= {"range": [0, 1], "tickformat": ".0%"}
-    return Figure(f"seeds-variance-{index}", f"variance, {title_of(group)}", "95 % intervals.", data, layout)
+    return Chart(f"seeds-variance-{index}", f"variance, {title_of(group)}", "95 % intervals.", data, layout)
 
 
-def training_map_chart(index: int, group: SeedGroup) -> Figure | None:
+def training_map_chart(index: int, group: SeedGroup) -> Chart | None:
     """State of each run over its steps, best run at the bottom; None without a map."""
     if group.map is None:
         return None
@@ -118,7 +118,7 @@ def training_map_chart(index: int, group: SeedGroup) -> Figure | None:
         "categoryarray": [_label(group, run) for run in order],
     }
     caption = "Runs by final loss, the lowest at the bottom. States are numbered by when runs are in them on average."
-    return Figure(f"seeds-map-{index}", f"training map, {title_of(group)}", caption, data, layout)
+    return Chart(f"seeds-map-{index}", f"training map, {title_of(group)}", caption, data, layout)
 
 
 def title_of(group: SeedGroup) -> str:

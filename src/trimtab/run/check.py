@@ -9,7 +9,9 @@ from trimtab.data import TokenData
 from trimtab.host import SiteUnavailableError
 from trimtab.hosts import UnknownFamilyError
 from trimtab.intervention import ConflictError
-from trimtab.run.execute import build, token_recorder
+from trimtab.optim import OptimizerError
+from trimtab.run.build import build, build_optimizer
+from trimtab.run.recordings import token_recorder
 from trimtab.run.spec import RunSpec
 from trimtab.run.texts import text_blocks
 
@@ -41,7 +43,8 @@ def check_run(spec: RunSpec, data: TokenData, where: str) -> None:
         )
     try:
         model = build(spec, torch.device("cpu"))
-    except (SiteUnavailableError, ConflictError, UnknownFamilyError) as error:
+        build_optimizer(model, spec)
+    except (SiteUnavailableError, ConflictError, UnknownFamilyError, OptimizerError) as error:
         raise ConfigError(f"{where}: {error}") from error
     try:
         token_recorder(model, spec.protocol.probes, data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trimtab.host import Part
 from trimtab.hosts import UnknownFamilyError, host_for, parameter_counts
-from trimtab.run.execute import build
+from trimtab.run.build import build
 from trimtab.run.spec import RunSpec
 
 BACKWARD = 2  # the backward pass has two matrix products for each of the forward pass
@@ -18,7 +18,7 @@ OUTSIDE = frozenset({Part.EMBEDDING, Part.FINAL_NORM, Part.HEAD})
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class ModelCost:
     """The size of a model.
 
     Attributes:
@@ -35,20 +35,33 @@ class Cost:
     of_blocks: int
     flops_per_token: float
 
+    def table(self) -> dict[str, float]:
+        """As plain values."""
+        return asdict(self)
 
-def cost_of(spec: RunSpec) -> Cost:
-    """Build the model of a run on the CPU and count."""
-    model = build(spec, torch.device("cpu"))
-    context = spec.protocol.model.context
-    counter = FlopCounterMode(display=False)
-    model.eval()
-    with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
-        model(torch.zeros(1, context, dtype=torch.long))
-    trained = _count(model)
-    plain = _count(build(replace(spec, method=()), torch.device("cpu"))) if spec.method else trained
-    return Cost(
-        parameters=trained,
-        of_method=trained - plain,
+
+def cost_of(spec: RunSpec) -> ModelCost:
+    """Build the model of a run without values, and count; on the CPU where it cannot be built without."""
+    if spec.code.model is None:
+        try:
+            return _counted(spec, torch.device("meta"))
+        except (NotImplementedError, RuntimeError):
+            pass  # a method that looks at weights, such as one with a spectral norm
+    return _counted(spec, torch.device("cpu"))
+
+
+def _counted(spec: RunSpec, device: torch.device) -> ModelCost:
+    with device:
+        model = build(spec, device)
+        plain = build(replace(spec, method=()), device) if spec.method else model
+        context = spec.protocol.model.context
+        counter = FlopCounterMode(display=False)
+        model.eval()
+        with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
+            model(torch.zeros(1, context, dtype=torch.long))
+    return ModelCost(
+        parameters=_count(model),
+        of_method=_count(model) - _count(plain),
         of_blocks=_in_blocks(model),
         flops_per_token=(1 + BACKWARD) * counter.get_total_flops() / context,
     )

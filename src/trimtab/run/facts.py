@@ -19,30 +19,38 @@ class Facts:
 
     def __init__(self, protocol: Protocol, data: TokenData) -> None:
         steps = protocol.training.steps
-        self.evaluation, self.warmup_steps, self.half = protocol.evaluation, protocol.schedule.warmup_steps, steps / 2
+        self.evaluation = protocol.evaluation
+        self.warmup_steps = protocol.schedule.warmup_steps
+        self.half = steps / 2
         self.exploded_above = data.log_vocab + protocol.evaluation.explosion_margin
         self.final_steps = protocol.evaluation.final_steps_of(steps)
         self.held_out: list[tuple[int, float]] = []
         self.recent = deque[float](maxlen=SPIKE_WINDOW)
-        self.steps, self.exploded_in_a_row = 0, 0
-        self.initial_loss, self.initial_norm = math.nan, math.nan
-        self.norm_ratio, self.spike = 1.0, 0.0
+        self.steps = 0
+        self.exploded_in_a_row = 0
+        self.initial_loss = math.nan
+        self.initial_norm = math.nan
+        self.norm_ratio = 1.0
+        self.spike = 0.0
         self.stopped: Literal["non_finite", "exploded"] | None = None
 
     def see(self, row: dict[str, int | float | None]) -> bool:
         """Take one row in; True if the run must stop here."""
-        step, loss = int(row["step"] or 0), float(row["loss"] or 0.0)
+        step = int(row["step"] or 0)
+        loss = float(row["loss"] or 0.0)
         self.steps = step
         numbers = [] if step == 0 else [loss]
         if step > 0 and math.isfinite(loss):
             self.recent.append(loss)
             if step > self.warmup_steps:
                 self.spike = max(self.spike, loss - statistics.median(self.recent))
-        held_out, norm = row.get("held_out_loss"), row.get("weight_norm")
+        held_out = row.get("held_out_loss")
+        norm = row.get("weight_norm")
         if held_out is not None and norm is not None:
             numbers += [held_out, norm]
             if step == 0:
-                self.initial_loss, self.initial_norm = held_out, norm
+                self.initial_loss = held_out
+                self.initial_norm = norm
             self.norm_ratio = max(self.norm_ratio, norm / self.initial_norm)
             self.held_out.append((step, held_out))
             exploded = step > self.half and held_out > self.exploded_above

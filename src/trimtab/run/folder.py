@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
-import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+import zipfile
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA = 2
+from trimtab.run.files import (
+    IntegrityError,
+    decode_number,
+    encode_number,
+    hash_of,
+    read_sealed,
+    write_bytes,
+    write_json,
+    write_sealed,
+    write_whole,
+)
+
+__all__ = ["IntegrityError", "Outcome", "RunFolder", "decode_number", "encode_number", "load_outcome", "write_whole"]
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = 3
+READABLE = (2, 3)  # 2 has no hash of spec.toml, environment.json and weights
+SPEC = "spec.toml"
+ENVIRONMENT = "environment.json"
+HEARTBEAT = "heartbeat"
+BEAT_SECONDS = 1.0
+WEIGHTS = "checkpoints/final.safetensors"
 STEPS = "steps.jsonl"
 READINGS = "probes.jsonl"
 TEXTS = "texts.json"
@@ -23,10 +47,8 @@ TIMES = "times.json"
 PREDICTIONS = "predictions.npz"
 TOKENS = "tokens.npz"
 OUTCOME = "outcome.json"
-
-
-class IntegrityError(RuntimeError):
-    """A stored file does not match its record; the message names it and the remedy."""
+WRITTEN = (SPEC, ENVIRONMENT, STEPS, READINGS, TEXTS, TIMES, PREDICTIONS, TOKENS, WEIGHTS)
+REMEDY = "delete that folder to train the run again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,20 +81,29 @@ class Outcome:
 
 
 class RunFolder:
-    """Writes one run. ``begin`` clears what an interrupted attempt left."""
+    """Writes one run. ``begin`` clears what an interrupted attempt wrote."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._steps: TextIO | None = None
         self._readings: TextIO | None = None
+        self._beat = 0.0
 
     def begin(self, spec_toml: str, environment: Mapping[str, object]) -> None:
         """Start the folder afresh with the run's specification and environment."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
-        (self.path / "spec.toml").write_text(spec_toml, encoding="utf-8")
-        write_json(self.path / "environment.json", environment)
+        write_whole(self.path / SPEC, spec_toml)
+        write_json(self.path / ENVIRONMENT, environment)
         self._steps = (self.path / STEPS).open("w", encoding="utf-8")
+        self.beat()
+
+    def beat(self) -> None:
+        """Touch the heartbeat file, at most once a second: it tells others that the run goes on."""
+        now = time.monotonic()
+        if now - self._beat >= BEAT_SECONDS:
+            self._beat = now
+            (self.path / HEARTBEAT).touch()
 
     def append(self, row: Mapping[str, int | float | None]) -> None:
         """Add one step row; a non-finite number is written as text, None as null."""
@@ -98,6 +129,19 @@ class RunFolder:
         """Keep arrays by name in one file."""
         np.savez_compressed(self.path / name, allow_pickle=False, **arrays)
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the run kept its weights."""
+        return (self.path / WEIGHTS).is_file()
+
+    def write_weights(self, state: Mapping[str, Tensor], name: str) -> None:
+        """Keep the weights of the trained model."""
+        from safetensors.torch import save  # the command line reads folders and needs no torch for it
+
+        (self.path / WEIGHTS).parent.mkdir()
+        plain = {key: value.detach().cpu().clone() for key, value in state.items()}
+        write_bytes(self.path / WEIGHTS, save(plain, metadata={"run_id": name}))
+
     def finish(self, outcome: Outcome) -> None:
         """Make the rows durable, then write the outcome, atomically."""
         assert self._steps is not None, "begin() comes first"
@@ -106,12 +150,10 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
         self.close()
-        record = {name: encode_number(getattr(outcome, name)) for name in Outcome.__slots__}
-        record["held_out"] = [[step, encode_number(loss)] for step, loss in outcome.held_out]
-        written = [name for name in (STEPS, READINGS, TEXTS, TIMES, PREDICTIONS, TOKENS) if (self.path / name).exists()]
-        files = {name: hashlib.sha256((self.path / name).read_bytes()).hexdigest() for name in written}
-        content = {"schema": SCHEMA, **record, "files": files}
-        write_json(self.path / OUTCOME, content | {"sha256": _own_hash(content)})
+        record = record_of(outcome)
+        files = {name: hash_of(self.path / name) for name in WRITTEN if (self.path / name).exists()}
+        write_sealed(self.path / OUTCOME, {"schema": SCHEMA, **record, "files": files})
+        (self.path / HEARTBEAT).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -129,28 +171,54 @@ def load_outcome(path: Path, *, named: bool = True) -> Outcome | None:
         named: whether it must bear the run's id, as it does where it was made; a copy may have another name.
 
     Raises:
-        IntegrityError: if the outcome cannot be read, or the step rows differ from those it was written for.
+        IntegrityError: if the outcome cannot be read, or a file that it lists was changed or is missing.
     """
     file = path / OUTCOME
     if not file.exists():
         return None
-    remedy = "delete that folder to train the run again"
+    record = read_sealed(file, REMEDY)
     try:
-        record = cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")))
         files = cast("dict[str, str]", record["files"])
-        if record.pop("sha256") != _own_hash(record):
-            raise IntegrityError(f"{file}: its own SHA-256 differs; {remedy}")
-        if record["schema"] != SCHEMA or (named and record["run_id"] != path.name):
-            raise IntegrityError(f"{file}: belongs to another run or version; {remedy}")
-        curve = tuple((int(step), float(loss)) for step, loss in record["held_out"])
-        facts: dict[str, Any] = {name: decode_number(record[name]) for name in Outcome.__slots__}
-        outcome = Outcome(**cast(Any, {**facts, "held_out": curve}))
+        if record["schema"] not in READABLE or (named and record["run_id"] != path.name):
+            raise IntegrityError(f"{file}: belongs to another run or version; {REMEDY}")
+        outcome = outcome_of(record)
         for name in {STEPS: "", **files}:
-            if hashlib.sha256((path / name).read_bytes()).hexdigest() != files[name]:
-                raise IntegrityError(f"{path / name}: SHA-256 differs from that in {OUTCOME}; {remedy}")
+            if name not in WRITTEN:
+                raise IntegrityError(f"{file}: lists '{name}', which is no file of a run; {REMEDY}")
+            if hash_of(path / name) != files[name]:
+                raise IntegrityError(f"{path / name}: SHA-256 differs from that in {OUTCOME}; {REMEDY}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise IntegrityError(f"{file}: damaged ({type(error).__name__}: {error}); {remedy}") from error
+        raise IntegrityError(f"{file}: damaged ({type(error).__name__}: {error}); {REMEDY}") from error
     return outcome
+
+
+def outcome_of(record: Mapping[str, Any]) -> Outcome:
+    """An outcome from its JSON record."""
+    curve = tuple((int(step), float(decode_number(loss))) for step, loss in record["held_out"])
+    facts: dict[str, Any] = {name: decode_number(record[name]) for name in Outcome.__slots__}
+    return Outcome(**cast(Any, {**facts, "held_out": curve}))
+
+
+def record_of(outcome: Outcome) -> dict[str, Any]:
+    """The inverse of ``outcome_of``."""
+    record = {name: encode_number(getattr(outcome, name)) for name in Outcome.__slots__}
+    record["held_out"] = [[step, encode_number(loss)] for step, loss in outcome.held_out]
+    return record
+
+
+def load_environment(path: Path) -> Mapping[str, Any]:
+    """What a run was made on; nothing if that was not recorded.
+
+    Raises:
+        IntegrityError: if the file cannot be read.
+    """
+    file = path / ENVIRONMENT
+    if not file.is_file():
+        return {}
+    try:
+        return cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"{file}: damaged ({type(error).__name__}: {error}); {REMEDY}") from error
 
 
 def load_steps(path: Path) -> Sequence[dict[str, Any]]:
@@ -164,60 +232,44 @@ def load_readings(path: Path) -> Sequence[dict[str, Any]]:
 
 
 def load_texts(path: Path) -> Mapping[str, Sequence[float]]:
-    """The final losses by held-out part and block, in nats; nothing if the run kept none."""
-    if not (path / TEXTS).exists():
-        return {}
-    raw = cast("dict[str, list[Any]]", json.loads((path / TEXTS).read_text(encoding="utf-8")))
-    return {name: [float(decode_number(loss)) for loss in some] for name, some in raw.items()}
+    """The final losses by held-out part and block, in nats; nothing if the run kept none.
+
+    Raises:
+        IntegrityError: as all that follow here, if the file is damaged.
+    """
+    with _damage_named(path / TEXTS):
+        if not (path / TEXTS).exists():
+            return {}
+        raw = cast("dict[str, list[Any]]", json.loads((path / TEXTS).read_text(encoding="utf-8")))
+        return {name: [float(decode_number(loss)) for loss in losses] for name, losses in raw.items()}
 
 
 def load_times(path: Path) -> Mapping[str, float]:
     """What readings took, in seconds; nothing if the run had none."""
-    return json.loads((path / TIMES).read_text(encoding="utf-8")) if (path / TIMES).exists() else {}
+    with _damage_named(path / TIMES):
+        if not (path / TIMES).exists():
+            return {}
+        return {name: float(time) for name, time in json.loads((path / TIMES).read_text(encoding="utf-8")).items()}
 
 
 def load_arrays(path: Path, name: str) -> Mapping[str, NDArray[Any]]:
     """The arrays of one file of a finished run; nothing if the run kept none."""
-    if not (path / name).exists():
-        return {}
-    with np.load(path / name, allow_pickle=False) as stored:
-        return {key: stored[key] for key in stored.files}
+    with _damage_named(path / name):
+        if not (path / name).exists():
+            return {}
+        with np.load(path / name, allow_pickle=False) as stored:
+            return {key: stored[key] for key in stored.files}
 
 
 def _rows(file: Path) -> Sequence[dict[str, Any]]:
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return [{k: decode_number(v) for k, v in json.loads(line).items()} for line in lines]
+    with _damage_named(file):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return [{k: decode_number(v) for k, v in json.loads(line).items()} for line in lines]
 
 
-def _own_hash(record: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file whole or not at all."""
-    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a text file atomically and durably."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    parent = os.open(path.parent, os.O_RDONLY)
+@contextlib.contextmanager
+def _damage_named(file: Path) -> Generator[None]:
     try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
-
-
-def encode_number(value: Any) -> Any:
-    """JSON has no NaN or infinity: they are written as text."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def decode_number(value: Any) -> Any:
-    """The inverse of ``encode_number``."""
-    return float(value) if isinstance(value, str) and value in ("nan", "inf", "-inf") else value
+        yield
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
+        raise IntegrityError(f"{file}: damaged ({type(error).__name__}: {error}); {REMEDY}") from error

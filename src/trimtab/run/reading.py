@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, cast
 
-from trimtab import data, interventions, methods
-from trimtab.config import ConfigError, Raw, Reader, dotted, shown, unknown
+from trimtab import data, interventions, methods, optim
+from trimtab.config import ConfigError, Raw, Reader, dotted, merge, shown, unknown
 from trimtab.data import Classics, TokenSource
 from trimtab.intervention import Intervention
+from trimtab.optim import AdamW, OptimizerConfig
 from trimtab.run.spec import SECTIONS, Protocol, RunSpec, Seeds
 
 Path = tuple[str | int, ...]
@@ -21,6 +22,7 @@ def reader() -> Reader:
     made = Reader()
     made.accept_tagged(TokenSource, data.catalogue)
     made.accept_tagged(Intervention, interventions.catalogue)
+    made.accept_tagged(OptimizerConfig, optim.catalogue)
     return made
 
 
@@ -34,7 +36,37 @@ def read_protocol(raw: Raw, where: str, at: Path = ()) -> Protocol:
     model = raw.get("model", {})
     if isinstance(model, dict):
         model = {"vocab_size": source.vocab_size} | cast(Raw, model)
-    return reader().read(raw | {"model": model}, Protocol, where, at)
+    raw = raw | {"model": model}
+    if "optimizer" in raw:
+        raw["optimizer"] = tagged_optimizer(raw["optimizer"])
+    return reader().read(raw, Protocol, where, at)
+
+
+def tagged_optimizer(raw: Any) -> Any:
+    """The table of an optimizer under its tag; one without a tag is of AdamW, as in older files."""
+    if not isinstance(raw, dict):
+        return raw
+    return raw if is_tagged(cast(Raw, raw)) else {AdamW.slug(): raw}
+
+
+def lay_over(base: Raw, over: Raw) -> Raw:
+    """Sections with those of ``over`` laid over them, key by key; a tagged optimizer replaces the other one whole."""
+    merged = merge(base, {key: value for key, value in over.items() if key != "optimizer"})
+    if "optimizer" not in over:
+        return merged
+    above, below = over["optimizer"], tagged_optimizer(base.get("optimizer", {}))
+    adamw = AdamW.slug()
+    if isinstance(above, dict) and not is_tagged(cast(Raw, above)):
+        shared = cast(Raw, below).get(adamw, {}) if isinstance(below, dict) else {}
+        above = {adamw: merge(cast(Raw, shared), cast(Raw, above)) if isinstance(shared, dict) else above}
+    return merged | {"optimizer": above}
+
+
+def is_tagged(table: Raw) -> bool:
+    """Whether a table of an optimizer has one key, the slug of an optimizer or what may be a misspelt one."""
+    key = next(iter(table), "")
+    settings = {f.name for f in fields(AdamW)}
+    return len(table) == 1 and key not in settings and isinstance(table[key], dict)
 
 
 def read_method(raw: Any, where: str, at: Path = ()) -> tuple[Intervention, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 import torch
@@ -11,20 +10,19 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trimtab.data import TokenData
 from trimtab.data.source import Tokens
+from trimtab.host import Part, SiteUnavailableError, evaluating
+from trimtab.hosts import host_for
+from trimtab.loop import logits_of
 from trimtab.probes.token_embedding_variability import row_deviations
+from trimtab.run.spec import ProbesConfig
 
 
 def top_predictions(model: nn.Module, tokens: Int[Tensor, "B T_plus_1"], batch_size: int) -> NDArray[np.uint32]:
-    """The likeliest next token after each prefix, (B, T), in eval mode; the model's mode is restored."""
-    was_training = model.training
-    model.eval()
-    found: list[Tensor] = []
-    with torch.no_grad():
-        for piece in tokens.split(batch_size):
-            output = model(piece[:, :-1])
-            found.append(cast(Tensor, getattr(output, "logits", output)).argmax(-1).cpu())
-    model.train(was_training)
+    """The likeliest next token after each prefix, (B, T), in eval mode; the mode of every submodule is restored."""
+    with evaluating(model), torch.no_grad():
+        found = [logits_of(model, piece[:, :-1]).argmax(-1).cpu() for piece in tokens.split(batch_size)]
     return torch.cat(found).numpy().astype(np.uint32)
 
 
@@ -54,3 +52,20 @@ class TokenRecorder:
             "rms": np.stack(self.sizes),
             "count": np.bincount(self.train, minlength=self.table.shape[0]),
         }
+
+
+def token_recorder(model: nn.Module, config: ProbesConfig, data: TokenData) -> TokenRecorder | None:
+    """What keeps every token's spread, if the specification asks for it; it begins with the initial table.
+
+    Raises:
+        SiteUnavailableError: if the model's family, or the token table in it, is not known.
+    """
+    if not config.tokens:
+        return None
+    tables = [view.stored for view in host_for(model).find_parts() if view.part is Part.EMBEDDING]
+    table = next((table for table in tables if table is not None), None)
+    if table is None:
+        raise SiteUnavailableError("probes.tokens: the model has no token embedding of its own; leave it out")
+    recorder = TokenRecorder(table, data.train)
+    recorder.read(0)
+    return recorder

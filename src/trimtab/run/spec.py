@@ -14,12 +14,35 @@ from trimtab.data import Classics, TokenSource
 from trimtab.intervention import Intervention
 from trimtab.interventions import GlobalClip
 from trimtab.models.gpt import GPTConfig
-from trimtab.optim import OptimizerConfig, ScheduleConfig
+from trimtab.optim import AdamW, OptimizerConfig, ScheduleConfig
 from trimtab.probe import Preset
 from trimtab.probes import PRESETS, named
 
 ModelBuilder = Callable[[GPTConfig], nn.Module]
 OptimizerBuilder = Callable[[nn.Module, float], torch.optim.Optimizer]
+# More than any run has: larger numbers are mistakes, and would end in a hang or in exhausted memory.
+_MOST_OF_TRAINING = {"steps": 10**8, "batch_size": 1 << 20, "accumulate": 1 << 20, "threads": 1024}
+_MOST_OF_EVALUATION = {
+    "evaluations": 100_000,
+    "final_evaluations": 10_000,
+    "num_sequences": 10**6,
+    "explosion_patience": 10**6,
+    "final_blocks": 10**6,
+    "block_bytes": 1 << 30,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserCode:
+    """Code of the user's own in place of ours; it is part of a run's identity.
+
+    Attributes:
+        model: called with a ``GPTConfig``; None builds our GPT.
+        optimizer: called with the model and the peak LR; None builds the configured optimizer.
+    """
+
+    model: ModelBuilder | None = None
+    optimizer: OptimizerBuilder | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +54,8 @@ class TrainingConfig:
         batch_size: sequences per optimizer step.
         accumulate: micro-batches the step is split into; must divide batch_size.
         threads: of one run on the CPU; another number gives other bits, so it is part of the run's identity.
+        silent_seconds: a worker that reports no step for so long is taken for stuck and replaced; no part of a run's
+            identity.
 
     Raises:
         ValueError: if a count is not positive, or accumulate does not divide batch_size.
@@ -43,11 +68,14 @@ class TrainingConfig:
     compile: bool = False
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
+    silent_seconds: float = field(default=1800.0, metadata={"identity": False})
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, most in _MOST_OF_TRAINING.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must lie between 1 and {most:,}, got {getattr(self, name)}")
+        if not self.silent_seconds > 0:
+            raise ValueError(f"silent_seconds must be positive, got {self.silent_seconds}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
 
@@ -76,15 +104,14 @@ class EvaluationConfig:
     explosion_margin: float = 0.1
     explosion_patience: int = 5
     final_blocks: int = 0
-    texts: tuple[str, ...] = ()
+    texts: tuple[str, ...] = field(default=(), metadata={"identity": False})
     block_bytes: int = 4096
 
     def __post_init__(self) -> None:
-        for name in ("evaluations", "final_evaluations", "num_sequences", "explosion_patience", "block_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.final_blocks < 0:
-            raise ValueError(f"final_blocks must not be negative, got {self.final_blocks}")
+        for name, most in _MOST_OF_EVALUATION.items():
+            least = 0 if name == "final_blocks" else 1
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must lie between {least} and {most:,}, got {getattr(self, name)}")
         if self.texts and not self.final_blocks:
             raise ValueError("texts are evaluated in blocks; set final_blocks too")
         if self.explosion_margin < 0:
@@ -124,8 +151,8 @@ class ProbesConfig:
     tokens: bool = False
 
     def __post_init__(self) -> None:
-        if self.every < 0:
-            raise ValueError(f"every must not be negative, got {self.every}")
+        if not 0 <= self.every <= 10**8:
+            raise ValueError(f"every must lie between 0 and 100,000,000, got {self.every}")
         self.probes()
         if self.tokens and self.probes() is None:
             raise ValueError('tokens are kept at readings; name a preset, or named = ["tev"]')
@@ -165,7 +192,7 @@ class Protocol:
 
     model: GPTConfig = field(default_factory=GPTConfig)
     data: TokenSource = field(default_factory=Classics)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=AdamW)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -193,16 +220,14 @@ class RunSpec:
     Attributes:
         method: the interventions of the arm, after the common ones.
         learning_rate: peak LR.
-        build_model: the user's own model builder, called with ``protocol.model``; None builds our GPT.
-        build_optimizer: the user's own optimizer builder; None builds AdamW.
+        code: the user's own builders.
     """
 
     protocol: Protocol
     method: tuple[Intervention, ...] = ()
     learning_rate: float = 1e-3
     seeds: Seeds = field(default_factory=lambda: Seeds.all_equal(0))
-    build_model: ModelBuilder | None = None
-    build_optimizer: OptimizerBuilder | None = None
+    code: UserCode = field(default_factory=UserCode)
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < float("inf"):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trimtab.data import CorpusError, TokenData
 from trimtab.data.source import Tokens
 from trimtab.data.text_files import read_text
+from trimtab.host import evaluating
 from trimtab.loop import token_losses
 from trimtab.run.spec import EvaluationConfig
 
@@ -73,14 +74,11 @@ def text_blocks(data: TokenData, config: EvaluationConfig, context: int) -> dict
 
 
 def block_losses(model: nn.Module, blocks: Mapping[str, Tensor], batch_size: int, device: torch.device) -> BlockLosses:
-    """Mean loss per token of each block, in nats, in fp32 and eval mode; the model's mode is restored."""
-    was_training = model.training
-    model.eval()
+    """Mean loss per token of each block, in nats, in fp32 and eval mode; modes are restored."""
     losses: dict[str, list[float]] = {}
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for name, windows in blocks.items():
             pieces = windows.flatten(0, 1).split(batch_size)
             means = torch.cat([token_losses(model, piece.to(device)).mean(-1).cpu() for piece in pieces])
             losses[name] = means.view(windows.shape[:2]).double().mean(-1).tolist()
-    model.train(was_training)
     return losses

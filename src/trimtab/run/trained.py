@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from trimtab.config import ConfigError, load_toml
-from trimtab.run.execute import build
+from trimtab.run.build import build
 from trimtab.run.folder import load_outcome
 from trimtab.run.reading import read_run
 from trimtab.run.spec import RunSpec

@@ -95,16 +95,24 @@ def grid_quantiles(grid: Floats, density: Floats, probabilities: Sequence[float]
 
 
 class EdgeModel:
-    """The posterior over one study's tested range; keeps what can be reused between rounds.
+    """The posterior of the edges of one study; keeps what can be reused between rounds.
+
+    Args:
+        low, high: the tested range in log2 LR, of every arm without one of its own.
+        ranges: the tested ranges of other arms. The grid covers all of them.
 
     Raises:
-        ValueError: if the range is empty or reversed.
+        ValueError: if a range is empty or reversed.
     """
 
-    def __init__(self, low: float, high: float) -> None:
-        if not low < high:
-            raise ValueError(f"the range of log2 LR is empty: {low} to {high}")
-        self.low, self.high = low, high
+    def __init__(self, low: float, high: float, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
+        self.shared = (low, high)
+        self.ranges = dict(ranges or {})
+        for lowest, highest in (self.shared, *self.ranges.values()):
+            if not lowest < highest:
+                raise ValueError(f"the range of log2 LR is empty: {lowest} to {highest}")
+        low = min([low, *(lowest for lowest, _ in self.ranges.values())])
+        high = max([high, *(highest for _, highest in self.ranges.values())])
         self.x50 = np.arange(np.floor((low - PAD) / STEP), np.ceil((high + PAD) / STEP) + 1) * STEP
         deviation = (np.log(WIDTHS) - HYPER_LOCATIONS[:, None, None]) / HYPER_SPREADS[:, None]
         table = np.exp(-0.5 * deviation**2).reshape(-1, len(WIDTHS))
@@ -122,7 +130,7 @@ class EdgeModel:
             others = total - log_evidence[name]
             hyper = np.exp(others - others.max())
             weight = table * (hyper @ self.width_given_hyper)
-            posteriors[name] = EdgePosterior(self.x50, weight / weight.sum(), self.low, self.high)
+            posteriors[name] = EdgePosterior(self.x50, weight / weight.sum(), *self.ranges.get(name, self.shared))
         return posteriors
 
     def _marginal(self, trials: Trials) -> Floats:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from trimtab.config import ConfigError, Raw, dotted, merge, shown, to_plain
+from trimtab.config import ConfigError, Raw, dotted, shown, to_plain
 from trimtab.intervention import Intervention
 from trimtab.method import Method
 from trimtab.methods import catalogue
-from trimtab.run.reading import read_method, read_protocol
-from trimtab.run.spec import SECTIONS, ModelBuilder, OptimizerBuilder, Protocol, RunSpec, Seeds
+from trimtab.run.reading import lay_over, read_method, read_protocol, reader
+from trimtab.run.spec import SECTIONS, Protocol, RunSpec, Seeds, UserCode
+from trimtab.study.settings import LearningRates
+from trimtab.study.trial import Tick
 
-SIXTEENTH = 16  # ticks in an octave of learning rate
+BUILDERS = ("model", "optimizer")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,41 +24,52 @@ class Arm:
 
     Attributes:
         method: its slug where it has one, for display; "" for a list of interventions without a name.
+        code: the user's own builders.
+        code_names: names of the user's builders by what they build; those of an arm that was read from a file are names
+            alone, and such an arm cannot be trained.
+        learning_rates: the tested range of this arm, where it has one of its own.
     """
 
     name: str
     method: str
     interventions: tuple[Intervention, ...]
     protocol: Protocol
-    build_model: ModelBuilder | None = None
-    build_optimizer: OptimizerBuilder | None = None
+    code: UserCode = field(default_factory=UserCode)
+    code_names: tuple[tuple[str, str], ...] = ()
+    learning_rates: LearningRates | None = None
 
     def named(self, name: str) -> Arm:
         """The same arm under another name."""
         return replace(self, name=name)
+
+    @property
+    def missing_code(self) -> list[str]:
+        """The user's builders that the arm needs and does not have."""
+        return [name for role, name in self.code_names if getattr(self.code, role) is None]
 
     def run(self, tick: int, seed: int, data_seed: int | None = None) -> RunSpec:
         """The run of this arm at an LR, given in sixteenths of an octave, and a seed; perhaps another for the data."""
         return RunSpec(
             protocol=self.protocol,
             method=self.interventions,
-            learning_rate=2.0 ** (tick / SIXTEENTH),
+            learning_rate=Tick(tick).learning_rate,
             seeds=Seeds(init=seed, data=seed if data_seed is None else data_seed, other=seed),
-            build_model=self.build_model,
-            build_optimizer=self.build_optimizer,
+            code=self.code,
         )
 
 
 def read_arms(
-    raw: Any,
-    sections: Raw,
-    where: str,
-    build_model: ModelBuilder | None = None,
-    build_optimizer: OptimizerBuilder | None = None,
-    *,
-    over: Raw | None = None,
+    raw: Any, sections: Raw, where: str, code: UserCode, *, over: Raw | None = None, own_rates: bool = True
 ) -> dict[str, Arm]:
     """The arms of a study file, each laid over the sections that they share, and ``over``, such as a size, over each.
+
+    Args:
+        raw: the tables of the arms.
+        sections: the sections that they share.
+        where: the file, for errors.
+        code: the user's code, for every arm that has none of its own.
+        over: sections that are laid over every arm.
+        own_rates: whether an arm may have learning rates of its own.
 
     Raises:
         ConfigError: if there is none, or for a bad name, key or value, or an arm given twice.
@@ -66,7 +79,7 @@ def read_arms(
     arms: dict[str, Arm] = {}
     for name, table in cast(Raw, raw).items():
         check_name(name, where, "arms")
-        arms[name] = _read_arm(name, table, sections, over or {}, where, build_model, build_optimizer)
+        arms[name] = _read_arm(name, table, sections, over or {}, where, code, own_rates=own_rates)
     refuse_twins(arms, where)
     return arms
 
@@ -92,7 +105,14 @@ def arm_table(arm: Arm, shared: Raw) -> Raw:
     method: object = arm.method if by_slug else to_plain(arm.interventions)
     if arm.method and not by_slug:
         method = {"name": arm.method, "interventions": method}
-    return {"method": method} | _changed(own, shared)
+    table: Raw = {"method": method} | _changed(own, shared)
+    if own["optimizer"] != shared["optimizer"]:
+        table["optimizer"] = own["optimizer"]  # a tagged table replaces the shared one whole
+    if arm.learning_rates is not None:
+        table["learning_rates"] = to_plain(arm.learning_rates)
+    if arm.code_names:
+        table["code"] = dict(arm.code_names)
+    return table
 
 
 def _changed(own: Raw, shared: Raw) -> Raw:
@@ -107,15 +127,7 @@ def _changed(own: Raw, shared: Raw) -> Raw:
     return changed
 
 
-def _read_arm(
-    name: str,
-    table: Any,
-    sections: Raw,
-    over: Raw,
-    where: str,
-    build_model: ModelBuilder | None,
-    build_optimizer: OptimizerBuilder | None,
-) -> Arm:
+def _read_arm(name: str, table: Any, sections: Raw, over: Raw, where: str, code: UserCode, *, own_rates: bool) -> Arm:
     path = ("arms", name)
     at = f"{where}: {dotted(path)}"
     if not isinstance(table, dict):
@@ -124,21 +136,46 @@ def _read_arm(
     named: Any = settings.pop("method", name if name in catalogue() else None)
     if named is None:
         raise ConfigError(f"{at}: method is missing, and '{name}' is not the name of one")
+    code, code_names = _code_of(settings, code, at)
+    rates = settings.pop("learning_rates", None) if own_rates else None
     for key in settings:
         if key not in SECTIONS:
-            raise ConfigError(f"{at}: unknown '{key}'; an arm takes method, {', '.join(SECTIONS)}")
+            further = ("method", "learning_rates") if own_rates else ("method",)
+            raise ConfigError(f"{at}: unknown '{key}'; an arm takes {', '.join((*further, *SECTIONS))}")
     slug = named.slug if isinstance(named, Method) else named if isinstance(named, str) else ""
     if isinstance(named, dict) and set(cast(Raw, named)) == {"name", "interventions"}:
-        slug, named = str(cast(Raw, named)["name"]), cast(Raw, named)["interventions"]
-    interventions = named.interventions if isinstance(named, Method) else read_method(named, where, path)
+        slug = str(cast(Raw, named)["name"])
+        named = cast(Raw, named)["interventions"]
     return Arm(
         name=name,
         method=slug,
-        interventions=interventions,
-        protocol=read_protocol(merge(merge(sections, settings), over), where, path),
-        build_model=build_model,
-        build_optimizer=build_optimizer,
+        interventions=named.interventions if isinstance(named, Method) else read_method(named, where, path),
+        protocol=read_protocol(lay_over(lay_over(sections, settings), over), where, path),
+        code=code,
+        code_names=code_names,
+        learning_rates=None if rates is None else reader().read(rates, LearningRates, where, (*path, "learning_rates")),
     )
+
+
+def _code_of(settings: Raw, shared: UserCode, at: str) -> tuple[UserCode, tuple[tuple[str, str], ...]]:
+    """The builders of an arm, its own or those of the study, and their names."""
+    builders: dict[str, Callable[..., Any] | None] = {role: getattr(shared, role) for role in BUILDERS}
+    for role in BUILDERS:
+        if callable(settings.get(role)):
+            builders[role] = settings.pop(role)
+    given = settings.pop("code", {})
+    if not isinstance(given, dict) or not all(
+        role in BUILDERS and isinstance(named, str) for role, named in cast(Raw, given).items()
+    ):
+        raise ConfigError(f"{at}.code: expected names of your own builders, by model or optimizer, got {shown(given)}")
+    names = {role: str(named) for role, named in cast(Raw, given).items()}
+    names |= {role: _name_of(builder) for role, builder in builders.items() if builder is not None}
+    return UserCode(**cast(Any, builders)), tuple(sorted(names.items()))
+
+
+def _name_of(builder: Callable[..., Any]) -> str:
+    # Not its module: that is __main__ in a script and another name where the script is imported.
+    return str(getattr(builder, "__qualname__", type(builder).__qualname__))
 
 
 def check_name(name: str, where: str, table: str) -> None:
@@ -159,7 +196,7 @@ def refuse_twins(arms: Mapping[str, Arm], where: str) -> None:
     """
     seen: dict[tuple[Any, ...], str] = {}
     for arm in arms.values():
-        key = (arm.interventions, arm.protocol, arm.build_model, arm.build_optimizer)
+        key = (arm.interventions, arm.protocol, arm.code, arm.code_names)
         if key in seen:
             raise ConfigError(f"{where}: arms '{seen[key]}' and '{arm.name}' are the same arm twice")
         seen[key] = arm.name

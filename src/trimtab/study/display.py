@@ -12,18 +12,22 @@ from rich.text import Text
 
 from trimtab.config import printable
 from trimtab.run.folder import Outcome
-from trimtab.study.search import Trial
+from trimtab.study.trial import Trial
 
 
-class Clock:
+class Pace:
     """Time left in a round, from the pace so far."""
 
     def __init__(self) -> None:
-        self.started, self.done, self.total = time.monotonic(), 0, 0
+        self.started = time.monotonic()
+        self.done = 0
+        self.total = 0
 
     def start(self, total: int) -> None:
         """A round of ``total`` runs begins."""
-        self.started, self.done, self.total = time.monotonic(), 0, total
+        self.started = time.monotonic()
+        self.done = 0
+        self.total = total
 
     def left(self) -> str:
         """'2:05 left in this round', or nothing before the first run ended."""
@@ -37,28 +41,33 @@ class PlainDisplay:
     """One line a finished run."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.clock = console, Clock()
+        self.console = console
+        self.pace = Pace()
 
     def round_started(self, name: str, total: int, to_train: int) -> None:
         """A heading for the round."""
-        self.clock.start(to_train)
+        self.pace.start(to_train)
         self.console.print(Text(f"{name}: {total} runs, {to_train} to train"))
 
     def progress(self, trial: Trial, step: int, loss: float) -> None:
         """Too much for plain lines."""
 
+    def silent(self, trial: Trial, seconds: float, replaced: bool) -> None:
+        """A line on a run without news."""
+        self.console.print(Text(silence(trial, seconds, replaced=replaced)), soft_wrap=True)
+
     def finished(self, trial: Trial, outcome: Outcome | None, message: str) -> None:
         """The run and what it came to."""
-        self.clock.done += 1
-        line = f"[{self.clock.done}/{self.clock.total}] {describe(trial)}: {result(outcome, message)}"
-        self.console.print(Text(f"{line}  {self.clock.left()}".rstrip()), soft_wrap=True)
+        self.pace.done += 1
+        line = f"[{self.pace.done}/{self.pace.total}] {describe(trial)}: {result(outcome, message)}"
+        self.console.print(Text(f"{line}  {self.pace.left()}".rstrip()), soft_wrap=True)
 
 
 class ProgressDisplay:
     """A bar for the round and a line for each run at work."""
 
     def __init__(self, console: Console) -> None:
-        self.clock = Clock()
+        self.pace = Pace()
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -72,7 +81,7 @@ class ProgressDisplay:
 
     def round_started(self, name: str, total: int, to_train: int) -> None:
         """The bar starts over."""
-        self.clock.start(to_train)
+        self.pace.start(to_train)
         self.at_work.clear()
         self.bar.reset(
             self.task, total=max(1, to_train), completed=0 if to_train else 1, description=printable(name), left=""
@@ -84,11 +93,15 @@ class ProgressDisplay:
         self.at_work[trial] = f"  {describe(trial)}: step {step}, loss {loss:.3f}"
         self._show()
 
+    def silent(self, trial: Trial, seconds: float, replaced: bool) -> None:
+        """A line above the bar on a run without news."""
+        self.live.console.print(Text(silence(trial, seconds, replaced=replaced)))
+
     def finished(self, trial: Trial, outcome: Outcome | None, message: str) -> None:
         """The bar advances."""
-        self.clock.done += 1
+        self.pace.done += 1
         self.at_work.pop(trial, None)
-        self.bar.update(self.task, advance=1, left=self.clock.left())
+        self.bar.update(self.task, advance=1, left=self.pace.left())
         if outcome is None:
             self.live.console.print(Text(f"{describe(trial)}: {result(outcome, message)}"))
         self._show()
@@ -108,8 +121,13 @@ class ProgressDisplay:
 
 def describe(trial: Trial) -> str:
     """'qk_norm at LR 0.0312, seed 0'."""
-    seed = f"seed {trial.seed}" if trial.data_seed is None else f"init {trial.seed}, data {trial.data_seed}"
-    return f"{printable(trial.arm)} at LR {trial.learning_rate:.3g}, {seed}"
+    return f"{printable(trial.arm)} at LR {trial.learning_rate:.3g}, {trial.seeds_named}"
+
+
+def silence(trial: Trial, seconds: float, *, replaced: bool) -> str:
+    """What is said of a run without news."""
+    done = "its worker is replaced" if replaced else "it may be stuck"
+    return f"{describe(trial)}: no step for {seconds:.0f} s, {done}"
 
 
 def result(outcome: Outcome | None, message: str) -> str:

@@ -1,61 +1,48 @@
-"""Run a study to its end: ask the search for a round, make the runs that are missing, and again until it is answered.
+"""Run a study to its end: ask the kind for a round, make the runs that are missing, and again until it is answered.
 
-Killing it at any moment loses nothing but the runs at work: every finished run is a folder named by its content.
+Killing it at any moment loses nothing but the runs at work: every finished run is a folder named by its content, and
+the index says which trial is which run.
 """
 
 from __future__ import annotations
 
+import errno
 import shutil
-import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
 from trimtab.config import ConfigError
-from trimtab.data import TokenData, TokenSource
 from trimtab.run.check import check_run
-from trimtab.run.folder import Outcome, load_outcome
-from trimtab.run.identity import run_id
+from trimtab.run.folder import OUTCOME, Outcome, load_outcome
+from trimtab.run.identity import Basis, basis_of, id_on
 from trimtab.run.spec import RunSpec
 from trimtab.run.texts import fingerprint_of
-from trimtab.study.arms import SIXTEENTH
-from trimtab.study.executors.protocol import Executor, Job, Report
-from trimtab.study.folder import StorageError, claim, open_folder
-from trimtab.study.kinds import KINDS, AnyFindings, AnySpec
-from trimtab.study.ledger import Ledger, no_outcomes
-from trimtab.study.search import Results, Trial
+from trimtab.study.executors.contract import Executor
+from trimtab.study.failures import Failures
+from trimtab.study.folder import StorageError, make_folder, open_index, write_study
+from trimtab.study.index import Index, differences
+from trimtab.study.kind import Findings, kind_of
+from trimtab.study.lock import StudyLock
+from trimtab.study.round import Display, Round, Silence
+from trimtab.study.specification import StudySpec
+from trimtab.study.stored import evidence_of
+from trimtab.study.tokens import Tokens
+from trimtab.study.trial import SIXTEENTH, Trial
 
-MOST_ATTEMPTS = 3
-MOST_KILLS = 10
-POLL_SECONDS = 0.5
-
-
-class Display(Protocol):
-    """Shows what goes on."""
-
-    def round_started(self, name: str, total: int, to_train: int) -> None: ...
-
-    def progress(self, trial: Trial, step: int, loss: float) -> None: ...
-
-    def finished(self, trial: Trial, outcome: Outcome | None, message: str) -> None: ...
-
-
-class Silence:
-    """Shows nothing."""
-
-    def round_started(self, name: str, total: int, to_train: int) -> None: ...
-
-    def progress(self, trial: Trial, step: int, loss: float) -> None: ...
-
-    def finished(self, trial: Trial, outcome: Outcome | None, message: str) -> None: ...
+OnChange = Literal["stop", "keep", "retrain"]
 
 
 def run_study(
-    spec: AnySpec, folder: Path, executor: Executor, display: Display | None = None, reuse: Sequence[Path] = ()
-) -> AnyFindings:
-    """Carry out or resume a study in a folder.
+    spec: StudySpec,
+    folder: Path,
+    executor: Executor,
+    display: Display | None = None,
+    reuse: Sequence[Path] = (),
+    *,
+    on_change: OnChange = "stop",
+) -> Findings:
+    """Carry out, resume or extend a study in a folder.
 
     Args:
         spec: the study.
@@ -63,182 +50,178 @@ def run_study(
         executor: carries out runs.
         display: shows what goes on; silent by default.
         reuse: other study folders; a finished run that is there under the same id is copied and not made again.
+        on_change: what to do with stored runs that rest on another version of the numbers, other data or other user
+            code than today's: ``stop``; ``keep`` them, which is recorded; or ``retrain`` them.
 
     Raises:
-        ConfigError: if an arm cannot be built, the folder holds something else, or one of ``reuse`` is no study folder;
-            nothing was changed.
+        ConfigError: if an arm cannot be built, the folder holds something else, stored runs rest on something else and
+            ``on_change`` is ``stop``, or one of ``reuse`` is no study folder; nothing was changed.
         StudyLockedError: if another live process works on the folder.
-        IntegrityError: if a finished run is damaged.
+        IntegrityError: if a stored file is damaged.
         StorageError: if the disk refuses.
     """
-    display = display or Silence()
-    tokens_of.cache_clear()  # files may have changed since the last study of this process
     for other in reuse:
         if not (other / "runs").is_dir():
             raise ConfigError(f"--reuse {other}: not a study folder (it holds no runs)")
-    check_arms(spec)
-    open_folder(spec, folder)
-    with Ledger(folder) as ledger:
-        claim(spec, folder)
-        try:
+    tokens = Tokens()
+    check_arms(spec, tokens)
+    make_folder(folder)
+    try:
+        open_index(spec, folder)  # what is refused is refused before the lock file is touched
+        with StudyLock(folder):
+            index = open_index(spec, folder)
+            bases = {name: _basis(arm.run(0, 0), tokens) for name, arm in spec.arms.items()}
+            changed = (
+                [*differences(index.bases, bases), *_other_text(spec, index, folder, tokens)] if index.runs else []
+            )
+            _settle(index, bases, changed, folder, on_change)
+            failures = Failures(folder)
+            failures.give_another_chance()
+            write_study(spec, folder, index)
             with executor:
-                return _drive(spec, folder, executor, ledger, display, reuse)
-        except ConnectionError:
+                search = _Search(spec, folder, executor, display or Silence(), reuse, index, bases, failures)
+                search.carry_out()
+            evidence = evidence_of(folder, spec, index, failures.errors())
+            findings = kind_of(spec).analyse(spec, evidence)
+            index.save(folder)  # with the costs that the analysis asked for
+            return findings
+    except ConnectionError:
+        raise
+    except OSError as error:
+        if isinstance(error, StorageError):
             raise
-        except (OSError, sqlite3.OperationalError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise StorageError(
-                f"{folder}: {reason}; make room or check the disk, then run the same command again"
-            ) from error
+        reason = getattr(error, "strerror", None) or error
+        if error.errno == errno.ELOOP:
+            raise StorageError(f"{folder}: {reason}") from error
+        raise StorageError(
+            f"{folder}: {reason}; make room or check the disk, then run the same command again"
+        ) from error
 
 
-def replay(spec: AnySpec, folder: Path) -> AnyFindings:
-    """The findings of a finished study, from its folder alone; trains and writes nothing.
-
-    Raises:
-        ConfigError: if the folder holds no such study, or one that is not finished.
-        IntegrityError: if a finished run is damaged.
-    """
-    if not (folder / "protocol.json").exists():
-        raise ConfigError(f"{folder}: not a study folder")
-    tokens_of.cache_clear()
-    open_folder(spec, folder)
-    errors = no_outcomes(folder)
-
-    def obtain(batch: Sequence[Trial], names: Mapping[Trial, str]) -> Results:
-        found = {trial: load_outcome(folder / "runs" / names[trial]) for trial in batch}
-        for trial, outcome in found.items():
-            if outcome is None and names[trial] not in errors:
-                raise ConfigError(
-                    f"{folder}: the study is not finished (no run of '{trial.arm}' at LR {trial.learning_rate:.4g}, "
-                    f"seed {trial.seed}); run 'trimtab study', or the script that defines it, to finish it"
-                )
-        return found
-
-    results, names = _search(spec, obtain)
-    return KINDS[spec.kind].analyse(spec, results, names, folder, errors)
+def _other_text(spec: StudySpec, index: Index, folder: Path, tokens: Tokens) -> list[str]:
+    """The arms of version 0.1.0 whose runs saw text of another entropy; of their data nothing else was recorded."""
+    lines: list[str] = []
+    for name, arm in spec.arms.items():
+        if name not in index.bases or index.bases[name] is not None:
+            continue
+        outcomes = (load_outcome(folder / "runs" / run) for trial, run in index.runs.items() if trial.arm == name)
+        seen = next((outcome.unigram_entropy for outcome in outcomes if outcome is not None), None)
+        if seen is not None and seen != tokens.of(arm.protocol.data).unigram_entropy:
+            lines.append(f"{name}: other data (their unigram entropy differs)")
+    return lines
 
 
-def _drive(
-    spec: AnySpec, folder: Path, executor: Executor, ledger: Ledger, display: Display, reuse: Sequence[Path]
-) -> AnyFindings:
-    runs = folder / "runs"
-    runs.mkdir(exist_ok=True)
-
-    def obtain(batch: Sequence[Trial], names: Mapping[Trial, str]) -> Results:
-        ledger.plan([(names[t], t.arm, t.tick, t.seed, t.round) for t in batch])
-        present = {trial: _present(names[trial], runs, reuse) for trial in batch}
-        missing = [trial for trial, outcome in present.items() if outcome is None]
-        ledger.finish([names[trial] for trial, outcome in present.items() if outcome is not None])
-        display.round_started(KINDS[spec.kind].round_name(batch[0].round), len(batch), len(missing))
-        _train(spec, missing, names, runs, executor, ledger, display)
-        return {trial: load_outcome(runs / names[trial]) for trial in batch}
-
-    results, names = _search(spec, obtain)
-    return KINDS[spec.kind].analyse(spec, results, names, folder, ledger.errors())
-
-
-def _present(name: str, runs: Path, reuse: Sequence[Path]) -> Outcome | None:
-    """The outcome of a run that is there, or is now copied from where it is."""
-    outcome = load_outcome(runs / name)
-    for other in reuse:
-        source = other / "runs" / name
-        if outcome is None and load_outcome(source) is not None:
-            shutil.rmtree(runs / name, ignore_errors=True)
-            arriving = runs / f".{name}"  # its outcome must not be there before the rest
-            shutil.rmtree(arriving, ignore_errors=True)
-            shutil.copytree(source, arriving)
-            arriving.rename(runs / name)
-            outcome = load_outcome(runs / name)
-    return outcome
-
-
-def _search(
-    spec: AnySpec, obtain: Callable[[Sequence[Trial], Mapping[Trial, str]], Results]
-) -> tuple[Results, Mapping[Trial, str]]:
-    results: dict[Trial, Outcome | None] = {}
-    names: dict[Trial, str] = {}
-    search = KINDS[spec.kind].rounds(spec)
-    batch = next(search)
-    while True:
-        names |= {trial: name_of(spec, trial) for trial in batch}
-        results |= obtain(batch, names)
-        try:
-            batch = search.send(results)
-        except StopIteration:
-            return results, names
-
-
-def _train(
-    spec: AnySpec,
-    missing: Sequence[Trial],
-    names: Mapping[Trial, str],
-    runs: Path,
-    executor: Executor,
-    ledger: Ledger,
-    display: Display,
+def _settle(
+    index: Index, bases: Mapping[str, Basis], changed: Sequence[str], folder: Path, on_change: OnChange
 ) -> None:
-    waiting = list(reversed(missing))
-    trial_of = {names[trial]: trial for trial in missing}
-    attempts = dict.fromkeys(trial_of, 0)
-    kills = dict.fromkeys(trial_of, 0)
-    at_work: set[str] = set()
-    while waiting or at_work:
-        while waiting and len(at_work) < executor.capacity:
-            trial = waiting.pop()
-            at_work.add(names[trial])
-            executor.submit(Job(names[trial], run_of(spec, trial), runs))
-        for report in executor.poll(POLL_SECONDS):
-            trial = trial_of[report.name]
-            if report.kind == "progress":
-                display.progress(trial, report.step, report.loss)
-                continue
-            at_work.discard(report.name)
-            outcome = load_outcome(runs / report.name) if report.kind == "done" else None
-            if outcome is not None:
-                ledger.finish([report.name])
-                display.finished(trial, outcome, "")
-            elif report.kind == "storage":
-                raise OSError(report.message)
-            elif report.kind == "unusable":
-                raise ConfigError(
-                    f"a worker cannot run this study ({report.message}); define its functions at the top of a module, "
-                    'guard a script by if __name__ == "__main__", or use workers=0'
-                )
-            else:
-                report = report if report.message else replace(report, message="it ended without an outcome")
-                final = _count(report, attempts, kills)
-                ledger.fail(report.name, report.message, killed=report.kind == "killed", final=final)
-                if final:
-                    display.finished(trial, None, report.message)
-                else:
-                    waiting.append(trial)
+    """Decide what becomes of stored runs that rest on something else than today's."""
+    if changed and on_change == "stop":
+        raise ConfigError(
+            f"{folder}: the stored runs rest on something else: {'; '.join(changed)}. Give --keep to go on with "
+            "them, which "
+            "the page then says, or --retrain to make them again"
+        )
+    if changed and on_change == "keep":
+        index.notes += [line for line in changed if line not in index.notes]
+    if changed and on_change == "retrain":
+        arms = {name for name in bases if any(line.startswith(f"{name}: ") for line in changed)}
+        index.runs = {trial: name for trial, name in index.runs.items() if trial.arm not in arms}
+        index.notes = [note for note in index.notes if note.split(":")[0] not in arms]
+    index.bases = {**index.bases, **{name: basis.table() for name, basis in bases.items()}}
 
 
-def _count(report: Report, attempts: dict[str, int], kills: dict[str, int]) -> bool:
-    tally, most = (kills, MOST_KILLS) if report.kind == "killed" else (attempts, MOST_ATTEMPTS)
-    tally[report.name] += 1
-    return tally[report.name] >= most
+class _Search:
+    """The rounds of one study."""
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        folder: Path,
+        executor: Executor,
+        display: Display,
+        reuse: Sequence[Path],
+        index: Index,
+        bases: Mapping[str, Basis],
+        failures: Failures,
+    ) -> None:
+        self.spec = spec
+        self.folder = folder
+        self.runs = folder / "runs"
+        self.executor = executor
+        self.display = display
+        self.reuse = reuse
+        self.index = index
+        self.bases = bases
+        self.failures = failures
+
+    def carry_out(self) -> None:
+        """All rounds; in the end the index holds the trials that they asked for, and no others."""
+        self.runs.mkdir(exist_ok=True)
+        kind = kind_of(self.spec)
+        asked: dict[Trial, str] = {}
+        results: dict[Trial, Outcome | None] = {}
+        search = kind.rounds(self.spec)
+        batch = next(search)
+        while True:
+            names = {trial: self._name_of(trial) for trial in batch}
+            asked |= names
+            self._plan(names)
+            self._make(names, kind.round_name(batch[0].round))
+            results |= {trial: load_outcome(self.runs / name) for trial, name in names.items()}
+            try:
+                batch = search.send(results)
+            except StopIteration:
+                break
+        self.index.runs = asked
+        self.index.complete = True
+        self.index.save(self.folder)
+
+    def _name_of(self, trial: Trial) -> str:
+        known = self.index.runs.get(trial)
+        if known is not None and (self.runs / known / OUTCOME).exists():
+            return known
+        return id_on(run_of(self.spec, trial), self.bases[trial.arm])
+
+    def _plan(self, names: Mapping[Trial, str]) -> None:
+        """Write the trials of a round into the index before any of them is trained."""
+        if any(trial not in self.index.runs for trial in names):
+            self.index.runs |= names
+            self.index.save(self.folder)
+
+    def _make(self, names: Mapping[Trial, str], title: str) -> None:
+        trials: dict[str, Trial] = {}
+        for trial, name in names.items():
+            trials.setdefault(name, trial)  # of several trials with one run, one makes it
+        missing = {name: trial for name, trial in trials.items() if self._present(name) is None}
+        self.display.round_started(title, len(names), len(missing))
+        jobs = {name: run_of(self.spec, trial) for name, trial in missing.items()}
+        Round(missing, jobs, self.runs, self.executor, self.failures, self.display).carry_out()
+
+    def _present(self, name: str) -> Outcome | None:
+        """The outcome of a run that is there, or is now copied from where it is."""
+        outcome = load_outcome(self.runs / name)
+        for other in self.reuse:
+            source = other / "runs" / name
+            if outcome is None and load_outcome(source) is not None:
+                shutil.rmtree(self.runs / name, ignore_errors=True)
+                arriving = self.runs / f".{name}"  # its outcome must not be there before the rest
+                shutil.rmtree(arriving, ignore_errors=True)
+                shutil.copytree(source, arriving)
+                arriving.rename(self.runs / name)
+                outcome = load_outcome(self.runs / name)
+        return outcome
 
 
-def run_of(spec: AnySpec, trial: Trial) -> RunSpec:
+def run_of(spec: StudySpec, trial: Trial) -> RunSpec:
     """The run of a trial."""
     return spec.arms[trial.arm].run(trial.tick, trial.seed, trial.data_seed)
 
 
-def name_of(spec: AnySpec, trial: Trial) -> str:
-    """The run id of a trial."""
-    run = run_of(spec, trial)
-    return run_id(run, fingerprint_of(tokens_of(run.protocol.data), run.protocol.evaluation))
+def _basis(run: RunSpec, tokens: Tokens) -> Basis:
+    return basis_of(run, fingerprint_of(tokens.of(run.protocol.data), run.protocol.evaluation))
 
 
-@cache
-def tokens_of(source: TokenSource) -> TokenData:
-    """The tokens of a source, loaded once by the driver."""
-    return source.load()
-
-
-def check_arms(spec: AnySpec) -> None:
+def check_arms(spec: StudySpec, tokens: Tokens) -> None:
     """Build every arm's model once, so that what cannot be built is refused before anything is written.
 
     Raises:
@@ -246,4 +229,10 @@ def check_arms(spec: AnySpec) -> None:
         CorpusError: if the data cannot be used.
     """
     for arm in spec.arms.values():
-        check_run(arm.run(-8 * SIXTEENTH, 0), tokens_of(arm.protocol.data), f"arms.{arm.name}")
+        if arm.missing_code:
+            raise ConfigError(
+                f"arms.{arm.name}: is built by your own code ({', '.join(arm.missing_code)}), which a file does "
+                "not hold; "
+                "run the script that defines it"
+            )
+        check_run(arm.run(-8 * SIXTEENTH, 0), tokens.of(arm.protocol.data), f"arms.{arm.name}")

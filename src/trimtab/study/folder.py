@@ -1,69 +1,112 @@
-"""The folder of a study: made or recognised before anything is trained, and marked with what it is of."""
+"""The folder of a study: made or recognised before anything is trained."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from trimtab.config import ConfigError, Raw, canonical, dump_toml
-from trimtab.run.folder import write_whole
-from trimtab.study.kinds import AnySpec
+from trimtab.config import ConfigError, Raw, canonical, dump_toml, load_toml
+from trimtab.run.files import write_whole
+from trimtab.run.identity import settled
+from trimtab.study.index import INDEX, STUDY, Index, load_index
+from trimtab.study.kind import read_any_study
+from trimtab.study.specification import StudySpec
+from trimtab.study.stored import migrated
 
 
 class StorageError(OSError):
     """A folder cannot be written; what was finished before is whole, and the same command goes on from there."""
 
 
-def open_folder(spec: AnySpec, folder: Path) -> None:
-    """Make the study folder, or check that the one there belongs to this study.
+def make_folder(folder: Path) -> None:
+    """Make the study folder, or check that the one there is a study folder or empty.
 
     Raises:
-        ConfigError: if it holds other things, or a study of another protocol.
+        ConfigError: if it holds other things.
         StorageError: if it cannot be made or written.
     """
-    protocol = folder / "protocol.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise StorageError(f"{folder}: not writable; use another --out")
-        if not protocol.exists():
-            # Another driver may just have begun: what it makes first is no stranger.
-            strangers = [e.name for e in folder.iterdir() if not e.name.startswith((".", "study."))]
+        if not any((folder / name).exists() for name in (INDEX, STUDY)):
+            # Hidden files are those of another driver that has just begun.
+            strangers = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
             if strangers:
                 raise ConfigError(
                     f"{folder}: not a study folder, yet it holds {sorted(strangers)[0]}; use another --out"
                 )
-            return
-        stored = protocol.read_text(encoding="utf-8", errors="replace")
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{folder}: a file is in the way; use another --out") from error
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror or error}; use another --out") from error
-    difference = _first_difference(stored, spec.fixed())
+
+
+def open_index(spec: StudySpec, folder: Path) -> Index:
+    """The index of the folder, for a study that is the same, or extends the one there; nothing is written.
+
+    Raises:
+        ConfigError: if the folder holds a study of another protocol, or an arm of the same name differs.
+        IntegrityError: if the index is damaged, or study.toml was changed.
+    """
+    if (folder / INDEX).exists():
+        index = load_index(folder)
+    elif (folder / STUDY).exists() and (folder / "runs").is_dir():
+        index = migrated(folder)
+    else:
+        return Index(dump_toml(spec.table()))
+    stored = read_any_study(_table(index.study, folder), str(folder / STUDY))
+    if stored.kind != spec.kind:
+        raise ConfigError(f"{folder}: holds a study of kind {stored.kind}, this is {spec.kind}; use another --out")
+    difference = first_difference(stored.fixed(), spec.fixed())
     if difference:
         raise ConfigError(f"{folder}: holds a study of another protocol ({difference}); use another --out")
+    for name in spec.arms:
+        if name in stored.arms:
+            before, after = (settled(one.arms[name].run(0, 0)) for one in (stored, spec))
+            difference = first_difference(before, after)
+            if difference:
+                raise ConfigError(
+                    f"{folder}: arm '{name}' is another one there ({difference}); give the new arm another name"
+                )
+    return index
 
 
-def claim(spec: AnySpec, folder: Path) -> None:
-    """Write down what study the folder is of."""
-    write_whole(folder / "protocol.json", canonical(spec.fixed()) + "\n")
-    write_whole(folder / "study.toml", dump_toml(spec.table()))
+def write_study(spec: StudySpec, folder: Path, index: Index) -> None:
+    """Write study.toml and the index of a study that is about to go on."""
+    text = dump_toml(spec.table())
+    if index.study != text:
+        index.extend(folder, text)
+    else:
+        index.complete = False
+        index.save(folder)
+        if not (folder / STUDY).exists():
+            write_whole(folder / STUDY, text)
 
 
-def _first_difference(stored: str, wanted: Raw) -> str:
-    try:
-        old: object = json.loads(stored)
-    except ValueError:
-        return "its protocol.json is damaged"
-    new: object = json.loads(canonical(wanted))
-    if old == new:
+def first_difference(old: Mapping[str, object], new: Mapping[str, object]) -> str:
+    """'training.steps is 300 there and 400 here', or nothing."""
+    before: object = json.loads(canonical(old))
+    after: object = json.loads(canonical(new))
+    if before == after:
         return ""
     path: list[str] = []
-    while isinstance(old, dict) and isinstance(new, dict):
-        before, after = cast(Raw, old), cast(Raw, new)
-        key = next(k for k in sorted({*before, *after}) if before.get(k) != after.get(k))
+    while isinstance(before, dict) and isinstance(after, dict):
+        there, here = cast(Raw, before), cast(Raw, after)
+        key = next(k for k in sorted({*there, *here}) if there.get(k) != here.get(k))
         path.append(key)
-        old, new = before.get(key), after.get(key)
-    return f"{'.'.join(path) or 'protocol.json'} is {canonical(old)} there and {canonical(new)} here"
+        before = there.get(key)
+        after = here.get(key)
+    return f"{'.'.join(path)} is {canonical(before)} there and {canonical(after)} here"
+
+
+def _table(text: str, folder: Path) -> Raw:
+    file = folder / STUDY
+    if file.exists():
+        return load_toml(file)
+    import tomllib
+
+    return tomllib.loads(text)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from trimtab.run.folder import Outcome
-from trimtab.study.spec import Criterion
+from trimtab.study.settings import Criterion
 
 
 class Label(StrEnum):

@@ -10,13 +10,16 @@ import torch
 from trimtab.config import printable
 from trimtab.data.batches import held_out_batch
 from trimtab.loop import held_out_loss, train
+from trimtab.run.build import build, build_optimizer
 from trimtab.run.cost import cost_of
-from trimtab.run.execute import EVALUATION_BATCH, build, build_optimizer, training_batches
+from trimtab.run.execute import EVALUATION_BATCH, training_batches
 from trimtab.run.spec import Protocol
 from trimtab.run.texts import text_blocks
-from trimtab.study.arms import SIXTEENTH, Arm
-from trimtab.study.driver import check_arms, tokens_of
-from trimtab.study.kinds import AnySpec
+from trimtab.study.arms import Arm
+from trimtab.study.driver import check_arms
+from trimtab.study.specification import StudySpec
+from trimtab.study.tokens import Tokens
+from trimtab.study.trial import SIXTEENTH
 
 TIMED_STEPS = 5
 ROW_BYTES = 130
@@ -24,21 +27,24 @@ FOLDER_BYTES = 8192
 TOKEN_BYTES = 8  # of one token at one reading
 
 
-def plan(spec: AnySpec, workers: int) -> str:
+def plan(spec: StudySpec, workers: int) -> str:
     """Lines that say what the study will take.
 
     Raises:
         ConfigError: if an arm cannot be built.
         CorpusError: if the data cannot be used.
     """
-    check_arms(spec)
+    tokens = Tokens()
+    check_arms(spec, tokens)
     timed: dict[Protocol, float] = {}
     for arm in spec.arms.values():  # arms of one protocol take about the same time
         if arm.protocol not in timed:
-            timed[arm.protocol] = seconds_per_run(arm)
+            timed[arm.protocol] = seconds_per_run(arm, tokens)
     seconds = sum(timed[arm.protocol] for arm in spec.arms.values()) / len(spec.arms)
-    rates, name = [2.0 ** (tick / SIXTEENTH) for tick in spec.ticks()], printable(spec.name)
-    first, most = spec.first_runs(), spec.most_runs()
+    rates = [tick.learning_rate for tick in spec.ticks()]
+    name = printable(spec.name)
+    first = spec.first_runs()
+    most = spec.most_runs()
     disk = most * sum(_bytes(arm.protocol) for arm in spec.arms.values()) / len(spec.arms)
     return "\n".join(
         [
@@ -54,7 +60,7 @@ def plan(spec: AnySpec, workers: int) -> str:
     )
 
 
-def _unread(spec: AnySpec) -> str:
+def _unread(spec: StudySpec) -> str:
     watched = any(arm.protocol.probes.probes() is not None for arm in spec.arms.values())
     return "; what probes take comes on top" if watched else ""
 
@@ -70,7 +76,7 @@ def _bytes(protocol: Protocol) -> int:
     return held + readings * protocol.data.vocab_size * TOKEN_BYTES
 
 
-def _costs(spec: AnySpec) -> list[str]:
+def _costs(spec: StudySpec) -> list[str]:
     lines = ["arms:  parameters, of which the method's own, and FLOPs per token of forward and backward"]
     for name, arm in spec.arms.items():
         cost = cost_of(arm.run(0, 0))
@@ -78,24 +84,26 @@ def _costs(spec: AnySpec) -> list[str]:
     return lines
 
 
-def seconds_per_run(arm: Arm) -> float:
+def seconds_per_run(arm: Arm, tokens: Tokens) -> float:
     """Time of one run of an arm, from a few steps and one evaluation on this machine."""
     run = arm.run(-8 * SIXTEENTH, 0)
     protocol, training = run.protocol, run.protocol.training
+    threads = torch.get_num_threads()
     torch.set_num_threads(training.threads)
     device = torch.device(training.device)
-    data = tokens_of(protocol.data)
+    data = tokens.of(protocol.data)
     model = build(run, device)
     held_out = held_out_batch(
         data.held_out, num_sequences=protocol.evaluation.num_sequences, context=protocol.model.context
     ).to(device)
     batches = islice(training_batches(protocol, data, 0, device), TIMED_STEPS)
     times = [time.perf_counter()]
-    for record in train(model, batches, build_optimizer(model, run), learning_rate=lambda step: 1e-6):
+    for record in train(model, batches, build_optimizer(model, run), lambda step: 1e-6):
         float(record.loss)
         times.append(time.perf_counter())
     float(held_out_loss(model, held_out, EVALUATION_BATCH))
     evaluation = time.perf_counter() - times[-1]
+    torch.set_num_threads(threads)
     steps = [after - before for before, after in pairwise(times)][1:]  # the first warms up
     whole = training.steps * min(steps) + len(protocol.evaluation.steps_of(training.steps)) * evaluation
     blocks = text_blocks(data, protocol.evaluation, protocol.model.context)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from trimtab.config import ConfigError, Raw, shown
-from trimtab.run.spec import SECTIONS, ModelBuilder, OptimizerBuilder
+from trimtab.run.spec import SECTIONS, UserCode
 from trimtab.study.arms import Arm, check_name, read_arms, refuse_twins
 
 
@@ -44,8 +44,9 @@ def arms_at_sizes(
     sections: Raw,
     sizes: Mapping[str, Raw],
     where: str,
-    build_model: ModelBuilder | None = None,
-    build_optimizer: OptimizerBuilder | None = None,
+    code: UserCode,
+    *,
+    own_rates: bool = True,
 ) -> tuple[dict[str, Arm], dict[str, Place]]:
     """Every line of a study file at every size, under a name of both, and which is which.
 
@@ -55,10 +56,11 @@ def arms_at_sizes(
     arms: dict[str, Arm] = {}
     places: dict[str, Place] = {}
     for size, over in sizes.items():
-        for line, arm in read_arms(raw, sections, where, build_model, build_optimizer, over=over).items():
+        for line, arm in read_arms(raw, sections, where, code, over=over, own_rates=own_rates).items():
             name = f"{line}, {size}" if size else line
             if name in arms:
                 raise ConfigError(f"{where}: arms and sizes: '{name}' would stand for two of them; rename one")
-            arms[name], places[name] = arm.named(name), Place(line, size)
+            arms[name] = arm.named(name)
+            places[name] = Place(line, size)
     refuse_twins(arms, where)
     return arms, places

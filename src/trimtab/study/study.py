@@ -12,12 +12,14 @@ import torch
 
 from trimtab.config import ConfigError, Raw, load_toml
 from trimtab.method import Method
-from trimtab.run.spec import ModelBuilder, OptimizerBuilder
-from trimtab.study.driver import Display, run_study
+from trimtab.run.spec import ModelBuilder, OptimizerBuilder, UserCode
+from trimtab.study.driver import OnChange, run_study
+from trimtab.study.executors.contract import Executor
 from trimtab.study.executors.inline import InlineExecutor
 from trimtab.study.executors.processes import ProcessExecutor
-from trimtab.study.executors.protocol import Executor
-from trimtab.study.kinds import KINDS, AnyFindings, AnySpec, read_any_study
+from trimtab.study.kind import DEFAULT, KINDS, read_any_study
+from trimtab.study.round import Display
+from trimtab.study.specification import StudySpec
 
 ArmTable = str | Method | Mapping[str, Any]
 
@@ -26,7 +28,8 @@ class Study:
     """A comparison of arms, ready to run.
 
     Args:
-        arms: slugs or methods, or a name for each: a slug, a method, or a table like those of a study file.
+        arms: slugs or methods, or a name for each: a slug, a method, or a table like those of a study file, in which
+            ``model`` and ``optimizer`` may be builders as below, for that arm alone.
         learning_rates: a table with low, high and octaves_apart, for the kinds of study that take one.
         model: the user's builder, called with a ``GPTConfig`` for its vocab_size and context; returns a module that
             maps tokens (B, T) to logits (B, T, V). Its code is part of every run's identity. None, or a table of
@@ -58,14 +61,20 @@ class Study:
         raw: Raw = {**settings, "arms": tables}
         if learning_rates is not None:
             raw["learning_rates"] = dict(learning_rates)
-        named = settings.get("kind", "max_lr")
-        kind = KINDS.get(named) if isinstance(named, str) else None
-        if kind and kind.has_reference and settings.get("reference") is None and "baseline" not in tables:
+        if (
+            settings.get("reference") is None
+            and "baseline" not in tables
+            and _has_reference(settings.get("kind", DEFAULT))
+        ):
             raw["reference"] = next(iter(tables), "baseline")
-        self.spec = read_any_study(raw, "Study", build_model=_builder(model), build_optimizer=_builder(optimizer))
+        code = UserCode(
+            model=None if isinstance(model, Mapping) else model,
+            optimizer=None if isinstance(optimizer, Mapping) else optimizer,
+        )
+        self.spec = read_any_study(raw, "Study", code)
 
     @classmethod
-    def of(cls, spec: AnySpec) -> Study:
+    def of(cls, spec: StudySpec) -> Study:
         """A study from its specification."""
         study = cls.__new__(cls)
         study.spec = spec
@@ -79,7 +88,8 @@ class Study:
         executor: Executor | None = None,
         display: Display | None = None,
         reuse: Sequence[str | Path] = (),
-    ) -> AnyFindings:
+        on_change: OnChange = "stop",
+    ) -> Any:
         """Carry out the study, or what is missing of it, in the folder ``out``.
 
         Args:
@@ -88,6 +98,11 @@ class Study:
             executor: anything that carries out jobs, in place of processes.
             display: shows what goes on; silent by default.
             reuse: other study folders, whose finished runs are copied where they are the same.
+            on_change: what to do with stored runs that rest on another version of the numbers, other data or other user
+                code than today's: "stop", "keep" or "retrain".
+
+        Returns:
+            The findings, of a type of the kind of study.
 
         Raises:
             ConfigError: if an arm cannot be built, cannot be sent to a worker, or the folder holds something else.
@@ -95,14 +110,18 @@ class Study:
             StorageError: if the folder cannot be written.
         """
         chosen = executor or executor_for(self.spec, workers)
-        return run_study(self.spec, Path(out), chosen, display, [Path(other) for other in reuse])
+        others = [Path(other) for other in reuse]
+        return run_study(self.spec, Path(out), chosen, display, others, on_change=on_change)
 
 
-def _builder(given: Any) -> Any:
-    return None if isinstance(given, Mapping) else given
+def _has_reference(slug: object) -> bool:
+    try:
+        return isinstance(slug, str) and KINDS.get(slug).has_reference
+    except KeyError:  # the reader names what is unknown
+        return False
 
 
-def executor_for(spec: AnySpec, workers: int | None, workers_per_gpu: int = 1) -> Executor:
+def executor_for(spec: StudySpec, workers: int | None, workers_per_gpu: int = 1) -> Executor:
     """Processes for a study: one per core and thread asked for, or ``workers_per_gpu`` on each CUDA device.
 
     Raises:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from trimtab.change import InitialChange, SlotChange, SwapChange, WeightChange
 from trimtab.host import Host, Listener, Site, Slot, Tap
 from trimtab.intervention import ModelIntervention
-from trimtab.method import Method, RemovalError, installed_in, method_parameters
-from trimtab.optim import OptimizerConfig, adamw
+from trimtab.method import Method, RemovalError, installed_in
+from trimtab.optim import AdamW
+from trimtab.run.build import trained_parameters
 from trimtab.testing.families import logits_of
 
 TRAINING_STEPS = 3
@@ -145,7 +146,7 @@ class MethodContract(ABC):
         """A few steps of the library's AdamW on random tokens; gradients of the last are kept."""
         host.model.train()
         tokens = self.tokens(host)
-        optimizer = adamw(host.model, OptimizerConfig(), 1e-2, exempt=method_parameters(host.model))
+        optimizer = AdamW().build(trained_parameters(host.model), 1e-2)
         for _ in range(TRAINING_STEPS):
             host.model.zero_grad(set_to_none=True)
             logits = logits_of(host.model, tokens[:, :-1])

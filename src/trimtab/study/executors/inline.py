@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from trimtab.study.executors.protocol import Job, Report, Task, failure, train_job
+from trimtab.study.executors.contract import Job, JobReport, Task, failure, train_job
 
 
 class InlineExecutor:
@@ -20,7 +20,7 @@ class InlineExecutor:
         """Keep the job for the next poll."""
         self.waiting.append(job)
 
-    def poll(self, timeout: float) -> list[Report]:
+    def poll(self, timeout: float) -> list[JobReport]:
         """Carry out one waiting job; returns its end only."""
         if not self.waiting:
             return []
@@ -29,7 +29,10 @@ class InlineExecutor:
             self.task(job, lambda step, loss: None)
         except Exception as error:  # whatever the user's model raises is news of that job, not the end of the study
             return [failure(job, error)]
-        return [Report(job.name, "done")]
+        return [JobReport(job.name, "done")]
+
+    def drop(self, name: str) -> None:
+        """Nothing: a job is over before anybody could ask."""
 
     def cancel(self) -> None:
         """Forget what waits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -16,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import cast
 
-from trimtab.study.executors.protocol import Job, Report, Task, failure, train_job
+from trimtab.study.executors.contract import Job, JobReport, Task, failure, train_job
 
 PROGRESS_SECONDS = 0.5
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -26,6 +27,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 class _Worker:
     process: BaseProcess
     pipe: Connection
+    place: int  # of the pool; a replacement takes the place, and the device, of the one that ended
     job: Job | None = None
 
 
@@ -59,15 +61,21 @@ class ProcessExecutor:
                 (job.name, pickle.dumps(job))
             )  # to a worker that died while idle: poll reports the job as killed
 
-    def poll(self, timeout: float) -> list[Report]:
+    def poll(self, timeout: float) -> list[JobReport]:
         """News from all workers; a dead worker's job is reported as killed and its place is free again."""
         busy = [worker for worker in self.workers if worker.job is not None]
         waiting = [worker.pipe for worker in busy] + [worker.process.sentinel for worker in busy]
         connection.wait(waiting, timeout)
-        reports: list[Report] = []
+        reports: list[JobReport] = []
         for worker in busy:
             reports += self._news_of(worker)
         return reports
+
+    def drop(self, name: str) -> None:
+        """Kill the worker of a job; also one that is stopped and hears nothing."""
+        for worker in self.workers:
+            if worker.job is not None and worker.job.name == name:
+                worker.process.kill()
 
     def cancel(self) -> None:
         """Kill every worker."""
@@ -86,8 +94,8 @@ class ProcessExecutor:
     ) -> None:
         self.cancel()
 
-    def _news_of(self, worker: _Worker) -> list[Report]:
-        reports: list[Report] = []
+    def _news_of(self, worker: _Worker) -> list[JobReport]:
+        reports: list[JobReport] = []
         # Asked once, and before its last words are read: a worker that dies in between is news of the next call.
         alive = worker.process.is_alive()
         with contextlib.suppress(EOFError, ConnectionResetError, OSError):
@@ -102,7 +110,7 @@ class ProcessExecutor:
             # Exit code 1 before a word, twice: not killed, but unable to start, as from a script without a main guard.
             self.stillborn = self.stillborn + 1 if code == 1 else 0
             kind = "unusable" if self.stillborn >= 2 else "killed"
-            reports.append(Report(worker.job.name, kind, message=f"its worker ended with exit code {code}"))
+            reports.append(JobReport(worker.job.name, kind, message=f"its worker ended with exit code {code}"))
             worker.job = None
         if not alive:
             worker.pipe.close()
@@ -110,8 +118,10 @@ class ProcessExecutor:
         return reports
 
     def _start(self) -> _Worker:
+        taken = {worker.place for worker in self.workers}
+        place = next(number for number in itertools.count() if number not in taken)
+        device = self.devices[place % len(self.devices)] if self.devices else None
         ours, theirs = self.context.Pipe()
-        device = self.devices[len(self.workers) % len(self.devices)] if self.devices else None
         process = self.context.Process(target=_work, args=(theirs, self.task, os.getpid(), device), daemon=True)
         with _environment(dict.fromkeys(THREAD_VARIABLES, "1")):
             # Blocked in the child from its first moment: Ctrl-C is the driver's to handle, and loses nothing here.
@@ -121,7 +131,7 @@ class ProcessExecutor:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
-        worker = _Worker(process, cast(Connection, ours))
+        worker = _Worker(process, cast(Connection, ours), place)
         self.workers.append(worker)
         return worker
 
@@ -154,7 +164,7 @@ def _work(pipe: Connection, task: Task, driver: int, device: str | None) -> None
             try:
                 job: Job = pickle.loads(pickled)
             except Exception as error:  # a function of a notebook, say, is not to be found in another process
-                pipe.send(Report(name, "unusable", message=f"{type(error).__name__}: {error}"))
+                pipe.send(JobReport(name, "unusable", message=f"{type(error).__name__}: {error}"))
                 continue
             _carry_out(pipe, task, job)
 
@@ -166,11 +176,11 @@ def _carry_out(pipe: Connection, task: Task, job: Job) -> None:
         nonlocal last
         if time.monotonic() - last >= PROGRESS_SECONDS:
             last = time.monotonic()
-            pipe.send(Report(job.name, "progress", step, loss))
+            pipe.send(JobReport(job.name, "progress", step, loss))
 
     try:
         task(job, progress)
-        pipe.send(Report(job.name, "done"))
+        pipe.send(JobReport(job.name, "done"))
     except Exception as error:  # whatever the user's model raises is news of that job, not the end of the worker
         pipe.send(failure(job, error))
 

@@ -1,0 +1,73 @@
+"""Which runs a comparison of losses makes: first the sweeps that tune the rate, then every arm on the same seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from trimtab.kinds.loss_at_lr.spec import FIRST_TUNING_SEED, LossStudySpec
+from trimtab.study.kind import Rounds
+from trimtab.study.trial import Best, Results, Tick, Trial, best_of
+
+TUNING = 0
+COMPARING = 1
+
+
+def rounds(spec: LossStudySpec) -> Rounds:
+    """Yield the trials of each round; send the results of all rounds so far."""
+    comparison = spec.comparison
+    results: Results = {}
+    tuned = spec.tuned()
+    if tuned:
+        seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + comparison.tuning_seeds)
+        results = yield [
+            Trial(TUNING, arm, tick, seed) for arm in tuned for seed in seeds for tick in spec.rates_of(arm).sweep()
+        ]
+    ticks = ticks_of(spec, results)
+    # Seed by seed, so that a study cut short has whole pairs.
+    yield [
+        Trial(COMPARING, arm, tick, seed)
+        for seed in range(comparison.seeds)
+        for arm in spec.arms
+        for tick in ticks[arm].values()
+    ]
+
+
+def round_name(number: int) -> str:
+    """'sweep' or 'comparison'."""
+    return "sweep" if number == TUNING else "comparison"
+
+
+def ticks_of(spec: LossStudySpec, results: Results) -> Mapping[str, Mapping[float, Tick]]:
+    """The rates at which each arm is compared, by multiple."""
+    comparison = spec.comparison
+    tuned = {
+        arm: best.tick if math.isfinite(best.loss) else spec.rates_of(arm).lowest
+        for arm, best in _tuned(spec, results).items()
+    }
+
+    def base(arm: str) -> int:
+        if comparison.tune == "fixed":
+            return comparison.offset(comparison.learning_rate)
+        return tuned[spec.tuned_by(arm)]
+
+    return {
+        arm: {multiple: Tick(base(arm) + comparison.offset(multiple)) for multiple in comparison.multiples}
+        for arm in spec.arms
+    }
+
+
+def tuned_at_an_end(spec: LossStudySpec, results: Results) -> list[str]:
+    """The arms whose best rate is the lowest or the highest of the sweep, so that it may lie beyond."""
+    ends = {arm: (spec.rates_of(arm).lowest, spec.rates_of(arm).highest) for arm in spec.tuned()}
+    return [arm for arm, best in _tuned(spec, results).items() if math.isfinite(best.loss) and best.tick in ends[arm]]
+
+
+def never_tuned(spec: LossStudySpec, results: Results) -> list[str]:
+    """The arms of whose sweep nothing finite came back."""
+    return [arm for arm, best in _tuned(spec, results).items() if not math.isfinite(best.loss)]
+
+
+def _tuned(spec: LossStudySpec, results: Results) -> Mapping[str, Best]:
+    tuning = {trial: outcome for trial, outcome in results.items() if trial.round == TUNING}
+    return {arm: best_of(arm, tuning) for arm in spec.tuned()}

@@ -1,0 +1,95 @@
+"""Limits and their ratios as estimates with bounds: nothing outside the tested range is ever claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trimtab.kinds.max_lr.findings import Bound, Estimate, Limit
+from trimtab.stats.comparison import difference
+from trimtab.stats.posterior import EdgePosterior, Trials
+
+INTERVAL = (0.025, 0.5, 0.975)
+
+
+def limit_of(posterior: EdgePosterior | None, trials: Trials) -> Limit:
+    """LR50 and LR10 of one arm; None as posterior says that its failures are not one edge."""
+    return Limit(_estimate(posterior, trials, 0.5), _estimate(posterior, trials, 0.1))
+
+
+def _estimate(posterior: EdgePosterior | None, trials: Trials, level: float) -> Estimate:
+    if posterior is None:
+        return Estimate(None, None, None, "no_clear_boundary")
+    bound = _bound(posterior, trials, level)
+    if bound == "no_data":
+        return Estimate(None, None, None, bound)
+    low, median, high = (float(x) for x in posterior.quantiles(INTERVAL, level))
+    inside = [2.0**x if posterior.low <= x <= posterior.high else None for x in (low, high)]
+    if bound == "above":
+        return Estimate(2.0**posterior.high, inside[0], None, bound)
+    if bound == "below":
+        return Estimate(2.0**posterior.low, None, inside[1], bound)
+    return Estimate(2.0**median, inside[0], inside[1])
+
+
+def _bound(posterior: EdgePosterior, trials: Trials, level: float) -> Bound | None:
+    if len(trials.x) == 0:
+        return "no_data"
+    if not trials.failed.any():
+        return "above"
+    if trials.failed.all():
+        return "below"
+    median = float(posterior.quantiles((0.5,), level)[0])
+    return "above" if median > posterior.high else "below" if median < posterior.low else None
+
+
+# (bound of the arm, bound of the reference) -> bound of their ratio; what is not here is undetermined.
+_RATIO_BOUNDS: Mapping[tuple[Bound | None, Bound | None], Bound | None] = {
+    (None, None): None,
+    ("above", None): "above",
+    (None, "below"): "above",
+    ("above", "below"): "above",
+    ("below", None): "below",
+    (None, "above"): "below",
+    ("below", "above"): "below",
+}
+
+
+def ratio_of(
+    arm: str, reference: str, posteriors: Mapping[str, EdgePosterior], trials: Mapping[str, Trials], comparable: bool
+) -> Limit:
+    """Ratios of LR50 and of LR10 to the reference's; none where the two are in units of different optimizers."""
+    if not comparable:
+        other = Estimate(None, None, None, "other_optimizer")
+        return Limit(other, other)
+    return Limit(*(_ratio(arm, reference, posteriors, trials, level) for level in (0.5, 0.1)))
+
+
+def _ratio(
+    arm: str,
+    reference: str,
+    posteriors: Mapping[str, EdgePosterior],
+    trials: Mapping[str, Trials],
+    level: float,
+) -> Estimate:
+    if arm == reference:
+        return Estimate(1.0, 1.0, 1.0)
+    if arm not in posteriors or reference not in posteriors:
+        return Estimate(None, None, None, "no_clear_boundary")
+    own = _bound(posteriors[arm], trials[arm], level)
+    other = _bound(posteriors[reference], trials[reference], level)
+    if "no_data" in (own, other):
+        return Estimate(None, None, None, "no_data")
+    found = difference(posteriors[arm], posteriors[reference], level)
+    bound = _RATIO_BOUNDS.get((own, other), "undetermined")
+    if bound == "undetermined":
+        return Estimate(None, None, None, bound)
+    # An end is open where it rests on an end that left the tested range.
+    (low, high), (low_other, high_other) = (
+        posteriors[name].quantiles((0.025, 0.975), level) for name in (arm, reference)
+    )
+    tested, tested_other = posteriors[arm], posteriors[reference]
+    open_above = high > tested.high or low_other < tested_other.low
+    open_below = low < tested.low or high_other > tested_other.high
+    lower = None if open_below or bound == "below" else 2.0**found.low
+    upper = None if open_above or bound == "above" else 2.0**found.high
+    return Estimate(2.0**found.median, lower, upper, bound)

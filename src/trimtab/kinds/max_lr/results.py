@@ -1,0 +1,121 @@
+"""What a study of limits adds to ``results.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trimtab.kinds.max_lr.agreement import OrderAgreement
+from trimtab.kinds.max_lr.findings import ArmFindings, LimitFindings
+from trimtab.kinds.max_lr.movers import MovementResults
+from trimtab.section import Finite, Rows
+from trimtab.study.labels import Label
+from trimtab.study.settings import Criterion
+
+
+@dataclass(frozen=True, slots=True)
+class StopRule:
+    """When the search ends."""
+
+    most_runs: int
+    enough: float
+    fixed_in_advance: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LimitFacts:
+    """Laid into ``study``."""
+
+    reference: str
+    learned: bool
+    reference_loss: float
+    unigram_entropy: float
+    log_vocab: float
+    seed_sd: float
+    criterion: Criterion
+    stop_rule: StopRule
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRun:
+    """One run; ``lr`` is the peak LR, losses are in nats."""
+
+    id: str
+    arm: str
+    lr: Finite
+    seed: int
+    round: int
+    label: Label
+    final_loss: float | None
+    steps: int
+    stopped: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitResults:
+    """Laid into the top level."""
+
+    arms: Mapping[str, ArmFindings]
+    runs: Sequence[LimitRun]
+    reported: OrderAgreement | None
+    movers: Mapping[str, MovementResults]
+
+
+def facts_of(findings: LimitFindings) -> LimitFacts:
+    """Of the study as a whole."""
+    spec = findings.spec
+    return LimitFacts(
+        reference=spec.reference,
+        learned=findings.learned,
+        reference_loss=findings.reference_loss,
+        unigram_entropy=findings.unigram_entropy,
+        log_vocab=findings.log_vocab,
+        seed_sd=findings.seed_sd,
+        criterion=spec.criterion,
+        stop_rule=StopRule(spec.search.most_runs, spec.search.enough),
+    )
+
+
+def results_of(
+    findings: LimitFindings, agreement: OrderAgreement | None, movers: Mapping[str, MovementResults]
+) -> LimitResults:
+    """Arms, runs, and what was compared."""
+    runs = [
+        LimitRun(
+            id=run.run_id,
+            arm=run.trial.arm,
+            lr=run.trial.learning_rate,
+            seed=run.trial.seed,
+            round=run.trial.round,
+            label=run.label,
+            final_loss=run.outcome.final_loss if run.outcome else None,
+            steps=run.outcome.steps if run.outcome else 0,
+            stopped=run.outcome.stopped if run.outcome else None,
+        )
+        for run in findings.runs
+    ]
+    return LimitResults(findings.arms, runs, agreement, movers)
+
+
+def rows_of(findings: LimitFindings) -> Rows:
+    """One row an arm."""
+    limits = [(question, level) for question in ("breaks", "usable", "ratio") for level in ("lr50", "lr10")]
+    parts = ("estimate", "low", "high", "bound")
+    labels = list(next(iter(findings.arms.values())).counts)
+    columns = [
+        *("arm", "method", "best_loss", "best_lr", "lr_sensitivity"),
+        *(f"{question}_{level}_{part}" for question, level in limits for part in parts),
+        *("p_value", "p_holm", *labels),
+    ]
+    rows: list[list[object]] = []
+    for name, arm in findings.arms.items():
+        main = arm.criteria["d"]
+        estimates = [getattr(getattr(main, question), level) for question, level in limits]
+        rows.append(
+            [
+                *(name, arm.method, arm.best_loss, arm.best_lr, arm.lr_sensitivity),
+                *(getattr(estimate, part) for estimate in estimates for part in parts),
+                *(main.p_value, main.p_holm, *arm.counts.values()),
+            ]
+        )
+    return Rows(columns, rows)

@@ -1,0 +1,135 @@
+"""From the limits at each size to a trend with size, and what it would say of a model ten times as large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trimtab.kinds.max_lr.analysis import analyse as analyse_one_size
+from trimtab.kinds.max_lr.analysis import limit_draws
+from trimtab.kinds.max_lr.findings import Estimate, LabelledRun, LimitFindings
+from trimtab.kinds.max_lr_by_size.spec import SizedStudySpec
+from trimtab.stats.trend import linear_trend
+from trimtab.study.kind import Evidence
+
+DRAWS = 4000
+LARGER = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class SizePoint:
+    """The limit of one line at one size.
+
+    Attributes:
+        parameters: of the blocks, without embedding and head.
+        used: whether it enters the trend; a bound does not.
+    """
+
+    arm: str
+    size: str
+    width: int
+    num_layers: int
+    parameters: int
+    limit: Estimate
+    used: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SizeTrend:
+    """How the limit of one line moves with size; None where there are too few sizes with a limit.
+
+    Attributes:
+        per_doubling: octaves of LR50 for each doubling of the blocks' parameters: low, median, high.
+        per_width, per_depth: octaves for each doubling of width alone, and of depth alone.
+        predicted: LR50 of a model with ten times the parameters of the largest: low, median, high.
+    """
+
+    line: str
+    points: Sequence[SizePoint]
+    per_doubling: tuple[float, float, float] | None
+    per_width: tuple[float, float, float] | None
+    per_depth: tuple[float, float, float] | None
+    predicted_parameters: float
+    predicted: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SizedFindings:
+    """A finished study of limits by size."""
+
+    spec: SizedStudySpec
+    evidence: Evidence
+    by_size: Mapping[str, LimitFindings]
+    trends: Sequence[SizeTrend]
+    runs: Sequence[LabelledRun]
+    warnings: Sequence[str]
+
+
+def analyse(spec: SizedStudySpec, evidence: Evidence) -> SizedFindings:
+    """Each size by itself, then the trend over sizes."""
+    by_size: dict[str, LimitFindings] = {}
+    for size, study in spec.studies.items():
+        results = {t: outcome for t, outcome in evidence.results.items() if spec.places[t.arm].size == size}
+        by_size[size] = analyse_one_size(study, replace(evidence, results=results))
+    return SizedFindings(
+        spec=spec,
+        evidence=evidence,
+        by_size=by_size,
+        trends=[_trend(spec, line, by_size, evidence) for line in spec.lines],
+        runs=[run for findings in by_size.values() for run in findings.runs],
+        warnings=[f"{size}: {warning}" for size, findings in by_size.items() for warning in findings.warnings],
+    )
+
+
+def _trend(spec: SizedStudySpec, line: str, by_size: Mapping[str, LimitFindings], evidence: Evidence) -> SizeTrend:
+    points: list[SizePoint] = []
+    draws: list[np.ndarray] = []
+    rng = np.random.default_rng(0)
+    for name, place in spec.places.items():
+        if place.line != line:
+            continue
+        findings = by_size[place.size]
+        arm = findings.arms[name]
+        model = spec.arms[name].protocol.model
+        limit = arm.criteria["d"].breaks.lr50
+        usable = limit.bound is None and bool(arm.posterior.log2_lr50)
+        parameters = evidence.cost(name).of_blocks
+        points.append(SizePoint(name, place.size, model.width, model.num_layers, parameters, limit, usable))
+        if usable:
+            draws.append(limit_draws(arm, findings.spec, name, DRAWS, rng))
+    used = [point for point in points if point.used]
+    largest = max(point.parameters for point in points)
+    doublings = np.log2([point.parameters for point in used])
+    both = np.array([[1.0, np.log2(point.width), np.log2(point.num_layers)] for point in used]).reshape(-1, 3)
+    asked = np.array([[1.0, np.log2(LARGER * largest)]])
+    single = _fit(np.stack([np.ones(len(used)), doublings], 1) if used else np.zeros((0, 2)), draws, asked)
+    double = _fit(both, draws, np.zeros((0, 3)))
+    return SizeTrend(
+        line=line,
+        points=points,
+        per_doubling=single[0][1] if single else None,
+        per_width=double[0][1] if double else None,
+        per_depth=double[0][2] if double else None,
+        predicted_parameters=LARGER * largest,
+        predicted=_power(single[1][0]) if single else None,
+    )
+
+
+Triple = tuple[float, float, float]
+
+
+def _fit(design: np.ndarray, draws: Sequence[np.ndarray], at: np.ndarray) -> tuple[list[Triple], list[Triple]] | None:
+    try:
+        trend = linear_trend(design, np.stack(draws, 1) if draws else np.zeros((0, 0)), at)
+    except ValueError:
+        return None  # too few sizes with a limit, or all of one shape
+    coefficients: list[Triple] = [tuple(map(float, row)) for row in trend.coefficients]  # pyright: ignore[reportAssignmentType]
+    predictions: list[Triple] = [tuple(map(float, row)) for row in trend.predictions]  # pyright: ignore[reportAssignmentType]
+    return coefficients, predictions
+
+
+def _power(log2: Triple) -> Triple:
+    low, middle, high = log2
+    return 2.0**low, 2.0**middle, 2.0**high

@@ -1,0 +1,88 @@
+"""The chart of limits against size."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from trimtab.kinds.max_lr_by_size.analysis import LARGER, SizedFindings, SizeTrend
+from trimtab.report.chart import COLOURS, chart_layout, escape
+from trimtab.section import Chart
+
+
+def limit_against_size(findings: SizedFindings) -> Chart:
+    """LR50 with its interval against parameters, and what the line says of a larger model."""
+    data: list[dict[str, Any]] = []
+    for index, trend in enumerate(findings.trends):
+        colour = COLOURS[index % len(COLOURS)]
+        shown = [point for point in trend.points if point.limit.estimate is not None]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": escape(trend.line),
+                "x": [point.parameters for point in shown],
+                "y": [math.log2(point.limit.estimate or 1.0) for point in shown],
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [_octaves_between(point.limit.estimate, point.limit.high) for point in shown],
+                    "arrayminus": [_octaves_between(point.limit.low, point.limit.estimate) for point in shown],
+                },
+                "customdata": [escape(point.size) for point in shown],
+                "marker": {
+                    "size": 10,
+                    "color": colour,
+                    "symbol": ["circle" if point.used else "triangle-up-open" for point in shown],
+                },
+                "hovertemplate": "%{customdata}: 2^%{y:.2f}<extra>%{fullData.name}</extra>",
+            }
+        )
+        if trend.predicted is not None:
+            data.append(_line(trend, colour))
+            data.append(_prediction(trend, colour))
+    layout = chart_layout("parameters of the blocks", "log2 LR50", 460)
+    layout["xaxis"]["type"] = "log"
+    caption = (
+        "Dots: measured, 95 % intervals; open triangles are only bounds. Line: fitted. Diamond: what the line says of "
+        f"a model with {LARGER:g} times the parameters of the largest, with a 95 % interval; none was trained."
+    )
+    return Chart("limit-against-size", "Limit against size", caption, data, layout)
+
+
+def _line(trend: SizeTrend, colour: str) -> dict[str, Any]:
+    used = [point for point in trend.points if point.used]
+    assert trend.per_doubling is not None
+    slope = trend.per_doubling[1]
+    x = [math.log2(point.parameters) for point in used]
+    y = [math.log2(point.limit.estimate or 1.0) for point in used]
+    ends = [min(x), math.log2(trend.predicted_parameters)]
+    middle_x, middle_y = sum(x) / len(x), sum(y) / len(y)
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "showlegend": False,
+        "hoverinfo": "skip",
+        "x": [2.0**end for end in ends],
+        "y": [middle_y + slope * (end - middle_x) for end in ends],
+        "line": {"dash": "dot", "width": 1.5, "color": colour},
+    }
+
+
+def _prediction(trend: SizeTrend, colour: str) -> dict[str, Any]:
+    assert trend.predicted is not None
+    low, middle, high = (math.log2(value) for value in trend.predicted)
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "showlegend": False,
+        "x": [trend.predicted_parameters],
+        "y": [middle],
+        "error_y": {"type": "data", "symmetric": False, "array": [high - middle], "arrayminus": [middle - low]},
+        "marker": {"size": 11, "symbol": "diamond-open", "color": colour},
+        "hovertemplate": "the line: 2^%{y:.2f}<extra></extra>",
+    }
+
+
+def _octaves_between(low: float | None, high: float | None) -> float:
+    return 0.0 if low is None or high is None else math.log2(high / low)

@@ -1,0 +1,69 @@
+"""What limits by size add to ``results.json``, and their ``results.csv``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trimtab.kinds.max_lr.agreement import order_agreement
+from trimtab.kinds.max_lr.results import LimitFacts, LimitResults
+from trimtab.kinds.max_lr.results import facts_of as facts_of_one_size
+from trimtab.kinds.max_lr.results import results_of as results_of_one_size
+from trimtab.kinds.max_lr_by_size.analysis import SizedFindings, SizeTrend
+from trimtab.section import Rows
+
+
+@dataclass(frozen=True, slots=True)
+class SizedFacts:
+    """Laid into ``study``."""
+
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class SizeResults:
+    """One size by itself."""
+
+    study: LimitFacts
+    warnings: Sequence[str]
+    limits: LimitResults
+
+
+@dataclass(frozen=True, slots=True)
+class SizedResults:
+    """Laid into the top level."""
+
+    trends: Sequence[SizeTrend]
+    sizes: Mapping[str, SizeResults]
+
+
+def facts_of(findings: SizedFindings) -> SizedFacts:
+    """Of the study as a whole."""
+    return SizedFacts(findings.spec.reference)
+
+
+def results_of(findings: SizedFindings) -> SizedResults:
+    """Trends, then each size."""
+    sizes = {
+        size: SizeResults(
+            study=facts_of_one_size(one),
+            warnings=list(one.warnings),
+            limits=results_of_one_size(one, order_agreement(one), {}),
+        )
+        for size, one in findings.by_size.items()
+    }
+    return SizedResults(findings.trends, sizes)
+
+
+def rows_of(findings: SizedFindings) -> Rows:
+    """One row an arm and size."""
+    columns = ("arm", "size", "width", "num_layers", "parameters", "lr50", "low", "high", "bound", "used")
+    rows = [
+        [
+            *(trend.line, point.size, point.width, point.num_layers, point.parameters),
+            *(point.limit.estimate, point.limit.low, point.limit.high, point.limit.bound, point.used),
+        ]
+        for trend in findings.trends
+        for point in trend.points
+    ]
+    return Rows(columns, rows)

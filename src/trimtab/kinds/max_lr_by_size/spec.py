@@ -1,0 +1,61 @@
+"""One study of limits, laid out over several sizes: each size is a study by itself, all share a folder and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from typing_extensions import override
+
+from trimtab.kinds.max_lr.spec import MaxLrSpec
+from trimtab.study.settings import MOST_TRIALS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizedStudySpec(MaxLrSpec):
+    """Limits by size, completely.
+
+    Attributes:
+        studies: by size, the study of the limits at that size; its arms are named after line and size.
+
+    Raises:
+        ValueError: if there is no size, the reference is no arm, or more than 10,000 trials are asked for.
+    """
+
+    kind: ClassVar[str] = "max_lr_by_size"
+    takes_sizes: ClassVar[bool] = True
+
+    studies: Mapping[str, MaxLrSpec] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.sizes:
+            raise ValueError('sizes: expected at least one table such as [sizes."width 64"]')
+        if self.reference not in self.lines:
+            raise ValueError(f"reference: '{self.reference}' is not an arm; arms are {', '.join(self.lines)}")
+        object.__setattr__(self, "studies", {size: self._at(size) for size in self.sizes})
+        if self.most_runs() > MOST_TRIALS:
+            raise ValueError(f"search: up to {self.most_runs()} trials are asked for, more than {MOST_TRIALS}")
+
+    def _at(self, size: str) -> MaxLrSpec:
+        arms = {name: arm for name, arm in self.arms.items() if self.places[name].size == size}
+        return MaxLrSpec(
+            name=f"{self.name}, {size}",
+            arms=arms,
+            places={name: self.places[name] for name in arms},
+            lines=arms,
+            sizes={},
+            learning_rates=self.learning_rates,
+            reference=self.name_of(self.reference, size),
+            protocol=next(iter(arms.values())).protocol,
+            criterion=self.criterion,
+            search=self.search,
+        )
+
+    @override
+    def first_runs(self) -> int:
+        return sum(study.first_runs() for study in self.studies.values())
+
+    @override
+    def most_runs(self) -> int:
+        return sum(study.most_runs() for study in self.studies.values())

@@ -1,0 +1,23 @@
+"""``seeds``: how much of a run is its seed, and which part of the seed."""
+
+from __future__ import annotations
+
+from trimtab.kinds.seeds.analysis import SeedFindings, analyse
+from trimtab.kinds.seeds.page import content
+from trimtab.kinds.seeds.rounds import round_name, rounds
+from trimtab.kinds.seeds.spec import SeedsSpec
+from trimtab.section import NoFacts
+from trimtab.study.kind import Kind
+
+KIND = Kind[SeedsSpec, SeedFindings](
+    slug="seeds",
+    spec=SeedsSpec,
+    rounds=rounds,
+    round_name=round_name,
+    analyse=analyse,
+    content=content,
+    facts=NoFacts,
+    results=NoFacts,
+    has_reference=False,
+    adds_seeds=False,  # its page is that view
+)

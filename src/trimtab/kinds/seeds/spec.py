@@ -1,0 +1,73 @@
+"""What a study of seeds is: arms at fixed learning rates, each with every pair of an init seed and a data seed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from typing_extensions import override
+
+from trimtab.study.settings import MOST_TRIALS
+from trimtab.study.specification import FREE, StudySpec
+from trimtab.study.trial import Tick
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeedsConfig:
+    """The two-way design.
+
+    Attributes:
+        learning_rate: at which every run is made; taken to the nearest 1/16 octave.
+        init: seeds of the initial weights.
+        data: seeds of the order of the data.
+
+    Raises:
+        ValueError: if the rate is not positive and finite, or a count is below 2.
+    """
+
+    learning_rate: float
+    init: int = field(default=5, metadata=FREE)
+    data: int = field(default=5, metadata=FREE)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+        for name in ("init", "data"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}: one seed has no variance")
+
+    @property
+    def tick(self) -> Tick:
+        """The rate in sixteenths of an octave."""
+        return Tick.nearest(self.learning_rate)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeedsSpec(StudySpec):
+    """A study of seeds, completely.
+
+    Raises:
+        ValueError: if too many runs are asked for.
+    """
+
+    kind: ClassVar[str] = "seeds"
+    takes_learning_rates: ClassVar[bool] = False
+
+    seeds: SeedsConfig
+
+    def __post_init__(self) -> None:
+        if self.most_runs() > MOST_TRIALS:
+            raise ValueError(f"seeds: {self.most_runs()} runs are asked for, more than {MOST_TRIALS}")
+
+    @override
+    def ticks(self) -> tuple[Tick, ...]:
+        return (self.seeds.tick,)
+
+    @override
+    def first_runs(self) -> int:
+        return len(self.arms) * self.seeds.init * self.seeds.data
+
+    @override
+    def most_runs(self) -> int:
+        return self.first_runs()

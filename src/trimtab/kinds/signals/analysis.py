@@ -1,0 +1,227 @@
+"""From traces to answers: does TEV go with gradient variance, and does either tell early how a run ends?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.kinds.signals.findings import Predicted, Related, SignalCost, SignalFindings, SignalRun
+from trimtab.kinds.signals.spec import SignalsSpec
+from trimtab.kinds.signals.traces import Trace, load_traces, read_trace, save_traces
+from trimtab.optim import AdamW, Muon
+from trimtab.stats.prediction import Judged, area, gain, judge
+from trimtab.stats.rank import mean_correlation, spearman, stratified_spearman
+from trimtab.study.arms import text_of
+from trimtab.study.kind import Evidence
+from trimtab.study.labels import Yardstick, failed, label
+from trimtab.study.trial import Results, best_of
+
+TRACES = "traces.npz"
+TEV = ("tev_mean", "tev_std", "tev_over_norm", "tev_over_init", "tev_frequent", "tev_rare", "tev_unseen")
+VARIANCES = ("variance", "variance_embedding")
+EVERY_LINE = ""
+LEAST_READINGS = 6
+PREDICTORS: Mapping[str, tuple[str, ...]] = {
+    "loss": ("loss",),
+    "gradient norm": ("grad_norm",),
+    "loss and gradient norm": ("loss", "grad_norm"),
+    "TEV": ("tev_mean", "tev_std"),
+    "TEV, frequent tokens": ("tev_frequent",),
+    "TEV, rare tokens": ("tev_rare",),
+    "TEV over init": ("tev_over_init",),
+    "TEV over row norm": ("tev_over_norm",),
+    "gradient variance": ("variance",),
+    "all but TEV": ("loss", "grad_norm", "variance"),
+    "loss, gradient norm and TEV": ("loss", "grad_norm", "tev_mean", "tev_std"),
+}
+BAR = "loss and gradient norm"  # what everybody has already
+CURVE = tuple(index / 10 for index in range(1, 11))
+
+
+def analyse(spec: SignalsSpec, evidence: Evidence) -> SignalFindings:
+    """The findings, from run folders or from the traces kept of them."""
+    folder = evidence.folder
+    results = evidence.results
+    kept = load_traces(folder / TRACES) if (folder / TRACES).is_file() else {}
+    runs: list[SignalRun] = []
+    for trial, outcome in results.items():
+        name = evidence.run_ids[trial]
+        run = folder / "runs" / name
+        if outcome is not None and run.is_dir():
+            trace = read_trace(run, spec.signals.frequent_share)
+        else:
+            trace = kept.get(name, NO_TRACE)
+        its_label = label(
+            outcome, trial.tick, _yardstick(spec, results, trial.arm), spec.criterion, spec.criterion.margin
+        )
+        runs.append(SignalRun(trial, name, outcome, its_label, failed(its_label), trace))
+    return SignalFindings(
+        spec=spec,
+        evidence=evidence,
+        runs=runs,
+        related=_all_related(spec, runs),
+        predicted=_predicted(spec, runs),
+        costs=_costs(spec, runs),
+        warnings=_warnings(spec, runs),
+    )
+
+
+def keep(findings: SignalFindings, folder: Path) -> None:
+    """Keep the traces of all runs in one file."""
+    save_traces({run.run_id: run.trace for run in findings.runs if run.outcome is not None}, folder / TRACES)
+
+
+NO_TRACE = Trace(np.zeros(0, dtype=np.int64), {}, np.zeros((0, 0, 0)), {})
+
+
+def _yardstick(spec: SignalsSpec, results: Results, arm: str) -> Yardstick:
+    """An arm's own best, and the best of all arms that are judged on the same text, which says what stuck means."""
+    own = best_of(arm, results)
+    rivals = [name for name, other in spec.arms.items() if text_of(other) == text_of(spec.arms[arm])]
+    best = [best_of(name, results).loss for name in rivals]
+    reference = min((loss for loss in best if math.isfinite(loss)), default=math.nan)
+    return Yardstick(own.loss if math.isfinite(own.loss) else math.inf, own.tick, reference)
+
+
+def group_of(spec: SignalsSpec, run: SignalRun) -> tuple[str, str]:
+    """Size and text of a run: signals of others are of another scale."""
+    return spec.places[run.trial.arm].size, repr(spec.arms[run.trial.arm].protocol.data)
+
+
+def stratum_of(spec: SignalsSpec, run: SignalRun) -> tuple[object, ...]:
+    """All that is held fixed between two runs: size, text, learning rate and weight decay."""
+    return (*group_of(spec, run), run.trial.tick, _decay_of(spec, run))
+
+
+def _decay_of(spec: SignalsSpec, run: SignalRun) -> object:
+    """The weight decay of a run, and the optimizer that it belongs to."""
+    optimizer = spec.arms[run.trial.arm].protocol.optimizer
+    if isinstance(optimizer, AdamW | Muon):
+        return optimizer.slug(), optimizer.weight_decay
+    return optimizer
+
+
+def _all_related(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[Related]:
+    found: list[Related] = []
+    for line in (EVERY_LINE, *spec.lines):
+        mine = [run for run in runs if line in (EVERY_LINE, spec.places[run.trial.arm].line)]
+        for against in VARIANCES:
+            for signal in TEV if line == EVERY_LINE else TEV[:2]:
+                if any(signal in run.trace.signals for run in mine):
+                    found.append(_related(spec, mine, line, signal, against))
+    return found
+
+
+def _related(spec: SignalsSpec, runs: Sequence[SignalRun], line: str, signal: str, against: str) -> Related:
+    pairs = [_together(run.trace, signal, against) for run in runs]
+    pairs = [pair for pair in pairs if len(pair[0]) >= LEAST_READINGS]
+    levels = [spearman(a, b) for a, b in pairs]
+    changes = [spearman(np.diff(a), np.diff(b)) for a, b in pairs]
+    first: list[float] = []
+    second: list[float] = []
+    loose: list[object] = []
+    strict: list[object] = []
+    whose: list[str] = []
+    for fraction in (*spec.signals.fractions, 1.0):
+        for run in runs:
+            step = fraction * spec.arms[run.trial.arm].protocol.training.steps
+            first.append(run.trace.at(signal, step))
+            second.append(run.trace.at(against, step))
+            loose.append((fraction, *group_of(spec, run)))
+            strict.append((fraction, *stratum_of(spec, run)))
+            whose.append(run.run_id)
+    return Related(
+        runs=line,
+        signal=signal,
+        against=against,
+        over_time=mean_correlation(levels),
+        of_changes=mean_correlation(changes),
+        across=stratified_spearman(first, second, loose, whose),
+        partial=stratified_spearman(first, second, strict, whose),
+    )
+
+
+def _together(trace: Trace, signal: str, against: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    nothing = np.zeros(0)
+    a, b = trace.signals.get(signal, nothing), trace.signals.get(against, nothing)
+    if len(a) != len(b):
+        return nothing, nothing
+    sound = np.isfinite(a) & np.isfinite(b)
+    return a[sound], b[sound]
+
+
+def _predicted(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[Predicted]:
+    usable = [run for run in runs if run.fails is not None]
+    found: list[Predicted] = []
+    for fraction in sorted({*CURVE, *spec.signals.fractions}):
+        judged = {name: _judged(spec, usable, signals, fraction) for name, signals in PREDICTORS.items()}
+        bar = judged[BAR]
+        for name, one in judged.items():
+            if one is not None and bar is not None:
+                found.append(Predicted(name, fraction, area(one), gain(one, bar), one.untrained))
+    return found
+
+
+def _judged(spec: SignalsSpec, runs: Sequence[SignalRun], signals: Sequence[str], fraction: float) -> Judged | None:
+    rows: list[list[float]] = []
+    for run in runs:
+        step = fraction * spec.arms[run.trial.arm].protocol.training.steps
+        rows.append([_logarithm(run.trace.at(signal, step)) for signal in signals])
+    if not runs or not np.isfinite(np.array(rows)).any():
+        return None
+    return judge(
+        np.array(rows),
+        [bool(run.fails) for run in runs],
+        [stratum_of(spec, run) for run in runs],
+        [_method_of(spec, run) for run in runs],
+        [run.trial.seed for run in runs],
+    )
+
+
+def _method_of(spec: SignalsSpec, run: SignalRun) -> str:
+    """The method of a run by its slug; the line of the study where it has none."""
+    return spec.arms[run.trial.arm].method or spec.places[run.trial.arm].line
+
+
+def _logarithm(value: float) -> float:
+    """Signals span decades; 0, of which there is no logarithm, is put far below any of them."""
+    return math.log(max(value, 1e-30)) if math.isfinite(value) else math.nan
+
+
+def _costs(spec: SignalsSpec, runs: Sequence[SignalRun]) -> dict[str, SignalCost]:
+    found: dict[str, SignalCost] = {}
+    for arm in spec.arms:
+        times = [run.trace.times for run in runs if run.trial.arm == arm and run.trace.times.get("step", 0) > 0]
+        if not times:
+            continue
+        probes = spec.arms[arm].protocol.probes
+        preset = probes.probes()
+        assert preset is not None, "the specification asks for signals"
+        every = probes.every or preset.every
+        tev = float(np.median([one.get("tables", 0.0) / one["step"] for one in times]))
+        noise = float(np.median([one.get("noise", 0.0) / one["step"] for one in times]))
+        step = float(np.median([one["step"] for one in times]))
+        found[arm] = SignalCost(step, tev, noise, tev / every, noise / every)
+    return found
+
+
+def _warnings(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[str]:
+    found: list[str] = []
+    missing = sum(run.outcome is None for run in runs)
+    if missing > 0.05 * len(runs):
+        found.append(f"{missing} of {len(runs)} runs have no outcome (the machine's fault, not counted)")
+    usable = [run for run in runs if run.fails is not None]
+    if len({run.fails for run in usable}) < 2:
+        found.append("all runs ended alike, so nothing can be predicted; widen learning_rates")
+    methods = {_method_of(spec, run) for run in usable}
+    if len(methods) < 4:
+        found.append(
+            f"{len(methods)} methods are few: a pair of two of them leaves {max(0, len(methods) - 2)} to learn from"
+        )
+    if not any(len(run.trace.histogram) for run in runs):
+        found.append("tokens were not kept, so frequent and rare ones cannot be told apart; set probes.tokens = true")
+    return found

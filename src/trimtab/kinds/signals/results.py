@@ -1,0 +1,90 @@
+"""What a study of signals adds to ``results.json``, and its ``results.csv``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trimtab.kinds.signals.analysis import BAR
+from trimtab.kinds.signals.findings import Predicted, Related, SignalCost, SignalFindings
+from trimtab.section import Finite, Rows
+from trimtab.stats.prediction import Area
+from trimtab.stats.rank import Correlation
+from trimtab.study.labels import Label
+from trimtab.study.settings import Criterion
+
+RELATIONS: Mapping[str, str] = {
+    "over_time": "over time",
+    "of_changes": "of changes",
+    "across": "across runs",
+    "partial": "across runs, LR and decay fixed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SignalFacts:
+    """Laid into ``study``."""
+
+    criterion: Criterion
+
+
+@dataclass(frozen=True, slots=True)
+class SignalRunResults:
+    """One run; ``fails`` is null where it is evidence of nothing."""
+
+    id: str
+    arm: str
+    lr: Finite
+    seed: int
+    label: Label
+    fails: bool | None
+    final_loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SignalResults:
+    """Laid into the top level."""
+
+    related: Sequence[Related]
+    predicted: Sequence[Predicted]
+    costs: Mapping[str, SignalCost]
+    runs: Sequence[SignalRunResults]
+
+
+def facts_of(findings: SignalFindings) -> SignalFacts:
+    """Of the study as a whole."""
+    return SignalFacts(findings.spec.criterion)
+
+
+def results_of(findings: SignalFindings) -> SignalResults:
+    """Correlations, predictions and runs."""
+    runs = [
+        SignalRunResults(
+            id=run.run_id,
+            arm=run.trial.arm,
+            lr=run.trial.learning_rate,
+            seed=run.trial.seed,
+            label=run.outcome_label,
+            fails=run.fails,
+            final_loss=run.outcome.final_loss if run.outcome else None,
+        )
+        for run in findings.runs
+    ]
+    return SignalResults(findings.related, findings.predicted, findings.costs, runs)
+
+
+def rows_of(findings: SignalFindings) -> Rows:
+    """One row a correlation or area."""
+    columns = ("what", "runs", "signal", "against", "fraction", "estimate", "low", "high", "visible", "count")
+    rows: list[list[object]] = []
+    for one in findings.related:
+        for relation in RELATIONS:
+            found: Correlation = getattr(one, relation)
+            cells = [found.estimate, found.low, found.high, found.visible, found.runs, "", ""]
+            rows.append([relation, one.runs, one.signal, one.against, "", *cells])
+    for one in findings.predicted:
+        for what, against in (("area", ""), ("gain", BAR)):
+            area: Area = getattr(one, what)
+            cells = [area.estimate, area.low, area.high, area.visible, area.pairs, area.same_low, area.same_high]
+            rows.append([what, "", one.predictor, against, one.fraction, *cells])
+    return Rows([*columns, "same_low", "same_high"], rows)

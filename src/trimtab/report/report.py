@@ -1,0 +1,151 @@
+"""From the findings of any kind to its report: what the kind says, and what every report has besides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from trimtab.report.output import csv_text, json_text, plain
+from trimtab.report.page import render
+from trimtab.report.results import Excluded, StudyHeading, provenance_of, spec_hash
+from trimtab.report.seed_results import SeedGroupResults, group_results
+from trimtab.report.seed_sections import view_sections
+from trimtab.report.terminal import print_sections
+from trimtab.run.files import write_whole
+from trimtab.section import Content, Section, Table
+from trimtab.study.kind import Evidence, Findings, kind_of
+from trimtab.study.seed_groups import SeedGroup, seed_groups
+
+SCHEMA = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that is shown of a study.
+
+    Attributes:
+        sections: of the page and the terminal.
+        results: the content of ``results.json``.
+        csv: the text of ``results.csv``.
+    """
+
+    title: str
+    lead: str
+    sections: Sequence[Section]
+    results: dict[str, Any]
+    csv: str
+
+
+def report_of(findings: Findings) -> Report:
+    """The report of a study of any kind."""
+    kind = kind_of(findings.spec)
+    content = kind.content(findings)
+    groups = groups_of(findings)
+    after = view_sections(groups, on_terminal=False) if kind.adds_seeds else []
+    evidence = findings.evidence
+    return Report(
+        title=findings.spec.name,
+        lead=content.lead,
+        sections=[
+            *_state(evidence),
+            *content.sections,
+            *after,
+            _excluded(evidence),
+            _versions(evidence),
+        ],
+        results=_results(findings, content, groups),
+        csv=csv_text(content.rows),
+    )
+
+
+def write_report(findings: Findings, folder: Path | None = None) -> dict[str, Any]:
+    """Write ``results.json``, ``results.csv`` and ``report.html``; returns the JSON content.
+
+    Args:
+        findings: of a study of any kind.
+        folder: where to; the study folder if None. It is made if need be.
+    """
+    target = folder or findings.evidence.folder
+    target.mkdir(parents=True, exist_ok=True)
+    report = report_of(findings)
+    ids = [run.run_id for run in findings.runs]
+    spec = findings.spec.table()
+    write_whole(target / "results.json", json_text(report.results))
+    write_whole(target / "results.csv", report.csv)
+    page = render(report.title, report.lead, report.sections, spec, findings.evidence.folder, ids)
+    write_whole(target / "report.html", page)
+    return report.results
+
+
+def print_findings(findings: Findings, console: Console) -> None:
+    """The main tables and what they say, on a terminal."""
+    content = kind_of(findings.spec).content(findings)
+    print_sections(findings.spec.name, [*_state(findings.evidence), *content.sections], console)
+
+
+def groups_of(findings: Findings) -> Sequence[SeedGroup]:
+    """The view of seeds of a study of any kind: groups of runs that differ in nothing but their seeds."""
+    known = getattr(findings, "groups", None)
+    if known is not None:
+        return known
+    evidence = findings.evidence
+    return seed_groups(evidence.results, evidence.run_ids, evidence.folder)
+
+
+def _results(findings: Findings, content: Content, groups: Sequence[SeedGroup]) -> dict[str, Any]:
+    spec = findings.spec
+    evidence = findings.evidence
+    table = spec.table()
+    heading = StudyHeading(
+        name=spec.name,
+        spec_hash=spec_hash(table),
+        steps=spec.protocol.training.steps,
+        threads=spec.protocol.training.threads,
+        complete=evidence.complete,
+        pending=evidence.pending,
+        notes=list(evidence.notes),
+        warnings=[*findings.warnings, *content.warnings],
+        verdicts=list(content.verdicts),
+        spec=table,
+    )
+    seeds: list[SeedGroupResults] = [group_results(group) for group in groups]
+    excluded = [Excluded(run_id, reason) for run_id, reason in sorted(evidence.errors.items())]
+    outcomes = [run.outcome for run in findings.runs]
+    return {
+        "schema": SCHEMA,
+        "kind": spec.kind,
+        "study": plain(heading) | plain(content.facts),
+        **plain(content.results),
+        "excluded": plain(excluded),
+        "seeds": plain(seeds),
+        "provenance": plain(provenance_of(outcomes, evidence.versions)),
+    }
+
+
+def _state(evidence: Evidence) -> list[Section]:
+    """What must be read before anything else: that the study is not finished, or how its runs came together."""
+    lines = [f"warning: {note}" for note in evidence.notes]
+    if not evidence.complete:
+        made = len(evidence.results)
+        lines.append(
+            f"warning: this study is unfinished: {made} runs are made, {evidence.pending} that were asked for "
+            "are not, and "
+            "more may follow; 'trimtab study' goes on from here"
+        )
+    if len(evidence.versions) > 1:
+        lines.append(f"warning: the runs were made with {len(evidence.versions)} sets of versions, listed at the end")
+    return [Section("State of the study", lines=lines, on_terminal=True)] if lines else []
+
+
+def _excluded(evidence: Evidence) -> Section:
+    lines = [f"{run_id}: {reason}" for run_id, reason in sorted(evidence.errors.items())]
+    return Section("What was excluded, and why", lines=lines or ["Nothing."])
+
+
+def _versions(evidence: Evidence) -> Section:
+    rows = [[versions, str(number)] for versions, number in sorted(evidence.versions.items())]
+    return Section("Versions", table=Table(["versions", "runs"], rows))

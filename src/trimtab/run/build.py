@@ -1,0 +1,120 @@
+"""From a specification to the model, its optimizer and its rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.host import Part, evaluating, stored_weight
+from trimtab.hosts import UnknownFamilyError, host_for
+from trimtab.intervention import GradientRule, Intervention, ModelIntervention
+from trimtab.loop import Rules
+from trimtab.method import family_matrices, install, installed_in, method_parameters
+from trimtab.models.gpt import GPT
+from trimtab.optim import OptimizerError, TrainedParameter
+from trimtab.run.spec import RunSpec
+
+HIDDEN = (Part.Q, Part.K, Part.V, Part.PROJ, Part.FC1, Part.FC2)
+
+
+def build(spec: RunSpec, device: torch.device) -> nn.Module:
+    """The model with its method installed; initial weights depend on ``seeds.init`` alone."""
+    torch.manual_seed(spec.seeds.init)
+    builder = spec.code.model or GPT
+    model = builder(spec.protocol.model).to(device)
+    edits = [i for i in spec.interventions if isinstance(i, ModelIntervention)]
+    if edits:
+        install(edits, host_for(model))
+    torch.manual_seed(spec.seeds.other)
+    return model
+
+
+def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.Optimizer:
+    """The user's optimizer, or that of the specification.
+
+    Raises:
+        OptimizerError: if it cannot train this model.
+    """
+    if spec.code.optimizer is not None:
+        if spec.protocol.optimizer.rates.changed():
+            raise OptimizerError(
+                "optimizer.rates: the optimizer is built by your own code, which sets the LR of its groups"
+            )
+        return spec.code.optimizer(model, spec.learning_rate)
+    return spec.protocol.optimizer.build(trained_parameters(model, spec.interventions), spec.learning_rate)
+
+
+def start_rules(model: nn.Module, spec: RunSpec) -> Rules:
+    """The rules of the interventions, in order of installation."""
+    parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    return Rules(gradient=[rule.start(parameters) for rule in spec.interventions if isinstance(rule, GradientRule)])
+
+
+def trained_parameters(model: nn.Module, interventions: Sequence[Intervention] = ()) -> list[TrainedParameter]:
+    """Every parameter that is trained, with the parts it plays.
+
+    Args:
+        model: with its method installed.
+        interventions: of the method: they say which of their matrices are hidden ones.
+    """
+    parts = _parts_of(model)
+    spared = method_parameters(model)
+    added = _hidden_of_methods(model, interventions)
+    return [
+        TrainedParameter(
+            name=name,
+            parameter=parameter,
+            parts=parts.get(id(parameter), ()),
+            decays=parameter.ndim >= 2 and parameter not in spared,
+            hidden=parameter.ndim == 2
+            and parameter not in spared
+            and (id(parameter) in added or any(part in HIDDEN for part in parts.get(id(parameter), ()))),
+        )
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
+
+
+def _parts_of(model: nn.Module) -> dict[int, tuple[Part, ...]]:
+    try:
+        views = host_for(model).find_parts()
+    except UnknownFamilyError:
+        return {}
+    parts: dict[int, tuple[Part, ...]] = {}
+    for view in views:
+        for parameter in view.module.parameters():
+            so_far = parts.get(id(parameter), ())
+            parts[id(parameter)] = so_far if view.part in so_far else (*so_far, view.part)
+    return parts
+
+
+def _hidden_of_methods(model: nn.Module, interventions: Sequence[Intervention]) -> set[int]:
+    """Matrices of linear layers that methods add and declare to be hidden ones."""
+    declared = {i.slug() for i in interventions if isinstance(i, ModelIntervention) and i.adds_hidden_matrices}
+    linears = [
+        module
+        for one in installed_in(model)
+        if one.slug in declared
+        for change in one.changes
+        for owner in change.own_modules()
+        for module in owner.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    return {id(stored_weight(linear)) for linear in linears}
+
+
+def weight_matrices(model: nn.Module) -> Callable[[], Sequence[Tensor]]:
+    """A reading of the effective weight matrices; of every matrix where no host knows the model."""
+    try:
+        host = host_for(model)
+    except UnknownFamilyError:
+        return lambda: [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    return lambda: family_matrices(host)
+
+
+def weight_norm(model: nn.Module, matrices: Callable[[], Sequence[Tensor]]) -> Tensor:
+    """L2 norm over all entries of all matrices, in fp32; eval mode, so that reading a weight alters no state."""
+    with evaluating(model), torch.no_grad():
+        return torch.nn.utils.get_total_norm([matrix.float() for matrix in matrices()])

@@ -1,0 +1,34 @@
+"""What readings cost inside a run, beside its ordinary steps."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+from trimtab.watching import Watch
+
+
+class StepTimes:
+    """Times of ordinary steps and of readings, as the host sees them."""
+
+    def __init__(self) -> None:
+        self.plain: list[float] = []
+        self.readings = 0
+        self.read = -1
+        self.last = time.perf_counter()
+
+    def tick(self, watching: Watch | None, *, evaluated: bool) -> None:
+        """A step has ended."""
+        now = time.perf_counter()
+        read = int(watching.last.get("step", 0)) if watching is not None else 0
+        if read != self.read:
+            self.readings += read > 0
+        elif not evaluated:
+            self.plain.append(now - self.last)
+        self.read = read
+        self.last = now
+
+    def table(self, watching: Watch) -> dict[str, float]:
+        """Median seconds of a step that was neither read nor evaluated, and mean seconds of each kind of reading."""
+        per_reading = {what: seconds / max(1, self.readings) for what, seconds in sorted(watching.seconds.items())}
+        return {"step": statistics.median(self.plain) if self.plain else 0.0} | per_reading

@@ -1,1 +1,0 @@
-"""The learning-rate limit at several sizes, and how it moves with size."""

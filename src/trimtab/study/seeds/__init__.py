@@ -1,1 +1,0 @@
-"""``seeds``: how much of a run is its seed, and which part of the seed."""

@@ -1,0 +1,79 @@
+"""Settings that kinds of study share: the learning rates that are tried, and when a run counts as failed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from trimtab.study.trial import SIXTEENTH, Tick
+
+MOST_TRIALS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearningRates:
+    """The tested range and the spacing of the first, coarse sweep.
+
+    Raises:
+        ValueError: if a bound is not positive, the range is reversed, or the spacing is not a multiple of 1/16 octave.
+    """
+
+    low: float
+    high: float
+    octaves_apart: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}")
+        apart = self.octaves_apart * SIXTEENTH
+        if not math.isfinite(apart) or apart != round(apart) or apart <= 0:
+            raise ValueError(f"octaves_apart must be a positive multiple of 1/16, got {self.octaves_apart}")
+        if self.lowest >= self.highest:
+            raise ValueError("the range is narrower than 1/16 octave")
+
+    @property
+    def lowest(self) -> Tick:
+        """The lowest LR."""
+        return Tick.nearest(self.low)
+
+    @property
+    def highest(self) -> Tick:
+        """The highest LR."""
+        return Tick.nearest(self.high)
+
+    def sweep(self) -> tuple[Tick, ...]:
+        """The learning rates of the coarse sweep, ascending; the highest LR is always among them."""
+        spaced = range(self.lowest, self.highest + 1, round(self.octaves_apart * SIXTEENTH))
+        return tuple(Tick(tick) for tick in sorted({*spaced, self.highest}))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Criterion:
+    """When a run counts as failed; see ``trimtab.study.labels``.
+
+    Attributes:
+        margin: loss above the best that counts as degraded ("d"), in nats.
+        explosion_margin: loss above ln V that counts as exploded, in nats.
+        explosion_norm_ratio: growth of the weight matrices' norm that counts as exploded.
+        stuck_share: share of the way from unigram entropy to the reference's best that a run must get past.
+        spike_margin: training loss above its trailing median that counts as a spike, in nats.
+
+    Raises:
+        ValueError: if a number is not positive, or stuck_share is not below 1.
+    """
+
+    margin: float = 0.2
+    explosion_margin: float = 0.1
+    explosion_norm_ratio: float = 100.0
+    stuck_share: float = 0.2
+    spike_margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("margin", "explosion_margin", "explosion_norm_ratio", "stuck_share", "spike_margin"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if self.stuck_share >= 1:
+            raise ValueError(f"stuck_share must be below 1, got {self.stuck_share}")

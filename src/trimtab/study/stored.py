@@ -1,0 +1,180 @@
+"""A study as it lies in a folder: one that was made here, one of an earlier version, or a committed one without runs.
+
+Reading needs neither the data nor the code that made the runs, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.config import ConfigError, Raw, apply_settings, load_toml
+from trimtab.run.cost import ModelCost, cost_of
+from trimtab.run.environment import versions_in
+from trimtab.run.files import IntegrityError
+from trimtab.run.folder import Outcome, load_environment, load_outcome, load_texts, outcome_of
+from trimtab.run.identity import same_settings
+from trimtab.study.failures import Failures
+from trimtab.study.index import INDEX, STUDY, Index, load_index
+from trimtab.study.kind import Blocks, Evidence, Findings, kind_of, read_any_study
+from trimtab.study.migration import errors_of, migrate
+from trimtab.study.specification import StudySpec
+from trimtab.study.trial import Tick, Trial
+
+OUTCOMES = "outcomes.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStudy:
+    """A study that was read."""
+
+    spec: StudySpec
+    evidence: Evidence
+
+    def findings(self) -> Findings:
+        """What the study says."""
+        return kind_of(self.spec).analyse(self.spec, self.evidence)
+
+
+def load_stored(folder: Path, settings: Sequence[str] = ()) -> StoredStudy:
+    """The study of a folder.
+
+    Args:
+        folder: with ``index.json``, ``outcomes.jsonl``, or, of version 0.1.0, ``study.toml`` beside ``runs``.
+        settings: changes such as ``criterion.margin=0.1``; they may change how the runs are judged, not the runs.
+
+    Raises:
+        ConfigError: if the folder holds no study, or a setting changes the runs.
+        IntegrityError: if a stored file is damaged.
+    """
+    if (folder / INDEX).is_file():
+        index = load_index(folder)
+        raw = _parsed(index.study, folder / STUDY)
+        spec = _changed(raw, str(folder / STUDY), settings)
+        return StoredStudy(spec, evidence_of(folder, spec, index, Failures(folder).errors()))
+    if not (folder / STUDY).is_file():
+        raise ConfigError(f"{folder}: not a study folder (it holds neither {INDEX} nor {STUDY})")
+    raw = load_toml(folder / STUDY)
+    if (folder / OUTCOMES).is_file():
+        spec = _changed(raw, str(folder / STUDY), settings)
+        return StoredStudy(spec, _of_outcomes(folder, spec))
+    if not (folder / "runs").is_dir():
+        raise ConfigError(f"{folder}: holds a {STUDY} and no results; 'trimtab study' makes them")
+    index = migrated(folder)
+    spec = _changed(raw, str(folder / STUDY), settings)
+    return StoredStudy(spec, evidence_of(folder, spec, index, errors_of(folder)))
+
+
+def migrated(folder: Path) -> Index:
+    """The index of a folder of version 0.1.0.
+
+    Raises:
+        ConfigError: if its study.toml cannot be read.
+        IntegrityError: if a run is damaged.
+    """
+    file = folder / STUDY
+    spec = read_any_study(load_toml(file), str(file))
+    return migrate(folder, file.read_text(encoding="utf-8"), spec)
+
+
+def evidence_of(folder: Path, spec: StudySpec, index: Index, errors: Mapping[str, str]) -> Evidence:
+    """The evidence of a folder with run folders; every file that a number depends on is checked.
+
+    Raises:
+        IntegrityError: if a run is damaged.
+    """
+    runs = {trial: name for trial, name in index.runs.items() if trial.arm in spec.arms}
+    outcomes = {name: load_outcome(folder / "runs" / name) for name in dict.fromkeys(runs.values())}
+    made = {trial: name for trial, name in runs.items() if outcomes[name] is not None or name in errors}
+    versions = Counter(
+        versions_in(load_environment(folder / "runs" / name)) for name, found in outcomes.items() if found is not None
+    )
+    return Evidence(
+        results={trial: outcomes[name] for trial, name in made.items()},
+        run_ids=made,
+        folder=folder,
+        errors={name: error for name, error in errors.items() if outcomes.get(name) is None},
+        blocks=lambda name: load_texts(folder / "runs" / name),
+        cost=cost_reader(spec, index.costs),
+        versions=dict(versions),
+        pending=len(runs) - len(made),
+        complete=index.complete and len(runs) == len(made),
+        notes=tuple(index.notes),
+    )
+
+
+def cost_reader(spec: StudySpec, known: dict[str, ModelCost]) -> Callable[[str], ModelCost]:
+    """What the model of an arm costs: as it was recorded, or counted now and added to what is known."""
+
+    def read(arm: str) -> ModelCost:
+        if arm not in known:
+            if spec.arms[arm].missing_code:
+                raise ConfigError(
+                    f"arms.{arm}: its model is built by your own code, which a folder does not hold; run the "
+                    "script again"
+                )
+            known[arm] = cost_of(spec.arms[arm].run(0, 0))
+        return known[arm]
+
+    return read
+
+
+def _of_outcomes(folder: Path, spec: StudySpec) -> Evidence:
+    """The evidence of a committed study: one line a run with its outcome."""
+    file = folder / OUTCOMES
+    results: dict[Trial, Outcome | None] = {}
+    names: dict[Trial, str] = {}
+    texts: dict[str, Blocks] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row: dict[str, Any] = json.loads(line)
+            tick = Tick.nearest(row["lr"])
+            trial = Trial(int(row["round"]), str(row["arm"]), tick, int(row["seed"]), row.get("data_seed"))
+            outcome = outcome_of(row)
+            blocks: Blocks = row.get("texts", {})
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise IntegrityError(
+                f"{file}: line {number} is damaged ({type(error).__name__}: {error}); restore it from a copy"
+            ) from error
+        if trial.arm in spec.arms:
+            results[trial] = outcome
+            names[trial] = outcome.run_id
+            texts[outcome.run_id] = blocks
+    versions = versions_in(load_environment(folder))
+    return Evidence(
+        results=results,
+        run_ids=names,
+        folder=folder,
+        errors={},
+        blocks=lambda name: texts.get(name, {}),
+        cost=cost_reader(spec, {}),
+        versions={versions: len(set(names.values()))},
+    )
+
+
+def _parsed(text: str, file: Path) -> Raw:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{file}: the text in the index is damaged ({error})") from error
+
+
+def _changed(raw: Raw, where: str, settings: Sequence[str]) -> StudySpec:
+    spec = read_any_study(raw, where)
+    if not settings:
+        return spec
+    changed = read_any_study(apply_settings(raw, settings), where)
+    same = list(changed.arms) == list(spec.arms) and all(
+        same_settings(arm.run(0, 0), spec.arms[name].run(0, 0)) for name, arm in changed.arms.items()
+    )
+    if changed.kind != spec.kind or not same:
+        raise ConfigError(
+            f"--set {' '.join(settings)}: this changes the runs; a report can change how runs are judged, such as "
+            "criterion.margin"
+        )
+    return changed

@@ -1,0 +1,99 @@
+"""A planned run of a study, and the results so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trimtab.run.folder import Outcome
+
+SIXTEENTH = 16  # ticks in an octave of learning rate
+
+
+class Tick(int):
+    """A learning rate as a whole number of sixteenths of an octave: 2^(tick/16)."""
+
+    @classmethod
+    def nearest(cls, learning_rate: float) -> Tick:
+        """The tick whose learning rate is nearest, in octaves.
+
+        Raises:
+            ValueError: if the learning rate is not positive and finite.
+        """
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"a learning rate must be positive and finite, got {learning_rate}")
+        return cls(round(math.log2(learning_rate) * SIXTEENTH))
+
+    @property
+    def octave(self) -> float:
+        """log2 of the learning rate."""
+        return self / SIXTEENTH
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate."""
+        return 2.0**self.octave
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Trial:
+    """One planned run.
+
+    Attributes:
+        tick: its peak LR.
+        seed: of the initial weights and everything else.
+        data_seed: of the order of the data, where it is another one; None takes ``seed`` for everything.
+    """
+
+    round: int
+    arm: str
+    tick: Tick
+    seed: int
+    data_seed: int | None = None
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak LR."""
+        return self.tick.learning_rate
+
+    @property
+    def seeds_named(self) -> str:
+        """'seed 0', or 'init 0, data 3'."""
+        return f"seed {self.seed}" if self.data_seed is None else f"init {self.seed}, data {self.data_seed}"
+
+
+Results = Mapping[Trial, Outcome | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """An arm's lowest mean final loss at one LR; nan and the lowest LR where no loss was finite."""
+
+    loss: float
+    tick: Tick
+
+
+def best_of(arm: str, results: Results) -> Best:
+    """Lowest mean final loss over seeds at one LR; an LR with a broken seed does not count."""
+    by_tick = finals_of(arm, results)
+    means = {tick: sum(v) / len(v) for tick, v in by_tick.items() if all(math.isfinite(loss) for loss in v)}
+    if not means:
+        return Best(math.nan, min(by_tick, default=Tick(0)))
+    tick = min(means, key=lambda tick: (means[tick], tick))
+    return Best(means[tick], tick)
+
+
+def finals_of(arm: str, results: Results) -> dict[Tick, list[float]]:
+    """The final losses of an arm by LR, in the order of the trials."""
+    finals: dict[Tick, list[float]] = {}
+    for trial in sorted(results, key=order_of):
+        outcome = results[trial]
+        if trial.arm == arm and outcome is not None:
+            finals.setdefault(trial.tick, []).append(outcome.final_loss)
+    return finals
+
+
+def order_of(trial: Trial) -> tuple[int, str, int, int, int]:
+    """By round, arm, LR and seeds; a trial without a seed of its own for the data comes first."""
+    return trial.round, trial.arm, trial.tick, trial.seed, -1 if trial.data_seed is None else trial.data_seed
