@@ -1,0 +1,24 @@
+"""TOML <-> frozen dataclasses, strictly: an error names the file, the path of the bad key, and what would do."""
+
+from __future__ import annotations
+
+from trimtab.config.reader import Reader
+from trimtab.config.text import canonical, dotted, printable, shown, to_plain, unknown
+from trimtab.config.toml import LARGEST_FILE, ConfigError, Raw, apply_settings, dump_toml, load_toml, merge
+
+__all__ = [
+    "LARGEST_FILE",
+    "ConfigError",
+    "Raw",
+    "Reader",
+    "apply_settings",
+    "canonical",
+    "dotted",
+    "dump_toml",
+    "load_toml",
+    "merge",
+    "printable",
+    "shown",
+    "to_plain",
+    "unknown",
+]
