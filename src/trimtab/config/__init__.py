@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from trimtab.config.reader import Reader
 from trimtab.config.text import canonical, dotted, printable, shown, to_plain, unknown
-from trimtab.config.toml import LARGEST_FILE, ConfigError, Raw, apply_settings, dump_toml, load_toml, merge
+from trimtab.config.toml import LARGEST_FILE, apply_settings, dump_toml, load_toml, merge
+from trimtab.config.values import ConfigError, Raw
 
 __all__ = [
     "LARGEST_FILE",

@@ -7,14 +7,14 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar, cast, get_args, get_origin
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 import cattrs
 from cattrs import AttributeValidationNote, IterableValidationNote
 from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
 
 from trimtab.config.text import dotted, shown, unknown
-from trimtab.config.toml import ConfigError, Raw
+from trimtab.config.values import ConfigError, Raw, refuse_unusable
 
 T = TypeVar("T")
 
@@ -33,6 +33,7 @@ class Reader:
         for kind, hook in hooks:
             self.converter.register_structure_hook(kind, hook)
         self.converter.register_structure_hook_factory(_is_variadic_tuple, self._tuple_hook)
+        self.converter.register_structure_hook_factory(_is_literal, _literal_hook)
 
     def accept_tagged(self, kind: type[T], choices: Callable[[], Mapping[str, type[T]]]) -> None:
         """Read a type from a table of one key, the slug of a subclass: ``{ soft_cap = { cap = 30 } }``."""
@@ -43,7 +44,7 @@ class Reader:
                 raise ValueError(f"expected a table of one key, one of {', '.join(known)}; got {shown(raw)}")
             slug, settings = next(iter(cast(Raw, raw).items()))
             if slug not in known:
-                raise ValueError(unknown(slug, known))
+                raise ValueError(unknown(str(slug), known))
             try:
                 return self.converter.structure(settings, known[slug])
             except Exception as error:
@@ -54,13 +55,14 @@ class Reader:
         self.converter.register_structure_hook_func(lambda asked: asked is kind, read)
 
     def read(self, raw: object, kind: type[T], where: str, at: Sequence[str | int] = (), also: Sequence[str] = ()) -> T:
-        """One dataclass from the plain tables found in file ``where`` at the path ``at``.
+        """One dataclass from the plain tables that stand in file ``where`` at the path ``at``.
 
-        ``also`` names the keys beside those of the dataclass that a misspelt key may have meant.
+        An unknown key may be a misspelling of a key of the dataclass, or of a key in ``also``.
 
         Raises:
             ConfigError: for an unknown or missing key, a wrong type, or a refused value.
         """
+        refuse_unusable(raw, where, at)
         try:
             return self.converter.structure(raw, kind)
         except (BaseValidationError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -94,8 +96,6 @@ def _bool(raw: Any, _kind: Any) -> bool:
 def _int(raw: Any, _kind: Any) -> int:
     if isinstance(raw, bool) or not isinstance(raw, int):
         raise TypeError(f"expected a whole number, got {shown(raw)}")
-    if abs(raw) >= 1 << 63:
-        raise ValueError(f"{shown(raw)} does not fit 64 bits")
     return raw
 
 
@@ -120,6 +120,21 @@ def _is_variadic_tuple(kind: Any) -> bool:
     return get_origin(kind) is tuple and get_args(kind)[1:] == (Ellipsis,)
 
 
+def _is_literal(kind: Any) -> bool:
+    return get_origin(kind) is Literal
+
+
+def _literal_hook(kind: Any) -> Callable[[Any, Any], Any]:
+    choices = get_args(kind)
+
+    def read(raw: Any, _kind: Any) -> Any:
+        if raw not in choices:
+            raise ValueError(f"expected one of {', '.join(map(repr, choices))}, got {shown(raw)}")
+        return raw
+
+    return read
+
+
 def _first_problem(error: BaseException, also: Sequence[str]) -> tuple[list[str | int], str]:
     path: list[str | int] = []
     while True:
@@ -133,16 +148,13 @@ def _first_problem(error: BaseException, also: Sequence[str]) -> tuple[list[str 
         error = error.exceptions[0]
     if isinstance(error, ForbiddenExtraKeysError):
         takes = [f.name for f in fields(cast(Any, error.cl))] + ([] if path else list(also))
-        wrong = sorted(error.extra_fields)[0]
+        wrong = sorted(map(str, error.extra_fields))[0]
         near = difflib.get_close_matches(wrong, takes, n=1)
         hint = f"it takes '{near[0]}'" if near else f"it takes {', '.join(takes) or 'no keys'}"
-        return path, f"unknown {wrong!r}; {hint}"
+        return path, f"unknown {shown(wrong)}; {hint}"
     if isinstance(error, KeyError):
         return path, "missing"
-    # What the generated reader says of a value that is no table.
+    # The errors of the code that cattrs generates, for a value that is not a table.
     if re.search(r"object (has no|is not)|argument of type .* is not", str(error)):
         return path, "expected a table"
-    choices = re.search(r"(.*) not in literal typing\.Literal\[(.*)\]", str(error))
-    if choices:
-        return path, f"expected one of {choices[2]}, got '{choices[1]}'"
     return path, " ".join(str(error).split())

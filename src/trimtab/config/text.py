@@ -1,4 +1,4 @@
-"""How values are shown: as plain tables, as the one JSON text that is hashed, and inside error messages."""
+"""How values are shown: as plain tables, as the JSON text that is hashed, and inside error messages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, cast
+
+LONGEST_SHOWN = 60
 
 
 def to_plain(value: object) -> object:
@@ -24,7 +26,7 @@ def to_plain(value: object) -> object:
 
 
 def canonical(value: object) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, 50 for 50.0 too; NaN is refused."""
+    """The only JSON text of a value: keys are sorted, there are no spaces, 50.0 is written as 50, NaN is refused."""
     return json.dumps(_whole_as_int(to_plain(value)), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -37,20 +39,27 @@ def _whole_as_int(value: object) -> object:
 
 
 def unknown(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
-    """'unknown ...' with the nearest known name, or all of them."""
+    """'unknown ...' with the nearest known name, or with all known names if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-    return f"unknown '{name}'; {hint}"
+    return f"unknown '{shortened(name)}'; {hint}"
 
 
 def shown(raw: object) -> str:
-    """A value as an error shows it, cut to 60 characters."""
-    text = repr(raw)
-    return text if len(text) <= 60 else text[:57] + "..."
+    """A value as an error message shows it, at most 60 characters long."""
+    try:
+        return shortened(repr(raw))
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits, or a value nested too deeply
+        return f"a value of type {type(raw).__name__} that is too large to show"
+
+
+def shortened(text: str) -> str:
+    """Text of at most 60 characters; a longer text ends in '...'."""
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
 
 
 def printable(text: str) -> str:
-    """Text without control characters, so that a name cannot steer a terminal."""
+    """Text without control characters and lone surrogates: it cannot steer a terminal, and every encoding takes it."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
