@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from trimtab.data import Classics, CorpusError, TextFiles, TokenData, TokenFiles, ZipfMarkov, catalogue
 from trimtab.data import classics as classics_module
@@ -232,6 +234,58 @@ def test_held_out_text_has_no_say_in_the_merges(tmp_path: Path, monkeypatch: pyt
     assert len(one.held_out["text"]) == 1000
 
 
+def encoded_with_cache() -> TokenData:
+    return encode(
+        PROSE.encode(), {"text": PROSE[:999].encode()}, 300, {"text": [PROSE[:999].encode().index(b"\n") + 1]}
+    )
+
+
+@pytest.mark.parametrize("member", ["train", "held_out.text", "breaks.text", "tokenizer"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "floats", "two axes", "ids beyond the vocabulary"])
+def test_a_cache_whose_member_is_missing_or_of_another_type_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, member: str, damage: str
+) -> None:
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
+    first = encoded_with_cache()
+    (file,) = tmp_path.iterdir()
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    arrays[member] = {
+        "missing": arrays[member],
+        "empty": np.array([], dtype=np.float64),
+        "text": np.array("{"),
+        "floats": np.ones(3),
+        "two axes": np.zeros((2, 2), dtype=np.uint16),
+        "ids beyond the vocabulary": np.full(3, 300, dtype=np.uint16),
+    }[damage]
+    if damage == "missing":
+        del arrays[member]
+    np.savez(file, **arrays)
+    again = encoded_with_cache()
+    assert again.fingerprint == first.fingerprint
+    assert again.breaks == first.breaks
+    assert first.encode is not None
+    assert again.encode is not None
+    assert again.encode(b"It is a truth").tolist() == first.encode(b"It is a truth").tolist()
+    monkeypatch.setattr("trimtab.data.tokenizer._encode_by_bpe", lambda *_: pytest.fail("the cache was not repaired"))
+    assert encoded_with_cache().fingerprint == first.fingerprint
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_change_of_bytes_in_a_cache_crashes_the_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
+    first = encoded_with_cache()
+    (file,) = tmp_path.iterdir()
+    whole = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    file.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    assert encoded_with_cache().fingerprint == first.fingerprint
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short"], ids=["empty", "cut short"])
 def test_a_damaged_cache_is_made_again_or_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
@@ -308,7 +362,7 @@ def test_the_chain_is_a_function_of_its_seed() -> None:
     "settings",
     [
         {"vocab_size": 1}, {"vocab_size": 65_537}, {"exponent": 0.0}, {"exponent": math.nan}, {"exponent": math.inf},
-        {"num_tokens": 9_999}, {"seed": -1},
+        {"num_tokens": 9_999}, {"num_tokens": 10**9 + 1}, {"num_tokens": 10**12}, {"seed": -1},
     ],
     ids=str,
 )  # fmt: skip
@@ -429,9 +483,43 @@ def test_unusable_tokens_are_refused_by_name(tmp_path: Path, part: str) -> None:
         assert path in str(caught.value)
 
 
+@pytest.mark.parametrize("count", [256, 257, 5000])
+@pytest.mark.parametrize("part", ["train", "held_out"])
+def test_uint32_ids_read_as_uint16_are_refused_with_the_remedy(tmp_path: Path, part: str, count: int) -> None:
+    ids = np.random.default_rng(0).integers(1000, size=count)
+    paths = {name: token_file(tmp_path, f"{name}.bin", np.arange(3000) % 999) for name in ("train", "held_out")}
+    paths[part] = token_file(tmp_path, f"{part}.bin", ids, "<u4")
+    with pytest.raises(CorpusError, match=r'hold uint32 ids; set data\.token_files\.dtype = "uint32"') as caught:
+        TokenFiles(**paths, vocab_size=1000).load()
+    assert str(caught.value).startswith(paths[part])
+
+
+def test_uint16_ids_with_many_zeros_are_read(tmp_path: Path) -> None:
+    zeros = np.zeros(3000, dtype=np.int64)
+    late = zeros.copy()
+    late[2999] = 7  # a single odd offset that is not 0
+    early = zeros.copy()
+    early[::2] = 5
+    early[1501] = 1
+    for number, ids in enumerate((zeros, late, early, np.roll(early, 1), np.tile([0, 3], 2000))):
+        path = token_file(tmp_path, f"{number}.bin", ids)
+        assert TokenFiles(train=path, held_out=path, vocab_size=8).load().train.tolist() == ids.tolist()
+
+
+def test_a_token_file_without_permission_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = token_file(tmp_path, "train.bin", np.arange(3000) % 9)
+    monkeypatch.setattr("trimtab.data.token_files.np.fromfile", refused)
+    with pytest.raises(CorpusError, match=r"train\.bin: cannot be read \(Permission denied\)"):
+        TokenFiles(train=path, held_out=path, vocab_size=9).load()
+
+
 def test_token_settings_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match="vocab_size"):
-        TokenFiles(train="a", held_out="b", vocab_size=1)
+    for vocab_size in (1, (1 << 24) + 1, 10**12):
+        with pytest.raises(ValueError, match="vocab_size must lie between 2 and 16777216"):
+            TokenFiles(train="a", held_out="b", vocab_size=vocab_size)
     for value in (-1.0, math.nan):
         with pytest.raises(ValueError, match="bytes_per_token"):
             TokenFiles(train="a", held_out="b", vocab_size=2, bytes_per_token=value)
