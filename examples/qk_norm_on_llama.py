@@ -18,9 +18,8 @@ if __name__ == "__main__":
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
 
-    trimtab.methods.qk_norm.install(
-        trimtab.host_for(model)
-    )  # before the optimizer is made, because the method adds parameters
+    host = trimtab.host_for(model)
+    trimtab.methods.qk_norm.install(host)  # before the optimizer is made, because the method adds parameters
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(5):

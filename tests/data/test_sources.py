@@ -423,6 +423,22 @@ def test_short_text_is_refused_by_name_with_a_bpe_too(
         TextFiles(paths=(str(path),), vocab_size=300).load()
 
 
+def test_a_share_that_holds_out_nothing_is_refused_with_a_bpe_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prose: Path
+) -> None:
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    for vocab_size in (256, 300):
+        with pytest.raises(CorpusError, match=r"prose\.txt \(held out\): 0 tokens are too few"):
+            TextFiles(paths=(str(prose),), held_out_share=1e-20, vocab_size=vocab_size).load()
+
+
+def test_a_file_name_that_is_too_long_is_refused(prose: Path) -> None:
+    with pytest.raises(CorpusError, match=r"no such file.*check data\.text_files\.paths"):
+        TextFiles(paths=(str(prose), "x" * 5000)).load()
+    with pytest.raises(CorpusError, match=r"no such file.*check data\.token_files"):
+        TokenFiles(train="x" * 5000, held_out=str(prose), vocab_size=9).load()
+
+
 def test_a_missing_text_file_and_a_folder_are_refused_by_name(prose: Path) -> None:
     for path in (prose.parent / "missing.txt", prose.parent):
         with pytest.raises(CorpusError, match="no such file") as caught:

@@ -1,4 +1,4 @@
-"""TOML <-> frozen dataclasses, strictly: an error names the file, the path of the bad key, and what would do."""
+"""TOML files and frozen dataclasses: strict reading, whose errors name the file, the key and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From plain tables to frozen dataclasses, strictly: an error names the path of the bad key and what would do."""
+"""From plain tables to frozen dataclasses. Reading is strict: an error names the bad key and what is expected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Reader:
-    """Turns plain tables into dataclasses, with hooks for types that are written in a shorter way."""
+    """Turns plain tables into dataclasses, with hooks for the types that have a short form in TOML."""
 
     def __init__(self) -> None:
         self.converter = cattrs.Converter(forbid_extra_keys=True)

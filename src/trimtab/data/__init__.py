@@ -1,6 +1,6 @@
-"""Token sources, one file each; every source is a frozen dataclass whose ``load`` gives ``TokenData``.
+"""Token sources, one file each; every source is a frozen dataclass whose ``load`` returns ``TokenData``.
 
-A source is found by its slug, the snake-case form of its class name.
+The slug of a source is the snake-case form of its class name.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Literal, final
 import numpy as np
 from typing_extensions import override
 
-from trimtab.data.source import CorpusError, TokenData, Tokens, TokenSource, check_length
+from trimtab.data.source import CorpusError, TokenData, Tokens, TokenSource, check_file, check_length
 
 LARGEST_VOCABULARY = 1 << 24
 LEAST_IDS = 256
@@ -51,8 +51,7 @@ class TokenFiles(TokenSource):
 
     def _read(self, name: str) -> Tokens:
         path = Path(name)
-        if not path.is_file():
-            raise CorpusError(f"{path}: no such file, or not a plain file; check data.token_files")
+        check_file(path, "data.token_files")
         width = np.dtype(self.dtype).itemsize
         try:
             size = path.stat().st_size

@@ -71,7 +71,8 @@ def _ids(tokenizer: str, text: bytes) -> Tokens:
     from tokenizers import Tokenizer
 
     encoded = cast("Any", Tokenizer).from_str(tokenizer).encode_batch(text.decode().splitlines(keepends=True))
-    return np.concatenate([np.asarray(line.ids, dtype=np.uint16) for line in encoded])
+    nothing = np.array([], dtype=np.uint16)  # an empty text has no lines
+    return np.concatenate([nothing, *(np.asarray(line.ids, dtype=np.uint16) for line in encoded)])
 
 
 def _read_cached(path: Path) -> dict[str, Tokens] | None:
