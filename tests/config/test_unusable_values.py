@@ -189,6 +189,7 @@ class Some:
     free: Any = None
 
 
+READER = Reader()  # making one generates code, which takes longer than reading
 surrogates = st.text(alphabet=st.characters(codec=None), max_size=6)
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(62, 20_000).map(lambda bits: 1 << bits), st.floats(),
@@ -222,7 +223,7 @@ def test_the_reader_raises_nothing_but_config_error(raw: object, where: str) -> 
     for table in (raw, dict.fromkeys(("number", "inner"), raw), {"inners": [raw]}, {"free": raw}):
         message = ""
         try:
-            assert isinstance(Reader().read(table, Some, where), Some)
+            assert isinstance(READER.read(table, Some, where), Some)
         except ConfigError as error:
             message = str(error)
         assert message.isprintable()
