@@ -1,6 +1,6 @@
-"""How far can the learning rate of a Hugging Face configuration go, with and without QK-norm?"""
+"""A study of a Hugging Face configuration: the largest usable learning rate, with and without QK-norm."""
 
-import sys
+import argparse
 
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -23,16 +23,19 @@ def llama(config: GPTConfig) -> nn.Module:
 
 
 if __name__ == "__main__":
-    folder, steps = sys.argv[1:] or ("llama-study", "400")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", default="llama-study", help="the study folder")
+    parser.add_argument("steps", nargs="?", type=int, default=400, help="training steps of each run")
+    options = parser.parse_args()
     study = Study(
         name="a small Llama",
         model=llama,
         config={"context": 32},
         arms=["baseline", "qk_norm"],
         learning_rates={"low": 2**-7, "high": 2**2, "octaves_apart": 1},
-        training={"steps": int(steps)},
+        training={"steps": options.steps},
         search={"most_runs": 12, "replicates": 1},
     )
-    findings = study.run(folder)
+    findings = study.run(options.folder)
     for name, arm in findings.arms.items():
         print(f"{name}: best loss {arm.best_loss:.3f} nats, breaks at {arm.criteria['d'].breaks.lr50}")

@@ -1,4 +1,4 @@
-"""Probes in the Trainer of the transformers library, by one callback."""
+"""Probes in the Trainer of the transformers library, attached by one callback."""
 
 import sys
 
@@ -10,7 +10,7 @@ from trimtab.callbacks.hf_trainer import ProbesCallback
 from trimtab.sinks import JSONLSink
 
 if __name__ == "__main__":
-    folder = (*sys.argv[1:], "trainer-probes")[0]
+    folder = sys.argv[1] if len(sys.argv) > 1 else "trainer-probes"
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=256, n_embd=64, n_layer=2, n_head=4, n_positions=64))
     rows = [{"input_ids": row, "labels": row} for row in torch.randint(0, 256, (32, 64))]

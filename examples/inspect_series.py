@@ -1,4 +1,4 @@
-"""Save a checkpoint every few steps, then ask what changed: the same as ``trimtab inspect FILE FILE ...``."""
+"""Save a checkpoint every five steps, then show what changed, as ``trimtab inspect FILE FILE ...`` does."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from trimtab import GPT, GPTConfig
 from trimtab.cli import main
 
 if __name__ == "__main__":
-    folder = Path((*sys.argv[1:], "checkpoint-series")[0])
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "checkpoint-series")
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     model = GPT(GPTConfig(tied=False))

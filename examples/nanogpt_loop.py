@@ -1,10 +1,10 @@
-"""A nanoGPT-like module in its own loop: a method goes in by one line, and the attention it calls itself is watched."""
+"""A nanoGPT-like module in its own training loop: one line installs a method, another attaches probes."""
 
 import torch
 import torch.nn.functional as F
 
 import trimtab
-from trimtab.testing.families import VOCABULARY, NanoGPT  # your own module with nanoGPT's names does as well
+from trimtab.testing.families import VOCABULARY, NanoGPT  # or your own module with nanoGPT's names
 
 if __name__ == "__main__":
     torch.manual_seed(0)

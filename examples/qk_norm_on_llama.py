@@ -1,4 +1,4 @@
-"""Apply QK-norm to a Llama, train it a little, and save weights that still carry the family's own names."""
+"""Apply QK-norm to a Llama, train it for five steps, and save weights that keep the names of the Llama family."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import trimtab
 
 if __name__ == "__main__":
-    folder = Path((*sys.argv[1:], "llama-qk-norm")[0])
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "llama-qk-norm")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -18,7 +18,8 @@ if __name__ == "__main__":
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
 
-    trimtab.methods.qk_norm.install(trimtab.host_for(model))  # before the optimizer: the method has gains of its own
+    host = trimtab.host_for(model)
+    trimtab.methods.qk_norm.install(host)  # before the optimizer is made, because the method adds parameters
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(5):

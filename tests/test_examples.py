@@ -58,6 +58,37 @@ def test_a_study_of_a_hugging_face_configuration_runs(tmp_path: Path):
     assert "qk_norm: best loss" in done.stdout
 
 
+# Runs an example with a study that only prints what it is asked for.
+STUBBED = """
+import runpy, sys, types
+import trimtab
+class Study:
+    def __init__(self, **settings):
+        self.steps = settings["training"]["steps"]
+    def run(self, folder):
+        print("folder", folder, "steps", self.steps)
+        return types.SimpleNamespace(arms={})
+trimtab.Study = Study
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "steps"), [("own_model", "own-model-study", 300), ("hf_study", "llama-study", 400)]
+)
+def test_folder_and_steps_of_a_study_are_optional_arguments(name: str, folder: str, steps: int, tmp_path: Path):
+    def printed(*arguments: str) -> str:
+        command = [sys.executable, "-c", STUBBED, ROOT / f"examples/{name}.py", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert printed() == f"folder {folder} steps {steps}"
+    assert printed("my folder") == f"folder my folder steps {steps}"
+    assert printed("out", "40") == "folder out steps 40"
+
+
 def test_every_file_in_examples_is_run_by_a_test():
     assert {file.stem for file in (ROOT / "examples").glob("*.py")} == {*EXAMPLES, "own_model", "hf_study"}
 

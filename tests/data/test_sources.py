@@ -17,7 +17,6 @@ from trimtab.data import classics as classics_module
 from trimtab.data.batches import held_out_batch, training_batch
 from trimtab.data.classics import TEXTS, documents, read_text
 from trimtab.data.source import entropy
-from trimtab.data.tokenizer import cache_folder, encode
 
 PROSE = "It is a truth universally acknowledged, that a single man must be in want of a wife — indeed.\n" * 200
 
@@ -189,63 +188,6 @@ def test_sources_are_found_by_the_snake_case_of_their_class() -> None:
     }  # fmt: skip
 
 
-# Byte-pair encoding
-
-
-def test_bpe_is_deterministic_and_shorter_than_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, held_out = PROSE.encode(), {"text": PROSE[:999].encode()}
-    made = []
-    for name in ("one", "two"):
-        monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / name))
-        made.append(encode(train, held_out, 512))
-    assert made[0].fingerprint == made[1].fingerprint
-    assert made[0].bytes_per_token == len(train) / len(made[0].train) > 1
-    assert max(int(made[0].train.max()), int(made[0].held_out["text"].max())) < 512
-
-
-def test_bpe_is_trained_once_and_then_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    first = encode(PROSE.encode(), {"text": PROSE[:999].encode()}, 300)
-    assert len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr("trimtab.data.tokenizer._encode_by_bpe", lambda *_: pytest.fail("the cache was not used"))
-    again = encode(PROSE.encode(), {"text": PROSE[:999].encode()}, 300)
-    assert again.fingerprint == first.fingerprint
-
-
-def test_the_cache_tells_texts_splits_and_vocabularies_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
-    text = PROSE.encode()
-    encode(text, {"a": text[:900]}, 300)
-    encode(text, {"a": text[:900]}, 301)
-    encode(text, {"b": text[:900]}, 300)
-    encode(text, {"a": text[:960]}, 300)
-    encode(text + b"x", {"a": text[:900]}, 300)
-    assert len(list(tmp_path.iterdir())) == 5
-
-
-def test_held_out_text_has_no_say_in_the_merges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
-    one = encode(PROSE.encode(), {"text": b"zq" * 500}, 300)
-    two = encode(PROSE.encode(), {"text": PROSE.encode()}, 300)
-    assert np.array_equal(one.train, two.train)
-    assert len(one.held_out["text"]) == 1000
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short"], ids=["empty", "cut short"])
-def test_a_damaged_cache_is_made_again_or_refused_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-) -> None:
-    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
-    first = encode(PROSE.encode(), {"text": PROSE[:999].encode()}, 300)
-    next(tmp_path.iterdir()).write_bytes(content)
-    try:
-        found = encode(PROSE.encode(), {"text": PROSE[:999].encode()}, 300).fingerprint
-    except CorpusError as error:
-        found = str(error)
-    assert found == first.fingerprint or str(tmp_path) in found
-
-
 # Zipf-Markov
 
 
@@ -308,7 +250,7 @@ def test_the_chain_is_a_function_of_its_seed() -> None:
     "settings",
     [
         {"vocab_size": 1}, {"vocab_size": 65_537}, {"exponent": 0.0}, {"exponent": math.nan}, {"exponent": math.inf},
-        {"num_tokens": 9_999}, {"seed": -1},
+        {"num_tokens": 9_999}, {"num_tokens": 10**9 + 1}, {"num_tokens": 10**12}, {"seed": -1},
     ],
     ids=str,
 )  # fmt: skip
@@ -367,6 +309,22 @@ def test_short_text_is_refused_by_name_with_a_bpe_too(
     path.write_bytes(content)
     with pytest.raises(CorpusError, match=r"mine\.txt"):
         TextFiles(paths=(str(path),), vocab_size=300).load()
+
+
+def test_a_share_that_holds_out_nothing_is_refused_with_a_bpe_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prose: Path
+) -> None:
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    for vocab_size in (256, 300):
+        with pytest.raises(CorpusError, match=r"prose\.txt \(held out\): 0 tokens are too few"):
+            TextFiles(paths=(str(prose),), held_out_share=1e-20, vocab_size=vocab_size).load()
+
+
+def test_a_file_name_that_is_too_long_is_refused(prose: Path) -> None:
+    with pytest.raises(CorpusError, match=r"no such file.*check data\.text_files\.paths"):
+        TextFiles(paths=(str(prose), "x" * 5000)).load()
+    with pytest.raises(CorpusError, match=r"no such file.*check data\.token_files"):
+        TokenFiles(train="x" * 5000, held_out=str(prose), vocab_size=9).load()
 
 
 def test_a_missing_text_file_and_a_folder_are_refused_by_name(prose: Path) -> None:
@@ -429,9 +387,43 @@ def test_unusable_tokens_are_refused_by_name(tmp_path: Path, part: str) -> None:
         assert path in str(caught.value)
 
 
+@pytest.mark.parametrize("count", [256, 257, 5000])
+@pytest.mark.parametrize("part", ["train", "held_out"])
+def test_uint32_ids_read_as_uint16_are_refused_with_the_remedy(tmp_path: Path, part: str, count: int) -> None:
+    ids = np.random.default_rng(0).integers(1000, size=count)
+    paths = {name: token_file(tmp_path, f"{name}.bin", np.arange(3000) % 999) for name in ("train", "held_out")}
+    paths[part] = token_file(tmp_path, f"{part}.bin", ids, "<u4")
+    with pytest.raises(CorpusError, match=r'hold uint32 ids; set data\.token_files\.dtype = "uint32"') as caught:
+        TokenFiles(**paths, vocab_size=1000).load()
+    assert str(caught.value).startswith(paths[part])
+
+
+def test_uint16_ids_with_many_zeros_are_read(tmp_path: Path) -> None:
+    zeros = np.zeros(3000, dtype=np.int64)
+    late = zeros.copy()
+    late[2999] = 7  # a single odd offset that is not 0
+    early = zeros.copy()
+    early[::2] = 5
+    early[1501] = 1
+    for number, ids in enumerate((zeros, late, early, np.roll(early, 1), np.tile([0, 3], 2000))):
+        path = token_file(tmp_path, f"{number}.bin", ids)
+        assert TokenFiles(train=path, held_out=path, vocab_size=8).load().train.tolist() == ids.tolist()
+
+
+def test_a_token_file_without_permission_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = token_file(tmp_path, "train.bin", np.arange(3000) % 9)
+    monkeypatch.setattr("trimtab.data.token_files.np.fromfile", refused)
+    with pytest.raises(CorpusError, match=r"train\.bin: cannot be read \(Permission denied\)"):
+        TokenFiles(train=path, held_out=path, vocab_size=9).load()
+
+
 def test_token_settings_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match="vocab_size"):
-        TokenFiles(train="a", held_out="b", vocab_size=1)
+    for vocab_size in (1, (1 << 24) + 1, 10**12):
+        with pytest.raises(ValueError, match="vocab_size must lie between 2 and 16777216"):
+            TokenFiles(train="a", held_out="b", vocab_size=vocab_size)
     for value in (-1.0, math.nan):
         with pytest.raises(ValueError, match="bytes_per_token"):
             TokenFiles(train="a", held_out="b", vocab_size=2, bytes_per_token=value)

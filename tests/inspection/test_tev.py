@@ -107,7 +107,9 @@ def test_the_command_writes_figure_and_numbers(tmp_path: Path, capsys: pytest.Ca
 
 def test_an_unusual_name_of_the_table_can_be_given(tmp_path: Path) -> None:
     path = store(tmp_path / "odd.safetensors", name="lexicon")
-    with pytest.raises(ConfigError, match="has no token embedding among its names; name it with --embedding"):
+    with pytest.raises(
+        ConfigError, match="has no tensor with the usual name of a token embedding; name it with --embedding"
+    ):
         tev_points([path])
     assert tev_points([path], "lexicon")[0].table == "lexicon"
     with pytest.raises(ConfigError, match="has no tensor 'absent'"):
@@ -117,7 +119,7 @@ def test_an_unusual_name_of_the_table_can_be_given(tmp_path: Path) -> None:
 def test_what_holds_no_checkpoint_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     assert main(["inspect", "--tev", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"trimtab: {tmp_path}: neither a checkpoint nor a folder that holds any\n"
+    assert capsys.readouterr().err == f"trimtab: {tmp_path}: neither a checkpoint nor a folder that holds one\n"
     assert main(["inspect", "--tev", str(tmp_path / "absent")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -179,7 +181,7 @@ def test_shards_without_an_index_are_one_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(8,), (2, 3, 4), (0, 4)])
 def test_what_is_no_table_is_refused_by_its_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
     save_file({"norm": torch.ones(shape)}, tmp_path / "a.safetensors")
-    with pytest.raises(ConfigError, match=r"'norm' is no table of token vectors: its shape is \["):
+    with pytest.raises(ConfigError, match=r"'norm' is not a table of token vectors: its shape is \["):
         tev_points([tmp_path / "a.safetensors"], "norm")
 
 

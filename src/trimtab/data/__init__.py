@@ -1,4 +1,4 @@
-"""Token sources, one file each; every source is a frozen dataclass whose ``load`` gives ``TokenData``.
+"""Token sources, one file each; every source is a frozen dataclass whose ``load`` returns ``TokenData``.
 
 A source is found by its slug, the snake-case form of its class name; a new file in this folder, or an entry point
 ``trimtab.data`` of another package, is all it takes.

@@ -1,4 +1,4 @@
-"""From tokens to batches: a pure function of (seed, step)."""
+"""From tokens to batches; a training batch is a pure function of tokens, seed and step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trimtab.data.source import CorpusError, Tokens
 
 
 def training_batch(tokens: Tokens, *, seed: int, step: int, batch_size: int, context: int) -> Int[Tensor, "B T_plus_1"]:
-    """Random windows of context + 1 tokens; inputs are all but the last, targets all but the first.
+    """Random windows of context + 1 tokens; the inputs are all but the last token, the targets all but the first.
 
     Raises:
         CorpusError: if the text is shorter than one window.
@@ -25,7 +25,9 @@ def training_batch(tokens: Tokens, *, seed: int, step: int, batch_size: int, con
 
 
 def held_out_batch(held_out: Mapping[str, Tokens], *, num_sequences: int, context: int) -> Int[Tensor, "B T_plus_1"]:
-    """The same windows every time: evenly spaced over all held-out parts.
+    """Windows of context + 1 tokens, evenly spaced over all held-out parts; every call returns the same windows.
+
+    Each part gives windows in proportion to its length, and at least one.
 
     Raises:
         CorpusError: if a part is shorter than one window.
@@ -35,7 +37,10 @@ def held_out_batch(held_out: Mapping[str, Tokens], *, num_sequences: int, contex
     for name, tokens in held_out.items():
         share = max(1, round(num_sequences * len(tokens) / total))
         if len(tokens) <= context:
-            raise CorpusError(f"held-out part {name}: {len(tokens)} tokens are fewer than one sequence")
+            raise CorpusError(
+                f"held-out part {name}: {len(tokens)} tokens are fewer than one sequence of {context + 1}; "
+                "lower model.context or give more text"
+            )
         starts = np.linspace(0, len(tokens) - context - 1, share).astype(np.int64)
         windows.append(tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64))
     return torch.from_numpy(np.concatenate(windows))

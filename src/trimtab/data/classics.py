@@ -1,4 +1,4 @@
-"""``classics``: Austen, Shakespeare and the King James Bible, shipped with the package; the default corpus."""
+"""``classics``: Austen, Shakespeare and the King James Bible; the default corpus, which comes with the package."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from trimtab.data.tokenizer import check_vocab_size, encode
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One packed text: its identity and the byte ranges of the documents that are held out."""
+    """One packed text: file name, SHA-256, and the byte ranges of the documents that are held out."""
 
     file: str
     sha256: str
     held_out: tuple[tuple[str, int, int], ...]
 
 
-# SHA-256 is of the uncompressed text; ranges are (document, first byte, byte after the last).
+# The SHA-256 is that of the uncompressed text. A range is (document, first byte, byte after the last).
 TEXTS = (
     Text(
         "austen.txt.xz",
@@ -58,10 +58,10 @@ TEXTS = (
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Classics(TokenSource):
-    """13.3 MB of public-domain English, held out by whole documents: one novel, four plays, three books.
+    """13.3 MB of public-domain English. Whole documents are held out: one novel, four plays, three books of the Bible.
 
     Attributes:
-        vocab_size: 256 reads raw bytes; more trains a byte-level BPE of that size on the training text.
+        vocab_size: 256 for raw bytes; a larger value trains a byte-level BPE of that size on the training text.
 
     Raises:
         ValueError: if vocab_size is below 256 or above 65536.
@@ -98,7 +98,7 @@ def _load(vocab_size: int) -> TokenData:
 
 
 def read_text(text: Text) -> bytes:
-    """One packed text, checked against its SHA-256.
+    """One text, unpacked and checked against its SHA-256.
 
     Raises:
         CorpusError: if the file is missing or damaged.

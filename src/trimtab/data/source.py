@@ -1,4 +1,4 @@
-"""The contract of a token source: tokens to train on, tokens held out, and the two chance levels."""
+"""The contract of a token source: training tokens, held-out tokens, and the losses of two trivial predictors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +17,24 @@ Tokens = NDArray[np.unsignedinteger]
 
 
 class CorpusError(ValueError):
-    """Text or tokens that cannot be used; the message names the file and the remedy."""
+    """Text or tokens that cannot be used; the message names the file and says what to do."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenData:
-    """What a source gives.
+    """The tokens of a source.
 
     Attributes:
         train: token ids, 1-D.
         held_out: token ids by part, each 1-D; never part of ``train``.
-        bytes_per_token: UTF-8 bytes of text per token, or nan where there is no text.
+        vocab_size: number of different ids.
+        bytes_per_token: UTF-8 bytes of text per token; nan if there is no text.
+        entropy_rate: lowest expected loss that a model can have, in nats; None if it is not known.
+        encode: returns the token ids of further UTF-8 text in the same vocabulary; None if there is no text.
+        breaks: by held-out part, the indices of the tokens at which another document begins, ascending.
         fingerprint: SHA-256 over ids and split; part of a run's identity.
-        breaks: by held-out part, the indices of tokens at which another document begins, ascending.
-        encode: token ids of further UTF-8 text by the same vocabulary; None where there is no text.
-        entropy_rate: lowest loss any model can reach, in nats, where it is known.
+        unigram_entropy: entropy of the frequencies of the ids in ``train``, in nats: the loss of the best constant
+            prediction.
     """
 
     train: Tokens
@@ -53,37 +57,51 @@ class TokenData:
 
     @property
     def log_vocab(self) -> float:
-        """Loss of a uniform guess, in nats."""
+        """Loss of a uniform prediction, in nats."""
         return math.log(self.vocab_size)
 
 
 def entropy(counts: NDArray[np.integer]) -> float:
-    """Entropy of a distribution given by counts, in nats; zero counts add nothing, no counts at all give 0."""
+    """Entropy of a distribution given by counts, in nats; a count of zero adds nothing, and no counts give 0."""
     share = counts[counts > 0] / max(1, counts.sum())
     return float(-(share * np.log(share)).sum())
 
 
 class TokenSource(ABC):
-    """A configuration that can be loaded; a frozen dataclass with a ``vocab_size``."""
+    """A configuration that tokens can be loaded from; a subclass is a frozen dataclass with a ``vocab_size``."""
 
     vocab_size: int
 
     @classmethod
     def slug(cls) -> str:
-        """The name used in config tables."""
+        """The name of the source in config tables."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
 
     @abstractmethod
     def load(self) -> TokenData:
-        """Read or make the tokens.
+        """Read or generate the tokens.
 
         Raises:
             CorpusError: if a file is damaged, empty, binary, too short, or holds ids outside the vocabulary.
         """
 
 
+def check_file(path: Path, setting: str) -> None:
+    """Refuse a path that is not a plain file, such as a folder or a named pipe.
+
+    Raises:
+        CorpusError: naming the setting that holds the path.
+    """
+    try:
+        plain = path.is_file()
+    except OSError:  # such as a name that is too long
+        plain = False
+    if not plain:
+        raise CorpusError(f"{path}: no such file, or not a plain file; check {setting}")
+
+
 def check_length(name: str, tokens: Tokens, least: int = 1024) -> None:
-    """Refuse a part too short to draw from.
+    """Refuse a part that is too short to draw sequences from.
 
     Raises:
         CorpusError: if there are fewer than ``least`` tokens.

@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 from typing_extensions import override
 
-from trimtab.data.source import CorpusError, TokenData, TokenSource, check_length
+from trimtab.data.source import CorpusError, TokenData, TokenSource, check_file, check_length
 from trimtab.data.tokenizer import check_vocab_size, encode
 
 OWN_PART = 4096
@@ -20,18 +20,19 @@ OWN_PART = 4096
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextFiles(TokenSource):
-    """Text files, joined in the order given; the end of each is held out.
+    """Text files, joined in the given order; the end of each file is held out.
 
-    Of several files, what is held out of each is a part of its own, named after the file, if it has 4 KB or more. What
-    is held out of the others, or of a single file, is the part ``text``; less than 4 KB of it joins the last part.
+    If there are several files, the held-out end of each becomes a part with the name of the file, provided that it has
+    4 KiB or more. The shorter ends together, or the end of a single file, become the part ``text``; if that has less
+    than 4 KiB beside other parts, it is added to the last of them.
 
     Attributes:
         paths: UTF-8 files, relative to the working folder.
-        held_out_share: share of each file, at its end, that is never trained on.
-        vocab_size: 256 reads raw bytes; more trains a byte-level BPE of that size on the training text.
+        held_out_share: share of each file, at its end, that is held out.
+        vocab_size: 256 for raw bytes; a larger value trains a byte-level BPE of that size on the training text.
 
     Raises:
-        ValueError: if no path is given, the share is outside 0 to 0.5, or vocab_size outside 256 to 65536.
+        ValueError: if paths is empty, held_out_share is outside 0 to 0.5, or vocab_size is outside 256 to 65536.
     """
 
     paths: tuple[str, ...] = field(metadata={"identity": False})
@@ -52,7 +53,7 @@ class TextFiles(TokenSource):
         rest: list[bytes] = []
         for path in map(Path, self.paths):
             text = read_text(path, "data.text_files.paths")
-            # Cut at a character, so that both sides stay valid UTF-8.
+            # The cut is between characters, so that both sides are valid UTF-8.
             cut = len(text.decode()[: int(len(text.decode()) * (1 - self.held_out_share))].encode())
             train.append(text[:cut])
             if len(self.paths) > 1 and len(text) - cut >= OWN_PART:
@@ -60,7 +61,7 @@ class TextFiles(TokenSource):
             else:
                 rest.append(text[cut:])
         if parts and sum(map(len, rest)) < OWN_PART:
-            parts[list(parts)[-1]] += rest  # too little to stand alone
+            parts[list(parts)[-1]] += rest  # too short for a part
         else:
             parts["text"] = rest
         held_out = {name: b"".join(pieces) for name, pieces in parts.items()}
@@ -75,19 +76,18 @@ class TextFiles(TokenSource):
 
 
 def _free(name: str, taken: Collection[str]) -> str:
-    """The name, numbered where it is taken."""
+    """The name, with a number after it if another part has the name."""
     numbered = (f"{name}-{number}" for number in count(2))
     return next(one for one in chain([name], numbered) if one not in taken and one != "text")
 
 
 def read_text(path: Path, setting: str) -> bytes:
-    """A plain UTF-8 file, whole.
+    """The content of a UTF-8 file.
 
     Raises:
-        CorpusError: if it is missing, empty, binary or not UTF-8, naming the setting to check.
+        CorpusError: if the file is missing, empty, binary or not UTF-8; the message names the setting to check.
     """
-    if not path.is_file():
-        raise CorpusError(f"{path}: no such file, or not a plain file; check {setting}")
+    check_file(path, setting)
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -95,7 +95,9 @@ def read_text(path: Path, setting: str) -> bytes:
     if not text:
         raise CorpusError(f"{path}: the file is empty; remove it from {setting}")
     if b"\0" in text:
-        raise CorpusError(f"{path}: byte {text.index(0)} is NUL, so this is not text; use token_files for ids")
+        raise CorpusError(
+            f"{path}: byte {text.index(0)} is NUL, so the file is not text; for token ids, use data.token_files"
+        )
     try:
         text.decode()
     except UnicodeDecodeError as error:

@@ -1,7 +1,8 @@
-"""``zipf_markov``: a first-order Markov chain whose entropy rate, the lowest loss there is, is known exactly.
+"""``zipf_markov``: a first-order Markov chain whose entropy rate, the lowest possible loss, is known exactly.
 
-Every state's next-token distribution is the same Zipf law with its ranks permuted inside blocks that grow
-geometrically. So each row has the entropy of the law, rare tokens stay rare, and the next token depends on the state.
+The next-token distribution of every state is the same Zipf law, with its ranks permuted inside blocks whose sizes grow
+geometrically. Therefore every row of the transition matrix has the entropy of the law, rare tokens stay rare, and the
+next token depends on the state.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing_extensions import override
 from trimtab.data.source import TokenData, TokenSource
 
 CHAINS = 256
-GROWTH = 8  # of the blocks within which ranks are permuted
+GROWTH = 8  # factor from the size of one block to that of the next
+LEAST_TOKENS = 10_000
+MOST_TOKENS = 1_000_000_000  # drawing takes about 20 bytes of memory a token
 
 
 @final
@@ -25,11 +28,13 @@ class ZipfMarkov(TokenSource):
     """A synthetic language.
 
     Attributes:
-        exponent: of the Zipf law; larger means fewer common tokens and a lower entropy rate.
-        num_tokens: length of the training stream; a tenth of it is held out besides.
+        exponent: exponent of the Zipf law; a larger value gives fewer common tokens and a lower entropy rate.
+        num_tokens: length of the training stream; the held-out stream has a tenth of this length.
+        seed: seed of the chain; both streams depend on it.
 
     Raises:
-        ValueError: if vocab_size is outside 2 to 65536, exponent is not positive, or num_tokens below 10000.
+        ValueError: if vocab_size is outside 2 to 65536, exponent outside 0 to 20, num_tokens outside 10000 to 10^9, or
+            seed is negative.
     """
 
     vocab_size: int = 512
@@ -42,8 +47,8 @@ class ZipfMarkov(TokenSource):
             raise ValueError(f"vocab_size must lie between 2 and 65536, got {self.vocab_size}")
         if not 0 < self.exponent < 20:
             raise ValueError(f"exponent must be above 0 and below 20, got {self.exponent}")
-        if self.num_tokens < 10_000:
-            raise ValueError(f"num_tokens must be at least 10000, got {self.num_tokens}")
+        if not LEAST_TOKENS <= self.num_tokens <= MOST_TOKENS:
+            raise ValueError(f"num_tokens must lie between {LEAST_TOKENS} and {MOST_TOKENS}, got {self.num_tokens}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 
@@ -55,7 +60,7 @@ class ZipfMarkov(TokenSource):
 
     @property
     def blocks(self) -> NDArray[np.int64]:
-        """First rank of each block: 0, 8, 72, 584, ... A block of 8 makes the commonest tokens depend on the state."""
+        """First rank of each block: 0, 8, 72, 584, ... The first has only 8 ranks, so common tokens move too."""
         starts = [0]
         while starts[-1] + GROWTH ** len(starts) < self.vocab_size:
             starts.append(starts[-1] + GROWTH ** len(starts))
@@ -63,7 +68,7 @@ class ZipfMarkov(TokenSource):
 
     @property
     def entropy_rate(self) -> float:
-        """Entropy of the next token given the past, in nats: the loss no model can beat."""
+        """Entropy of the next token given the past, in nats: no model can have a lower expected loss."""
         return float(-(self.law * np.log(self.law)).sum())
 
     def next_token(self, state: NDArray[np.integer], rank: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -1,1 +1,1 @@
-"""What stored weights say, tensor by tensor and without building the model."""
+"""Statistics of stored weights, read tensor by tensor, without building the model."""

@@ -1,4 +1,4 @@
-"""Summaries as a page with charts: by checkpoint where there are several, else by layer."""
+"""Summaries as a page with charts: by checkpoint if there are several, otherwise by layer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trimtab.report.html import page_template, resource, script_safe
 
 
 def page(summaries: Sequence[Summary]) -> str:
-    """One HTML file with all charts and code inside."""
+    """The charts as one HTML file that needs no other file."""
     charts = _over_checkpoints(summaries) if len(summaries) > 1 else _over_layers(summaries[0])
     return _rendered([summary.name for summary in summaries], charts)
 
 
 def tev_page(points: Sequence[TevPoint]) -> str:
-    """TEV of a family, mean and spread against step, size or order, as one HTML file."""
+    """Mean and spread of TEV of a family, against step, size or order, as one HTML file."""
     axis, x = axis_of(points)
     charts: dict[str, tuple[str, dict[str, Any]]] = {}
     for index, (name, title) in enumerate((("tev_mean", "mean"), ("tev_std", "spread"))):
@@ -39,7 +39,7 @@ def tev_page(points: Sequence[TevPoint]) -> str:
 
 
 def _family(point: TevPoint, points: Sequence[TevPoint]) -> str:
-    """One line for checkpoints, and one for each run."""
+    """The name of the line of a point: one line per run, and one for all checkpoints."""
     return point.name.split(" at step ")[0] if any(" at step " in one.name for one in points) else "TEV"
 
 

@@ -1,4 +1,4 @@
-"""Summaries as tables for the terminal, a trajectory over several checkpoints, and JSON."""
+"""Summaries as tables for the terminal, as a trajectory over several checkpoints, and as JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def show(summary: Summary, console: Console) -> None:
             )
         )
     if not summary.tables and summary.matrices:
-        console.print(Text("  no token embedding among the names; give its name with --embedding"))
+        console.print(Text("  no tensor has the usual name of a token embedding; give its name with --embedding"))
     if summary.matrices:
         console.print(_grid(summary))
     for outlier in summary.outliers:
@@ -73,7 +73,7 @@ def _course(values: Sequence[float]) -> str:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """One bar a value, between the least and the greatest; a dot where it is not finite."""
+    """One bar per value, scaled from the minimum to the maximum; a dot for a value that is not finite."""
     sound = [value for value in values if math.isfinite(value)]
     if not sound:
         return "." * len(values)
@@ -82,7 +82,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def trajectory(summaries: Sequence[Summary]) -> dict[str, list[float]]:
-    """What changes over checkpoints given in order: TEV, and size and spectrum of each group of matrices."""
+    """TEV, and size and spectrum of each group of matrices, over checkpoints in the given order."""
     found: dict[str, list[float]] = {}
     for summary in summaries:
         for table in summary.tables:
@@ -100,7 +100,7 @@ def _mean_square(matrices: Sequence[Matrix]) -> float:
 
 
 def show_trajectory(summaries: Sequence[Summary], console: Console) -> None:
-    """Print what changes, one line a quantity."""
+    """Print the trajectory, one line per quantity."""
     console.print(Text(printable(f"{len(summaries)} checkpoints, {summaries[0].name} to {summaries[-1].name}")))
     grid = Grid(box=None, padding=(0, 2, 0, 0))
     for column in ("quantity", "course", "first", "last", "change"):
@@ -112,7 +112,7 @@ def show_trajectory(summaries: Sequence[Summary], console: Console) -> None:
 
 
 def show_tev(points: Sequence[TevPoint], console: Console) -> None:
-    """Print TEV of a family, one line a checkpoint, and the course of mean and spread."""
+    """Print TEV of a family, one line per checkpoint, and the course of mean and spread."""
     axis, _ = axis_of(points)
     grid = Grid(box=None, padding=(0, 2, 0, 0))
     for column in ("checkpoint", "step", "parameters", "tokens", "TEV mean", "spread", "5 %", "50 %", "95 %"):
@@ -135,7 +135,7 @@ def show_tev(points: Sequence[TevPoint], console: Console) -> None:
 
 
 def as_json(summaries: Sequence[Summary | TevPoint]) -> str:
-    """Everything, as text; numbers that are not finite are null."""
+    """All statistics as JSON; numbers that are not finite are null."""
     return json.dumps([_finite(asdict(summary)) for summary in summaries], indent=1, allow_nan=False) + "\n"
 
 

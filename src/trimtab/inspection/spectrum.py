@@ -1,4 +1,4 @@
-"""The largest singular value of a stored matrix, by Lanczos iteration: a few products with the matrix and no more."""
+"""The largest singular value of a stored matrix, by Lanczos iteration, which needs only a few products with it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 T = TypeVar("T", np.float32, np.float64)
-LEAST_STEPS, MOST_STEPS = 8, 80  # the first few are taken unseen: a start that misses the leading direction looks done
-SMALL = 2.0**-10  # entries near the end of float32 are added up without reaching it
-RESIDUAL = 3e-3  # of the squared value; a squared singular value lies within, and the value itself within half of it
+LEAST_STEPS = 8  # a start vector almost orthogonal to the leading direction looks converged in the first steps
+MOST_STEPS = 80
+SMALL = 2.0**-10  # scale of vectors in float32 products: sums of entries near the largest float32 do not overflow
+RESIDUAL = 3e-3  # relative to the squared value; the relative error of the singular value is at most half of this
 
 
 def spectral_norm(matrix: NDArray[np.float32]) -> float:
-    """Largest singular value of a finite matrix (M, N), from below and up to the rounding of float32.
+    """Largest singular value of a finite matrix (M, N): a lower bound, up to the rounding of float32.
 
-    Lanczos iteration on the smaller of the two Gram matrices, which is never formed, with every vector made orthogonal
-    to all before it. Products with the matrix are in float32, all else, being short, in float64.
+    This is Lanczos iteration with full reorthogonalisation on the smaller of the two Gram matrices, which is never
+    formed. Products with the matrix are in float32; everything else is in float64.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     steps = min(MOST_STEPS, len(wide))
@@ -35,7 +36,7 @@ def spectral_norm(matrix: NDArray[np.float32]) -> float:
         value = math.sqrt(max(0.0, float(squares[-1])))
         if length == 0:
             break
-        rest = _times(image / length, wide.T) * length  # at unit length: its square may be beyond float32
+        rest = _times(image / length, wide.T) * length  # normalised, because its square can overflow float32
         for _ in range(2):
             rest -= _combined(_combined(rest, basis[: step + 1].T), basis[: step + 1])
         left = float(np.linalg.norm(rest))
@@ -47,10 +48,10 @@ def spectral_norm(matrix: NDArray[np.float32]) -> float:
 
 
 def _times(vector: NDArray[np.float64], matrix: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Product of a vector (M,) no longer than 1 with (M, N), taken in float32: (N,)."""
+    """Product of a vector (M,) of length at most 1 with (M, N), computed in float32: (N,)."""
     return _combined((vector * SMALL).astype(np.float32), matrix).astype(np.float64) / SMALL
 
 
 def _combined(vector: NDArray[T], matrix: NDArray[T]) -> NDArray[T]:
-    """Product of (M,) with (M, N), on this thread alone: threads of BLAS wait for each other by keeping cores busy."""
+    """Product of (M,) with (M, N), on this thread only: idle BLAS threads keep their cores busy."""
     return np.einsum("i,ij->j", vector, matrix)

@@ -1,4 +1,4 @@
-"""Statistics of one checkpoint: spread of token vectors, size and spectrum of every matrix, layers that stand out."""
+"""Statistics of one checkpoint: TEV of token tables, size and spectrum of every matrix, outlier layers."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from trimtab.config import ConfigError
 from trimtab.inspection.checkpoints import Checkpoint
 from trimtab.inspection.spectrum import spectral_norm
 from trimtab.inspection.variability import variability
-from trimtab.run.folder import load_steps
+from trimtab.run.folder import IntegrityError, load_steps
 from trimtab.stats.spike_score import median_spikes, spike_share
 
 EMBEDDING = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|token_embedding|token_embd|embed_in|word_embeddings|tok_embeddings)\.weight$"
 )
 HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|head|output)\.weight$")
-NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-OUTLIER = 5.0  # robust deviations of the logarithm, and at least a quarter off the median
+NUMBER = re.compile(r"(?<=\.)\d{1,9}(?=\.)")
+OUTLIER = 5.0  # robust standard deviations of the logarithm; an outlier also differs from the median by 25 % or more
 LEAST_LAYERS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of token vectors: TEV statistics by name, and the L2 norms of its rows."""
+    """A table of token vectors, with its TEV statistics by name and the L2 norms of its rows."""
 
     name: str
     tokens: int
     tev: dict[str, float]
-    row_norms: tuple[float, float, float]  # least, mean, greatest
+    row_norms: tuple[float, float, float]  # minimum, mean, maximum
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """One weight matrix. The spectral norm comes from Lanczos iteration, and is from below."""
+    """One weight matrix. Its spectral norm comes from Lanczos iteration, which gives a lower bound."""
 
     name: str
     group: str
@@ -54,7 +54,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """A matrix unlike those in the same place of other layers: value over their median."""
+    """A matrix that differs from the same matrix of the other layers; ``ratio`` is its value over their median."""
 
     name: str
     statistic: str
@@ -63,7 +63,7 @@ class Outlier:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What one checkpoint says."""
+    """All statistics of one checkpoint."""
 
     name: str
     parameters: int
@@ -74,14 +74,15 @@ class Summary:
 
 
 def summarise(checkpoint: Checkpoint, embedding: str | None = None) -> Summary:
-    """Read each matrix once, a few at a time.
+    """The statistics of a checkpoint; each matrix is read once, and at most four at the same time.
 
     Args:
-        checkpoint: what to read.
-        embedding: name of the token embedding, where it goes by none of the usual names.
+        checkpoint: the checkpoint to read.
+        embedding: name of the token embedding; by default, every tensor with one of the usual names.
 
     Raises:
-        ConfigError: if the embedding is not there.
+        ConfigError: if the checkpoint has no tensor of that name, or a tensor is of a type that cannot be read.
+        IntegrityError: if the step rows of the run are damaged.
     """
     if embedding is not None and embedding not in checkpoint.shapes:
         raise ConfigError(f"{checkpoint.name}: has no tensor '{embedding}'")
@@ -141,8 +142,12 @@ def _outliers(matrices: tuple[Matrix, ...]) -> tuple[Outlier, ...]:
 def _spikes(checkpoint: Checkpoint) -> dict[str, float]:
     if checkpoint.steps is None:
         return {}
-    rows = [row for row in load_steps(checkpoint.steps.parent) if row["step"] > 0]
-    losses, norms = [float(row["loss"]) for row in rows], [float(row["grad_norm"]) for row in rows]
+    try:
+        rows = [row for row in load_steps(checkpoint.steps.parent) if row["step"] > 0]
+        losses = [float(row["loss"]) for row in rows]
+        norms = [float(row["grad_norm"]) for row in rows]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"{checkpoint.steps}: damaged ({type(error).__name__}: {error})") from error
     return {
         "loss, 7 sd of the last 1,000 (%)": spike_share(losses, 7),
         "gradient norm, 7 sd of the last 1,000 (%)": spike_share(norms, 7),

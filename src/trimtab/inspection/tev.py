@@ -1,4 +1,4 @@
-"""TEV of a family of checkpoints: its mean and spread over the vocabulary, against step or against size."""
+"""Token embedding variability (TEV) of a family of checkpoints: mean and spread over the tokens, by step or size."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.config import ConfigError
-from trimtab.inspection.checkpoints import PICKLED, Checkpoint, open_checkpoint
+from trimtab.config import ConfigError, printable
+from trimtab.inspection.checkpoints import PICKLED, Checkpoint, exists, open_checkpoint, refuse_special
 from trimtab.inspection.summary import EMBEDDING
 from trimtab.inspection.variability import variability
 from trimtab.run.folder import OUTCOME, READINGS, load_outcome, load_readings
 
 SAFE = (".safetensors", ".gguf")
-WHOLE = ("model", "pytorch_model")  # stems that name no checkpoint but a file of one
+WHOLE = ("model", "pytorch_model")  # file stems that every checkpoint folder uses, so they do not name a checkpoint
 SHARD = re.compile(r"-\d+-of-\d+$")
 STEP = re.compile(r"(?:step|checkpoint|iter|ckpt)[-_]?(\d+)", re.IGNORECASE)
 TEV = "tev_mean"
-FAMILY = 1.5  # largest over smallest from which checkpoints are sizes of one family, and not one model with other heads
+# Largest over smallest number of parameters. From this ratio on, checkpoints count as sizes of one family; below it,
+# they can be one model with different heads.
+FAMILY = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,12 @@ class TevPoint:
     """One table of token vectors.
 
     Attributes:
-        name: of the checkpoint, with its step where it is one reading of a run.
+        name: name of the checkpoint; for a reading of a run, name of the run and step.
         table: name of the table.
-        step: of training; None where neither name nor run says it.
-        parameters: of the whole checkpoint; 0 where only readings are there.
-        tokens: rows of the table; 0 where only readings are there.
-        tev: its statistics by name.
+        step: step of training; None if neither the name nor the run gives it.
+        parameters: number of parameters of the whole checkpoint; 0 for a reading of a run.
+        tokens: number of rows of the table; 0 for a reading of a run.
+        tev: statistics of TEV by name.
     """
 
     name: str
@@ -44,38 +46,40 @@ class TevPoint:
 
 
 def tev_points(paths: Sequence[Path], embedding: str | None = None) -> list[TevPoint]:
-    """TEV of every checkpoint among the paths, and of those that lie in folders among them.
+    """TEV of every checkpoint among the paths, and of every checkpoint in the folders among them.
 
-    In the order of steps or sizes where they have any, else as given, those of a folder in natural order.
-
-    A run folder gives its readings of TEV over the run, and its final weights where it kept them.
+    The points are in the order of steps, or of sizes if there are no steps, or else in the given order, with the
+    checkpoints of a folder in natural order. A run folder gives its readings of TEV, and its final weights if it has
+    them.
 
     Args:
         paths: checkpoints, and folders of checkpoints.
-        embedding: name of the token embedding, where it goes by none of the usual names.
+        embedding: name of the token embedding; by default, the first tensor with one of the usual names.
 
     Raises:
-        ConfigError: if nothing there is a checkpoint, one cannot be read, or one has no token embedding.
-        IntegrityError: if one is damaged.
+        ConfigError: if a path holds no checkpoint, or a checkpoint cannot be read or has no token embedding.
+        IntegrityError: if a checkpoint is damaged.
     """
     found: list[TevPoint] = []
     for path in paths:
         members = _members(path)
         if not members:
-            raise ConfigError(f"{path}: neither a checkpoint nor a folder that holds any")
+            raise ConfigError(f"{path}: neither a checkpoint nor a folder that holds one")
         for member in members:
             found += _of_run(member) if _is_run(member) else []
             if not _is_run(member) or list((member / "checkpoints").glob("*.safetensors")):
                 found.append(_of_checkpoint(open_checkpoint(member), member, embedding))
     if not found:
-        raise ConfigError(f"{paths[0]}: the runs there have neither weights nor readings of TEV")
+        raise ConfigError(
+            f"{paths[0]}: the runs in it have neither weights nor readings of TEV; set probes.named in the run file"
+        )
     axis, places = axis_of(found)
-    runs = axis == "step" and any(not point.parameters for point in found)  # each run by itself
+    runs = axis == "step" and any(not point.parameters for point in found)  # the points of a run stay together
     return found if runs else [found[place] for place in sorted(range(len(found)), key=lambda i: (places[i], i))]
 
 
 def axis_of(points: Sequence[TevPoint]) -> tuple[str, list[float]]:
-    """What the points are best shown against, and where each stands: step, parameters, or merely their order."""
+    """The quantity of the horizontal axis (step, parameters or the order of the points), and its value by point."""
     steps = [point.step for point in points]
     if all(step is not None for step in steps) and len(set(steps)) > 1:
         return "step", [float(step or 0) for step in steps]
@@ -86,25 +90,26 @@ def axis_of(points: Sequence[TevPoint]) -> tuple[str, list[float]]:
 
 
 def _members(path: Path) -> list[Path]:
-    if not path.exists():
-        raise ConfigError(f"{path}: there is nothing")
-    path = path.resolve()  # "." has no name
+    if not exists(path):
+        raise ConfigError(f"{path}: no such file or folder")
+    refuse_special(path)
+    path = path.resolve()  # the path "." has no name
     if path.is_file() or _is_run(path):
         return [path]
     folders = [child for child in path.iterdir() if child.is_dir() and (_is_run(child) or _is_one(child))]
-    # A trainer leaves its last weights beside the folders of its checkpoints.
+    # Trainers write the final weights beside the folders of the checkpoints.
     own = [path] if _is_one(path) else _stored(path)
     return sorted([*folders, *own], key=lambda member: (member == path, _natural(member)))
 
 
 def _stored(folder: Path) -> list[Path]:
-    """Files of weights; pickled ones only where there are no others: an optimizer's state is pickled too."""
+    """Files of weights; pickled files only if there are no others, because the state of an optimizer is pickled too."""
     files = [child for child in folder.iterdir() if child.is_file() and child.suffix in (*SAFE, *PICKLED)]
     return [file for file in files if file.suffix in SAFE] or files
 
 
 def _is_one(folder: Path) -> bool:
-    """Whether the files of weights in a folder are those of one model; else each is a checkpoint by itself."""
+    """Whether the files of weights in a folder belong to one model; otherwise each file is a checkpoint."""
     files = _stored(folder)
     sharded = bool(files) and all(SHARD.search(file.stem) for file in files)
     whole = any(file.stem in WHOLE for file in files)
@@ -117,22 +122,24 @@ def _is_run(path: Path) -> bool:
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
     parts = re.split(r"(\d+)", path.name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def _of_checkpoint(checkpoint: Checkpoint, path: Path, embedding: str | None) -> TevPoint:
     wanted = [name for name in checkpoint.shapes if name == embedding or (embedding is None and EMBEDDING.search(name))]
     if not wanted:
-        problem = f"has no tensor '{embedding}'" if embedding else "has no token embedding among its names"
+        problem = (
+            f"has no tensor '{embedding}'" if embedding else "has no tensor with the usual name of a token embedding"
+        )
         raise ConfigError(f"{path}: {problem}; name it with --embedding")
     shape = checkpoint.shapes[wanted[0]]
     if len(shape) != 2 or 0 in shape:
-        raise ConfigError(f"{path}: '{wanted[0]}' is no table of token vectors: its shape is {list(shape)}")
+        raise ConfigError(f"{path}: '{wanted[0]}' is not a table of token vectors: its shape is {list(shape)}")
     name = path.parent.name if path.is_file() and path.stem in WHOLE else path.name
     step = STEP.search(name)
     outcome = load_outcome(path, named=False) if _is_run(path) else None
     return TevPoint(
-        name=name,
+        name=printable(name),
         table=wanted[0],
         step=int(step[1]) if step else outcome.steps if outcome is not None else None,
         parameters=sum(math.prod(one) for one in checkpoint.shapes.values()),
@@ -142,7 +149,7 @@ def _of_checkpoint(checkpoint: Checkpoint, path: Path, embedding: str | None) ->
 
 
 def _of_run(path: Path) -> list[TevPoint]:
-    outcome = load_outcome(path, named=False)  # which holds the readings against its record
+    outcome = load_outcome(path, named=False)  # checks the readings against their SHA-256
     if outcome is None or not (path / READINGS).is_file():
         return []
     points: list[TevPoint] = []
@@ -150,8 +157,10 @@ def _of_run(path: Path) -> list[TevPoint]:
     for row in load_readings(path):
         key = next((key for key in row if key.startswith("embedding") and key.endswith(f"/{TEV}")), None)
         if key is None or row["step"] == last:
-            continue  # the weights themselves say the last
+            continue  # the final weights give the last point
         stem = key.removesuffix(TEV)
         tev = {name.removeprefix(stem): float(value) for name, value in row.items() if name.startswith(f"{stem}tev_")}
-        points.append(TevPoint(f"{path.name} at step {row['step']}", stem.rstrip("/"), int(row["step"]), 0, 0, tev))
+        points.append(
+            TevPoint(f"{printable(path.name)} at step {row['step']}", stem.rstrip("/"), int(row["step"]), 0, 0, tev)
+        )
     return points

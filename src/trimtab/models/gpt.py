@@ -28,6 +28,11 @@ class SquaredReLU(nn.Module):
 
 ACTIVATIONS = {"gelu": nn.GELU, "squared_relu": SquaredReLU}
 
+# No published model is as large; a larger number is a typing error, and would fail later inside torch.
+LARGEST = {
+    "vocab_size": 1 << 24, "context": 1 << 20, "num_layers": 4096, "num_heads": 4096, "width": 1 << 16, "mlp_ratio": 256
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GPTConfig:
@@ -46,7 +51,8 @@ class GPTConfig:
             less memory, a third more time.
 
     Raises:
-        ValueError: if a size is not positive, the heads do not divide the width, or a share is outside 0 to 1.
+        ValueError: if a size is not positive or above its value in ``LARGEST``, the heads do not divide the width, or a
+            share is outside 0 to 1.
     """
 
     vocab_size: int = 256
@@ -66,9 +72,11 @@ class GPTConfig:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context", "num_layers", "num_heads", "width", "mlp_ratio"):
+        for name, largest in LARGEST.items():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if getattr(self, name) > largest:
+                raise ValueError(f"{name} must be at most {largest}, got {getattr(self, name)}")
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         if not 0 < self.rotary_share <= 1:
