@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -28,8 +28,12 @@ class Probe:
         unit: of the value.
         meaning: what it tells, in one sentence.
         source: the paper or code it follows; empty for plain statistics.
-        cost: the cheapest preset that contains it; ``named`` is in none, and read where it is asked for by its slug.
+        cost: the cheapest preset that contains it; ``named`` is in no preset and is read where its slug asks for it.
+        meter: the class of ``trimtab.watching.Meter`` that reads this kind of probe; None for the kinds in this module,
+            which the meters of trimtab serve.
     """
+
+    meter: ClassVar[type[Any] | None] = None
 
     slug: str
     unit: str

@@ -30,7 +30,13 @@ class Pack:
         self._buffers: dict[Merge, Tensor] = {}
 
     def add(self, name: str, shape: tuple[int, ...], merge: Merge = "sum", rest: float = 0.0) -> None:
-        """Reserve a region whose value at rest is ``rest``; only before the first ``clear``."""
+        """Reserve a region whose value at rest is ``rest``; only before the first ``clear``.
+
+        Raises:
+            ValueError: if there is a region of this name.
+        """
+        if name in self._regions:
+            raise ValueError(f"there is a region '{name}' already: give the meter, or its region, another name")
         self._regions[name] = _Region(merge, self._sizes[merge], shape, rest)
         self._sizes[merge] += math.prod(shape)
 
