@@ -210,3 +210,48 @@ def test_two_meters_cannot_share_a_region_of_the_pack() -> None:
     other = Colluding(slug="other", unit="share", meaning="share above", cost="named", bound=1.0)
     with pytest.raises(ValueError, match="there is a region 'share/counts' already"):
         watch(host_for(make()), replace(EMPTY, probes=(share_above(1), other)))
+
+
+STAGES = ("begin", "see", "see_gradient", "see_attention", "read_gradients", "before_step", "after_step", "values")
+
+
+def failing_at(stage: str) -> Probe:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError(f"in {stage}")
+
+    def everywhere(self: Meter) -> Collection[Place]:
+        return [*self.subject.forward, *self.subject.backward]
+
+    body = {
+        "name": "failing",
+        "sees_attention": True,
+        "sees": everywhere,
+        "values": lambda self, passes: (),
+        stage: fail,
+    }
+    meter = type("FailingMeter", (Meter,), body)
+    kind = dataclass(frozen=True, kw_only=True)(type("Failing", (Probe,), {"meter": meter}))
+    return kind(slug="failing", unit="1", meaning="none", cost="named")
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "published"])
+def test_a_meter_that_fails_at_any_stage_is_switched_off_with_one_warning_and_training_goes_on(stage: str) -> None:
+    states: list[dict[str, Tensor]] = []
+    for watched in (False, True):
+        model = make()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if watched:
+                watch(host_for(model), replace(EMPTY, probes=(failing_at(stage),)), optimizer=optimizer)
+            for seed in range(4):
+                loss_of(model, seed).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        assert [str(one.message) for one in caught] == (
+            [f"trimtab: probes are switched off after 3 errors; the last was ZeroDivisionError: in {stage}"]
+            if watched
+            else []
+        )
+        states.append(model.state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())

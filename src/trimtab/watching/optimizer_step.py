@@ -50,29 +50,26 @@ class OptimizerStep:
             if p.grad is not None and (not _is_plain_adam(self.optimizer, group) or p.element_size() < 4)
         }
 
-    def after(self) -> dict[int, Tensor]:
-        """Sums over the entries of each updated parameter, by its id, (2 + P + 1,).
-
-        They are: squares of the update, squares of the parameter, one sum for each of the P Adam probes, and 1 where
-        there are Adam sums or 0 where there are none.
-        """
-        sums_of: dict[int, Tensor] = {}
+    def after(self) -> dict[int, Moved]:
+        """What the step did to each updated parameter, by the id of the parameter."""
+        moved_of: dict[int, Moved] = {}
         for group in self.optimizer.param_groups:
             parameters = cast("list[nn.Parameter]", group["params"])
             if _is_plain_adam(self.optimizer, group):
                 state = owner_of(self.optimizer, group).state
                 stepped = [p for p in parameters if p.grad is not None and state.get(p)]
                 of_adam = self._of_adam(stepped, group, state)
-                sums_of |= {number: torch.cat((sums, sums.new_ones(1))) for number, sums in of_adam.items()}
+                moved_of |= {number: Moved(sums, has_adam=True) for number, sums in of_adam.items()}
             for p in parameters:
                 if id(p) in self._copies:
                     now = self._looked_at(p.detach()).to(wide(p))
                     step = now - self._copies[id(p)]
-                    moved = torch.stack((step.square().sum(), now.square().sum())) * self._times(p)
-                    without_adam = moved.new_zeros(len(self.adam_probes) + 1)
-                    sums_of[id(p)] = torch.cat((moved, sums_of[id(p)][2:] if id(p) in sums_of else without_adam))
+                    squares_of_both = torch.stack((step.square().sum(), now.square().sum())) * self._times(p)
+                    nothing = Moved(squares_of_both.new_zeros(2 + len(self.adam_probes)), has_adam=False)
+                    of_adam = moved_of.get(id(p), nothing)
+                    moved_of[id(p)] = Moved(torch.cat((squares_of_both, of_adam.sums[2:])), of_adam.has_adam)
         self._copies = {}
-        return sums_of
+        return moved_of
 
     def _looked_at(self, x: Tensor) -> Tensor:
         """The rows of a parameter that are read, always the same ones."""
@@ -140,6 +137,20 @@ class OptimizerStep:
         else:
             columns[0] = columns[0] * columns[0].new_tensor([scale**2 for scale in scales])
         return torch.stack(columns, dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What one step did to a parameter.
+
+    Attributes:
+        sums: over its entries, (2 + P,): squares of the update, squares of the parameter after it, and one sum for each
+            of the P Adam probes.
+        has_adam: whether the Adam sums were read; else they are 0.
+    """
+
+    sums: Tensor
+    has_adam: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,12 +232,17 @@ class Watch:
 
     def _begin(self) -> None:
         for meter in list(self._meters):
-            try:
-                self._reading_handles += meter.begin(partial(self._guarding.run, meter.name))
-            except NotReadableError as error:
-                self._meters.remove(meter)
-                warnings.warn(f"trimtab: {error}", stacklevel=2)
-        self._observers = [[meter for meter in self._meters if place in meter.sees()] for place in self._places]
+            self._guarding.run(meter.name, partial(self._begin_with, meter))
+        if not self._observers:
+            self._observers = [[meter for meter in self._meters if place in meter.sees()] for place in self._places]
+
+    def _begin_with(self, meter: Meter) -> None:
+        try:
+            self._reading_handles += meter.begin(partial(self._guarding.run, meter.name))
+        except NotReadableError as error:
+            self._meters.remove(meter)
+            self._observers = []
+            warnings.warn(f"trimtab: {error}", stacklevel=2)
 
     def _remove_reading_handles(self) -> None:
         for handle in self._reading_handles:

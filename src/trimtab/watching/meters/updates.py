@@ -51,17 +51,17 @@ class UpdateMeter(Meter):
 
     @override
     def after_step(self) -> None:
-        sums_of = self.step.after()
+        moved_of = self.step.after()
         parameters = self.subject.parameters
-        stepped = [(place, p, sums_of[id(p)]) for place, p in parameters.placed() if id(p) in sums_of]
+        stepped = [(place, p, moved_of[id(p)]) for place, p in parameters.placed() if id(p) in moved_of]
         if stepped:
-            rows: list[torch.Tensor] = []
-            for _, p, sums in stepped:
-                entries = sums.new_tensor([float(local(p.detach()).numel())])
-                rows.append(torch.cat((sums[:-1], sums[-1:] * entries, entries)))
+            sums = torch.stack([moved.sums for _, _, moved in stepped])
+            entries = [(float(local(p.detach()).numel()), moved.has_adam) for _, p, moved in stepped]
+            counts = sums.new_tensor([(number * has_adam, number) for number, has_adam in entries])
             places = [place for place, _, _ in stepped]
             shares = [self.subject.ranks.share(p) for _, p, _ in stepped]
-            add_rows(self.region("sums"), places, numbered(parameters.places), torch.stack(rows), shares)
+            rows = torch.cat((sums, counts), dim=1)
+            add_rows(self.region("sums"), places, numbered(parameters.places), rows, shares)
 
     @override
     def values(self, passes: int) -> Sequence[Reading]:
