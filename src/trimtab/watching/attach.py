@@ -1,4 +1,4 @@
-"""Choose what of a model is watched, and refuse what could not be."""
+"""Choose what is watched of a model, and refuse what cannot be watched."""
 
 from __future__ import annotations
 
@@ -37,26 +37,27 @@ def watch(
     run: str = "run",
     group: dist.ProcessGroup | Literal["world"] | None = "world",
 ) -> Watch:
-    """Attach probes; before ``torch.compile``, and on every rank.
+    """Attach probes to a model; call it before ``torch.compile``, and in every process of a distributed training.
 
-    With an optimizer the watch runs by itself: it reads at the first step and at every ``every``-th, and hands the row
-    to the sinks. Without one, call ``read()`` after each pass that is to be read.
+    With an optimizer the watch runs by itself: it reads at the first step and at every ``every``-th step, and hands the
+    row to the sinks. Without an optimizer, call ``read()`` after each pass that is to be read.
 
     Args:
-        subject: a host, read by its sites; or any module, read by the names of its parts.
+        subject: a host, whose points and parts are read; or any module, whose submodules are read by their names.
         optimizer: the optimizer whose steps are counted and measured.
         preset: which probes, how often and on how many rows; see ``trimtab.probes``.
-        only: patterns of what to watch, of places such as ``qkv_output/layer.*`` or ``residual/*`` of a host, of module
-            names such as ``*.q_proj`` of a module; empty takes everything (of a module, all parts that own a weight).
-        sinks: take the rows; on rank 0 only.
+        only: patterns of what to watch: of places of a host, such as ``qkv_output/layer.*`` or ``residual/*``, or of
+            names of submodules, such as ``*.q_proj``. Empty takes everything; of a module, all submodules with a
+            weight.
+        sinks: receive the rows, in the process of rank 0 only.
         every: steps from one reading to the next, in place of the preset's.
-        rows: token rows looked at per tensor and pass, in place of the preset's; None for all.
+        rows: rows of tokens looked at per tensor and pass, in place of the preset's; None for all.
         exact: look at every query row of attention.
         run: name under which sinks open the run.
-        group: the ranks to merge; ``"world"`` merges all if torch.distributed is initialised, None does not merge.
+        group: the processes to merge; ``"world"`` merges all if torch.distributed is initialised, None merges none.
 
     Raises:
-        WatchError: if the model is compiled already, or offers nothing to watch.
+        WatchError: if the model is compiled already or offers nothing to watch, or no meter reads one of the probes.
         NoMatchError: if a pattern of ``only`` matches nothing.
     """
     model = subject.model if isinstance(subject, Host) else subject
@@ -138,11 +139,11 @@ def _owns_weight(module: nn.Module) -> bool:
 def _matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
     kept: set[str] = set()
     for pattern in patterns:
-        found = {name for name in names if fnmatchcase(name, pattern)}
-        if not found:
+        matches = {name for name in names if fnmatchcase(name, pattern)}
+        if not matches:
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or list(names[:3])
             raise NoMatchError(f"'{pattern}' matches nothing; the nearest are {', '.join(near)}")
-        kept |= found
+        kept |= matches
     return kept
 
 
@@ -153,9 +154,10 @@ def _refuse_foreign(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         raise WatchError(
             "the optimizer holds none of the model's parameters; make it from model.parameters(), after fully_shard"
         )
-    left = [name for number, name in trained.items() if number not in stepped]
-    if left:
-        warnings.warn(f"trimtab: no updates are read of {', '.join(left[:3])}: not of this optimizer", stacklevel=3)
+    missing = [name for number, name in trained.items() if number not in stepped]
+    if missing:
+        names = ", ".join(missing[:3])
+        warnings.warn(f"trimtab: no updates are read of {names}: the optimizer does not hold them", stacklevel=3)
 
 
 def _refuse_compiled(model: nn.Module) -> None:
@@ -163,5 +165,5 @@ def _refuse_compiled(model: nn.Module) -> None:
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             which = f"part '{name}' of the model" if name else "the model"
             raise WatchError(
-                f"{which} is compiled already, and would pass hooks over: attach probes, then torch.compile"
+                f"{which} is compiled already, so that hooks would be ignored: attach probes, then torch.compile"
             )
