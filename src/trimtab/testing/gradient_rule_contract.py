@@ -50,7 +50,7 @@ class GradientRuleContract(ABC):
         assert changed, f"{self.slug} changes no gradient in {self.steps} steps with spikes at {list(self.spikes)}"
 
     def test_it_leaves_parameters_alone(self) -> None:
-        """Only gradients are its business, and it changes them in place."""
+        """A rule changes gradients only, and changes them in place."""
         parameters = fresh_parameters()
         rule = self.make_rule().start(parameters)
         before = [p.detach().clone() for p in parameters]
@@ -71,7 +71,7 @@ class GradientRuleContract(ABC):
         self.assert_same(first, list(self.run()), "started again")
 
     def test_a_parameter_without_gradient_is_passed_over(self) -> None:
-        """Frozen and unused parameters have no gradient, from the start or from some step on."""
+        """Frozen and unused parameters have no gradient, at the first step or at a later step."""
         parameters = fresh_parameters()
         rule = self.make_rule().start(parameters)
         missing = [(0,), (), (1, 2), (0, 1, 2), ()]
@@ -81,7 +81,9 @@ class GradientRuleContract(ABC):
                 parameters[index].grad = None
             self.called(rule, f"where the gradients of parameters {list(without)} are None")
             gone = [index for index, p in enumerate(parameters) if p.grad is None]
-            assert gone == list(without), f"{self.slug} makes up gradients: {gone} are None, expected {list(without)}"
+            assert gone == list(without), (
+                f"{self.slug} sets gradients that were None: now {gone} are None, expected {list(without)}"
+            )
 
     def test_it_returns_the_norm_of_the_gradients_it_was_given_or_none(self) -> None:
         """The global L2 norm before the rule, as a tensor without axes."""
@@ -94,7 +96,7 @@ class GradientRuleContract(ABC):
                 assert close, f"{self.slug} returns a norm of {norm}, but that before the rule is {expected}"
 
     def test_a_saved_rule_continues_exactly(self) -> None:
-        """A rule that is started afresh, or ran on something else, and then loaded goes on like the saved one."""
+        """A rule that loads a saved state continues like the saved rule, whether or not it was used before."""
         for after in self.saved_after:
             parameters = fresh_parameters()
             rule = self.make_rule().start(parameters)
@@ -107,8 +109,8 @@ class GradientRuleContract(ABC):
                 if used:
                     list(self.continued(loaded, others, range(self.spikes[0], self.spikes[0] + 2)))
                 loaded.load_state_dict(copy.deepcopy(state))
-                found = list(self.continued(loaded, others, range(after, self.steps)))
-                self.assert_same(expected, found, f"loaded from its state after {after} steps")
+                actual = list(self.continued(loaded, others, range(after, self.steps)))
+                self.assert_same(expected, actual, f"loaded from its state after {after} steps")
 
     def test_its_state_can_be_saved_without_pickle(self) -> None:
         """It consists of tensors, numbers, text and None in dicts with text keys and in lists."""
@@ -138,7 +140,9 @@ class GradientRuleContract(ABC):
             _set(parameters, self.gradients(step))
             with _NoNumbers() as reads:
                 rule()
-            assert not reads.found, f"{self.slug} reads a number back to the host at step {step}: {reads.found[0]}"
+            assert not reads.operations, (
+                f"{self.slug} reads a number back to the host at step {step}: {reads.operations[0]}"
+            )
 
     @property
     def slug(self) -> str:
@@ -153,7 +157,7 @@ class GradientRuleContract(ABC):
     def continued(
         self, rule: RunningRule, parameters: Sequence[nn.Parameter], steps: range
     ) -> Iterator[tuple[list[Tensor], Tensor | None]]:
-        """Gradients after the rule, and what it returned, for some steps."""
+        """Gradients after the rule, and what it returned, for each of the steps."""
         for step in steps:
             _set(parameters, self.gradients(step))
             norm = rule()
@@ -166,9 +170,9 @@ class GradientRuleContract(ABC):
         except Exception as error:
             raise AssertionError(f"{self.slug} fails {where}: {type(error).__name__}: {error}") from error
 
-    def assert_same(self, expected: Sequence[Any], found: Sequence[Any], when: str) -> None:
+    def assert_same(self, expected: Sequence[Any], actual: Sequence[Any], when: str) -> None:
         """Fail if gradients or norms differ in a single bit."""
-        for step, ((gradients, norm), (others, other_norm)) in enumerate(zip(expected, found, strict=True)):
+        for step, ((gradients, norm), (others, other_norm)) in enumerate(zip(expected, actual, strict=True)):
             assert _equal(gradients, others), f"{self.slug}, {when}, gives other gradients {step} steps later"
             same = torch.equal(norm, other_norm) if isinstance(norm, Tensor) else norm == other_norm
             assert same, f"{self.slug}, {when}, returns another norm {step} steps later"
@@ -179,12 +183,12 @@ class _NoNumbers(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.operations: list[str] = []
 
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in READS_A_NUMBER:
-            self.found.append(str(func))
+            self.operations.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
@@ -200,12 +204,12 @@ def _set(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> Seq
     return gradients
 
 
-def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(some, others, strict=True))
+def _equal(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(tensors, others, strict=True))
 
 
 def _leaves(state: object) -> Iterator[object]:
-    """What of a state is none of the permitted kinds."""
+    """The values of a state that are of none of the permitted kinds."""
     if isinstance(state, Mapping):
         for key, value in state.items():
             if not isinstance(key, str):

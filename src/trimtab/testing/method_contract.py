@@ -39,18 +39,18 @@ class MethodContract(ABC):
     def test_every_edit_changes_a_large_input(self) -> None:
         """Each module that is put in is tried alone, so that a change of attention kernel cannot pass for an effect."""
         host = self.make_host()
-        for one in self.make_method().install(host):
-            for change in one.changes:
+        for receipt in self.make_method().install(host):
+            for change in receipt.changes:
                 if isinstance(change, WeightChange):
                     stored = parametrized(change.module)
                     assert stored is not None
                     weight = torch.randn(stored.shape, generator=torch.Generator().manual_seed(2))
-                    assert not torch.equal(change.rule(weight), weight), f"{one.slug}: the rule changes nothing"
+                    assert not torch.equal(change.rule(weight), weight), f"{receipt.slug}: the rule changes nothing"
                 if isinstance(change, SwapChange):
-                    assert change.replacement is not change.original, f"{one.slug}: the part is swapped for itself"
+                    assert change.replacement is not change.original, f"{receipt.slug}: the part is swapped for itself"
                 if isinstance(change, InitialChange):
                     for view, values in zip(change.views, change.values, strict=True):
-                        assert torch.equal(view.weight, values.to(view.weight)), f"{one.slug}: values not written"
+                        assert torch.equal(view.weight, values.to(view.weight)), f"{receipt.slug}: values not written"
                 if isinstance(change, SlotChange):
                     taps = {id(tap.slot): tap for tap in host.find_taps()}
                     tap = taps[id(change.slot)]
@@ -58,7 +58,7 @@ class MethodContract(ABC):
                         cast(Listener, change.edit).hear(_large_input(taps[id(slot)], seed=3) / 100)
                     x = _large_input(tap, seed=2)
                     assert not torch.equal(change.edit(x), x), (
-                        f"{one.slug} at {tap.site} of layer {tap.layer} changes nothing; if it only keeps the tensor "
+                        f"{receipt.slug} at {tap.site} of layer {tap.layer} changes nothing; if it only keeps a tensor "
                         "for another layer, let the edit there hear it: see ModelEdit.places_heard"
                     )
 
@@ -77,7 +77,7 @@ class MethodContract(ABC):
         assert not untested, f"this contract has no tests for the kind of {', '.join(untested)}"
         wanted = [i for i in method.interventions if isinstance(i, ModelIntervention)]
         assert len(method.install(host)) == len(wanted)
-        assert all(len(one.changes) > 0 for one in installed_in(host.model))
+        assert all(len(receipt.changes) > 0 for receipt in installed_in(host.model))
 
     def test_removal_restores_outputs_keys_and_order_bitwise(self) -> None:
         """Right after install, removal leaves no trace."""
@@ -140,15 +140,15 @@ class MethodContract(ABC):
         self.train_a_little(host)
         host.model.eval()
         tokens = self.tokens(host)
-        for one in reversed(installed):
+        for receipt in reversed(installed):
             trained = logits_of(host.model, tokens)
             try:
-                one.remove()
+                receipt.remove()
                 continue
             except RemovalError:
                 assert torch.equal(logits_of(host.model, tokens), trained), "a refused removal changed the model"
-            if all(change.mergeable for change in one.changes):
-                one.merge()
+            if all(change.mergeable for change in receipt.changes):
+                receipt.merge()
                 assert torch.allclose(logits_of(host.model, tokens), trained, atol=1e-5)
             break
 
