@@ -20,8 +20,7 @@ from trimtab import cli
 from trimtab.data import CorpusError
 from trimtab.data.classics import Classics
 from trimtab.methods import catalogue
-from trimtab.study import driver
-from trimtab.study.ledger import Ledger
+from trimtab.study.lock import StudyLock
 from trimtab.study.plan import plan
 
 Tables = Callable[..., dict[str, Any]]
@@ -240,7 +239,6 @@ def test_damaged_corpus_is_refused_before_anything_is_written(
         raise CorpusError("austen.txt.xz: the text is damaged (SHA-256 differs); install trimtab again")
 
     monkeypatch.setattr(Classics, "load", damaged)
-    driver.tokens_of.cache_clear()
     assert_refused(trimtab("study", "--preset", "demo", "--out", "out"), 2, "austen.txt.xz", "damaged")
     assert not (tmp_path / "out").exists()
 
@@ -318,7 +316,7 @@ def test_folder_of_another_protocol_is_refused(
 
 
 def test_folder_at_work_is_refused_with_its_owner(trimtab: Any, done: Path, tmp_path: Path) -> None:
-    with Ledger(done):
+    with StudyLock(done):
         ended = trimtab("study", tmp_path / "study.toml", "--out", done, "--workers", "0")
     assert_refused(ended, 31, str(os.getpid()))
 
@@ -360,7 +358,7 @@ def test_memory_error_ends_with_33(trimtab: Any, done: Path, monkeypatch: pytest
     def hungry(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(driver, "replay", hungry)
+    monkeypatch.setattr("trimtab.study.stored.load_stored", hungry)
     assert_refused(trimtab("report", done), 33, "memory")
 
 
@@ -418,7 +416,7 @@ def test_setting_changes_the_study(trimtab: Any, study_file: Callable[..., Path]
 @pytest.mark.parametrize("preset", cli.presets())
 def test_every_preset_is_a_study_that_can_be_built(preset: str) -> None:
     from trimtab.config import load_toml
-    from trimtab.study.kinds import read_any_study
+    from trimtab.study.kind import read_any_study
 
     path = Path(cli.__file__).parent / "presets" / f"{preset}.toml"
     spec = read_any_study(load_toml(path), preset)

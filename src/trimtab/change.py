@@ -1,4 +1,4 @@
-"""The reversible alterations that an intervention makes of a model: applied, undone, or baked in."""
+"""The reversible changes that an intervention makes to a model: applied, undone, or merged."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from trimtab.host import Listener, PartView, Slot
 
 
 class MergeError(ValueError):
-    """There is no effective weight to bake in; nothing was changed."""
+    """There is no effective weight to merge; nothing was changed."""
 
 
 class Change(Protocol):
-    """One reversible alteration of a model.
+    """One reversible change of a model.
 
     Attributes:
-        freely_removable: whether it can be undone after training as well.
-        mergeable: whether it has an effective weight that can be baked into a plain one.
+        freely_removable: whether it can also be undone after training.
+        mergeable: whether it has an effective weight that can be written into a plain weight.
     """
 
     freely_removable: bool
@@ -37,11 +37,11 @@ class Change(Protocol):
     def merge(self) -> None: ...
 
     def claims(self) -> Sequence[object]:
-        """What no two changes may alter at once; nothing where changes stack."""
+        """What no two changes may alter at once; empty for changes that can be combined."""
         ...
 
     def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
-        """Prefixes of internal state-dict keys -> the prefixes they are saved under."""
+        """Prefixes of internal state-dict keys, and the prefixes under which they are saved."""
         ...
 
     def own_modules(self) -> Iterable[nn.Module]:
@@ -54,7 +54,7 @@ class SlotChange:
     """An edit added to a slot.
 
     Attributes:
-        heard: slots of other sites whose tensors the edit, then a ``Listener``, is told first.
+        heard: slots whose tensors the edit is told before its turn; it is then a ``Listener``.
     """
 
     slot: Slot
@@ -90,10 +90,10 @@ class SlotChange:
 
 @runtime_checkable
 class Factorised(Protocol):
-    """A replacement whose parameters come to one plain weight."""
+    """A replacement whose parameters are equivalent to one plain weight."""
 
     def effective_weight(self) -> Tensor:
-        """In the shape and order of the weight that was replaced."""
+        """The equivalent weight, in the shape and order of the weight that was replaced."""
         ...
 
     def effective_bias(self) -> Tensor | None: ...
@@ -101,7 +101,7 @@ class Factorised(Protocol):
 
 @dataclass(eq=False)
 class SwapChange:
-    """A part played by another module, whose parameters then count as the family's."""
+    """Another module in the place of a part; its parameters then count as the family's."""
 
     view: PartView
     replacement: nn.Module
@@ -132,7 +132,7 @@ class SwapChange:
         self.undo()
 
     def claims(self) -> Sequence[object]:
-        # The weight too: a rule on the module that is swapped out would be silently inactive.
+        # Both weights too: a rule on the module that is swapped out would be silently inactive.
         return (
             (id(self.view.owner), self.view.attribute),
             (id(self.original), "weight"),
@@ -149,7 +149,7 @@ class SwapChange:
 
 @dataclass(eq=False)
 class WeightChange:
-    """A weight seen through a parametrization; a rule with a ``right_inverse`` says what is stored for it."""
+    """A parametrization of a weight; the ``right_inverse`` of a rule determines what is stored for it."""
 
     module: nn.Module
     rule: nn.Module
@@ -158,7 +158,7 @@ class WeightChange:
     _plain: Tensor | None = field(default=None, repr=False)
 
     def apply(self) -> None:
-        if hasattr(self.rule, "right_inverse"):  # rounding would not give the plain weight back
+        if hasattr(self.rule, "right_inverse"):  # because of rounding, the rule would not restore it
             self._plain = _kept(cast(Tensor, self.module.weight))
         parametrize.register_parametrization(self.module, "weight", self.rule)
 
@@ -173,7 +173,7 @@ class WeightChange:
 
     def _take_out(self, *, keep_effective: bool) -> None:
         parametrize.remove_parametrizations(self.module, "weight", leave_parametrized=keep_effective)
-        # torch puts the weight back behind the bias; the old order is the order of an optimizer's state.
+        # torch registers the weight after the bias; an optimizer's state has the old order.
         weight = self.module._parameters.pop("weight")
         self.module._parameters = {"weight": weight} | self.module._parameters
 
@@ -191,7 +191,7 @@ class WeightChange:
 
 @dataclass(eq=False)
 class InitialChange:
-    """Other initial values of the parts of one module; the old ones are kept on the CPU until it is taken out."""
+    """Other initial values of the parts of one module; the old values are kept on the CPU for the removal."""
 
     views: Sequence[PartView]
     values: Sequence[Tensor]
@@ -207,14 +207,14 @@ class InitialChange:
         self._write(self._plain)
 
     def merge(self) -> None:
-        """Nothing is left to bake in: the weights are plain already."""
+        """Nothing to do: the weights are plain already."""
 
     def _write(self, values: Sequence[Tensor]) -> None:
         for view, value in zip(self.views, values, strict=True):
             view.write(value)
 
     def claims(self) -> Sequence[object]:
-        # A rule or a factorisation of the same weight would have been made from the old values.
+        # A rule or a factorisation of the same weight would be made from the old values.
         return ((id(self.views[0].module), "weight"),)
 
     def renames(self, slug: str, paths: dict[int, str]) -> dict[str, str]:
@@ -225,7 +225,7 @@ class InitialChange:
 
 
 def _move_slots(source: nn.Module, target: nn.Module) -> None:
-    """Edits at the edges of a module are edits of the place, not of the module."""
+    """Move the slots at the edges of a module: their edits belong to the place, not to the module."""
     for child in list(source.children()):
         if isinstance(child, Slot):
             child.move(target)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from trimtab.change import Change, InitialChange, SlotChange, SwapChange, WeightChange
-from trimtab.host import Host, Part, PartView, Site, Tap
+from trimtab.host import Host, Part, PartView, Site, SiteUnavailableError, Tap
 
 
 class ConflictError(ValueError):
@@ -75,6 +75,9 @@ class ModelIntervention(Intervention):
 class ModelEdit(ModelIntervention):
     """Edits of the tensors that pass at some sites.
 
+    An edit that hears another layer and recomputes blocks in backward (activation checkpointing) must keep what it
+    heard until then: in the recomputation it is not told again.
+
     Attributes:
         hears: further sites of the same layer whose tensors each edit, a ``Listener``, is told before its turn.
     """
@@ -87,21 +90,51 @@ class ModelEdit(ModelIntervention):
         """Where the edit goes."""
 
     @abstractmethod
-    def edit(self, tap: Tap) -> nn.Module:
-        """The module to put at one tap: a tensor in, a tensor of the same shape out."""
+    def edit(self, tap: Tap) -> nn.Module | None:
+        """The module to put at one tap: a tensor in, a tensor of the same shape out; None leaves the tap alone."""
+
+    def places_heard(self, tap: Tap) -> Sequence[tuple[Site, int | None]]:
+        """The sites and layers whose tensors the edit at this tap is told; override it to hear earlier layers."""
+        return [(site, tap.layer) for site in self.hears]
 
     @override
     def prepare(self, host: Host) -> Sequence[Change]:
+        """Build everything that will be put in, touching nothing.
+
+        Raises:
+            SiteUnavailableError: if the host lacks a site, or every tap is left alone.
+            ValueError: if an edit would hear a tensor that passes only after its own.
+        """
         like = _first_parameter(host.model)
-        heard = {(site, tap.layer): tap for site in self.hears for tap in host.taps(site)}
         num_layers = len({tap.layer for tap in host.find_taps() if tap.layer is not None})
         changes: list[Change] = []
         for site in self.sites:
-            for tap in host.taps(site):
-                others = tuple(heard[other, tap.layer] for other in self.hears)
-                edit = self.edit(replace(tap, heard=others, num_layers=num_layers)).to(like.device, like.dtype)
-                changes.append(SlotChange(tap.slot, edit, tuple(other.slot for other in others)))
+            for bare in host.taps(site):
+                tap = replace(bare, num_layers=num_layers)
+                heard = tuple(self._heard(place, tap, host) for place in self.places_heard(tap))
+                edit = self.edit(replace(tap, heard=heard))
+                if edit is not None:
+                    edit = edit.to(like.device, like.dtype)
+                    changes.append(SlotChange(tap.slot, edit, tuple(other.slot for other in heard)))
+        if not changes:
+            raise SiteUnavailableError(
+                f"{self.slug()} has nothing to edit in this {host.family} of {num_layers} layers"
+            )
         return changes
+
+    def _heard(self, place: tuple[Site, int | None], tap: Tap, host: Host) -> Tap:
+        site, layer = place
+        taps = [other for other in host.taps(site) if other.layer == layer]
+        if not taps:
+            raise SiteUnavailableError(f"{host.family} offers no site '{site}' in layer {layer}")
+        other = taps[-1]  # of two taps of one site in one layer, as of the residual stream, the later one
+        is_later = layer is not None and tap.layer is not None and layer > tap.layer
+        if is_later or other.slot is tap.slot:
+            raise ValueError(
+                f"{self.slug()}: the edit at '{tap.site}' of layer {tap.layer} cannot hear '{site}' of layer {layer}, "
+                "which passes after it; let it hear an earlier layer"
+            )
+        return other
 
 
 class ModuleSwap(ModelIntervention):

@@ -1,6 +1,6 @@
-"""The contract of a probe: a pure function from what passes to a few mergeable statistics, with unit and source.
+"""The contract of a probe: a pure function from tensors to a few mergeable statistics, with unit and source.
 
-A probe never reads a number back to the host; everything it returns stays on the device of what it was given.
+A probe never reads a number back to the host: everything it returns stays on the device of its input.
 """
 
 from __future__ import annotations
@@ -9,27 +9,31 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Cost = Literal["cheap", "standard", "full", "named"]
-CHUNK = 1 << 18  # entries looked at together: their float64 copy stays in the cache
+CHUNK = 1 << 18  # entries measured together: their float64 copy stays in the cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """What every probe says about itself.
+    """What all kinds of probe have in common.
 
     Attributes:
         slug: the last part of its metric keys.
         unit: of the value.
-        meaning: what it tells, in one sentence.
+        meaning: what the value tells, in one sentence.
         source: the paper or code it follows; empty for plain statistics.
-        cost: the cheapest preset that contains it; ``named`` is in none, and read where it is asked for by its slug.
+        cost: the cheapest preset that contains it; ``named`` is in no preset and is read where its slug asks for it.
+        meter: the class of ``trimtab.watching.Meter`` that reads this kind of probe; None for the kinds in this module,
+            which the meters of trimtab serve.
     """
+
+    meter: ClassVar[type[Any] | None] = None
 
     slug: str
     unit: str
@@ -40,14 +44,14 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Power sums of tensors, each (N,) in float64, for N tensors; the finite entries that were looked at count.
+    """Power sums of N tensors, each (N,) in float64, over the finite entries that were looked at.
 
     Attributes:
-        count: finite entries looked at.
-        entries: entries the tensor has, looked at or not.
-        non_finite: entries looked at that were NaN or infinite.
+        count: finite entries that were looked at.
+        entries: all entries of the tensor, looked at or not.
+        non_finite: entries that were looked at and were NaN or infinite.
         total, squares, cubes, fourths: sums of the first four powers.
-        largest: of the magnitudes.
+        largest: largest magnitude.
     """
 
     count: Tensor
@@ -61,12 +65,12 @@ class Moments:
 
     @classmethod
     def of(cls, sums: Tensor, largest: Tensor) -> Moments:
-        """From their sums (N, 7), in the order of the fields, and the largest magnitudes (N,)."""
+        """Moments from sums (N, 7), in the order of the fields, and largest magnitudes (N,)."""
         count, entries, non_finite, total, squares, cubes, fourths = sums.unbind(1)
         return cls(count, entries, non_finite, total, squares, cubes, fourths, largest)
 
 
-NUM_SUMS = 7  # of the fields of Moments, all but the last
+NUM_SUMS = 7  # the fields of Moments that are sums: all but the last
 
 
 def measure(x: Tensor, *, high: bool = True) -> Float[Tensor, 8]:
@@ -74,23 +78,24 @@ def measure(x: Tensor, *, high: bool = True) -> Float[Tensor, 8]:
 
     Args:
         x: the tensor.
-        high: whether third and fourth powers are wanted; else those sums are 0.
+        high: whether to add up third and fourth powers; if not, those sums are 0.
     """
     total = x.new_zeros(8, dtype=wide(x))
     for piece in x.reshape(-1).split(CHUNK):
         if piece.numel():
-            found = measure_rows(piece[None], high=high)[0]
-            total[:NUM_SUMS] += found[:NUM_SUMS]
-            total[NUM_SUMS] = torch.maximum(total[NUM_SUMS], found[NUM_SUMS])
+            measured = measure_rows(piece[None], high=high)[0]
+            total[:NUM_SUMS] += measured[:NUM_SUMS]
+            total[NUM_SUMS] = torch.maximum(total[NUM_SUMS], measured[NUM_SUMS])
     return total
 
 
 def measure_rows(x: Float[Tensor, "N M"], *, high: bool = True) -> Float[Tensor, "N 8"]:
-    """The moments of N tensors of the same size, as ``measure`` gives them."""
-    # By arithmetic, as tests of single entries are ten times slower on a CPU: x - x is 0, or NaN where x is not finite.
-    bad = (x - x).nan_to_num_(nan=1.0).sum(1, dtype=wide(x))  # in half precision it would saturate
+    """The moments of N tensors of the same size, each row as ``measure`` gives it."""
+    # isfinite is ten times slower than arithmetic on a CPU: x - x is 0, or NaN where x is not finite.
+    bad = (x - x).nan_to_num_(nan=1.0).sum(1, dtype=wide(x))  # a sum in half precision would saturate
     sound = x.nan_to_num(0.0, 0.0, 0.0)
-    low, top = sound.amin(1), sound.amax(1)
+    low = sound.amin(1)
+    top = sound.amax(1)
     y = sound.to(wide(x))
     square = y * y
     sums = [x.shape[1] - bad, bad * 0 + x.shape[1], bad, y.sum(1), square.sum(1)]
@@ -98,11 +103,14 @@ def measure_rows(x: Float[Tensor, "N M"], *, high: bool = True) -> Float[Tensor,
         sums += [(square * y).sum(1), square.square_().sum(1)]
     else:
         sums += [bad * 0, bad * 0]
-    return torch.stack([*(one.to(y.dtype) for one in sums), torch.maximum(top, -low).to(y.dtype)], dim=1)
+    return torch.stack([*(column.to(y.dtype) for column in sums), torch.maximum(top, -low).to(y.dtype)], dim=1)
 
 
 def sample_rows(x: Tensor, num_rows: int | None) -> Tensor:
-    """At most ``num_rows`` of the rows (all axes but the last), always the same ones for a shape; None takes all."""
+    """At most ``num_rows`` rows of a tensor, the same rows for every tensor of a shape; None takes all.
+
+    A row is a vector along the last axis.
+    """
     rows = x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(1, -1)
     if num_rows is None or len(rows) <= num_rows:
         return rows
@@ -111,8 +119,8 @@ def sample_rows(x: Tensor, num_rows: int | None) -> Tensor:
 
 @cache
 def spread(size: int, num: int, device: torch.device) -> Tensor:
-    """``num`` different indices below ``size``, spread evenly, and over all positions of a sequence alike."""
-    # An even stride would meet the same few positions of every sequence; steps of the golden ratio do not.
+    """``num`` different indices below ``size``, spread evenly over the rows and over the positions of a sequence."""
+    # An even stride would select the same few positions of every sequence; steps of the golden ratio do not.
     step = max(1, round(size * 0.6180339887))
     while math.gcd(step, size) != 1:
         step += 1
@@ -120,18 +128,18 @@ def spread(size: int, num: int, device: torch.device) -> Tensor:
 
 
 def wide(x: Tensor) -> torch.dtype:
-    """The dtype to add up in: float64 where the device has it."""
+    """The dtype of sums: float64 where the device has it."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorProbe(Probe):
-    """A statistic of any tensor, from its moments.
+    """A statistic of any tensor that follows from its moments.
 
     Attributes:
-        value: (N,) numbers from the moments of N tensors.
-        from_norm: whether count and squares suffice, so that a fused norm of a weight or gradient can give it.
-        high: whether it needs third and fourth powers.
+        value: the statistic (N,) from the moments of N tensors.
+        from_norm: whether count and squares suffice, so that a fused norm of a weight or gradient gives the statistic.
+        high: whether the statistic needs third and fourth powers.
     """
 
     value: Callable[[Moments], Tensor]
@@ -144,9 +152,9 @@ class AttentionProbe(Probe):
     """A statistic of attention per head.
 
     Attributes:
-        rows: from scores BHRS after edits, which are visible (broadcast to BHRS), and weights BHRS to one number a
-            row, BHR.
-        merge: how rows, sequences, micro-batches and ranks combine.
+        rows: one number per row, BHR, from scores BHRS after edits, a mask of visible keys (broadcast to BHRS), and
+            weights BHRS.
+        merge: how the numbers of rows, sequences, micro-batches and processes are combined.
     """
 
     rows: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -155,14 +163,22 @@ class AttentionProbe(Probe):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogitProbe(Probe):
-    """A statistic of output logits: one number (R,) for each row of (R, V), averaged."""
+    """A statistic of output logits.
+
+    Attributes:
+        rows: one number per row, (R,), from logits (R, V); the numbers are averaged.
+    """
 
     rows: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateProbe(Probe):
-    """A number from the sums of squares of an update and of its weight, each (N,)."""
+    """A statistic of the update that one optimizer step makes.
+
+    Attributes:
+        value: the statistic (N,) from the sums of squares of N updates and of their weights, each (N,).
+    """
 
     value: Callable[[Tensor, Tensor], Tensor]
 
@@ -172,8 +188,8 @@ class AdamProbe(Probe):
     """A statistic of one parameter's second moment in Adam.
 
     Attributes:
-        total: a sum over entries, from gradient, bias-corrected second moment, and eps.
-        value: (N,) numbers from N sums over the entries' counts.
+        total: a sum over entries, from gradient, second moment with bias correction, and eps.
+        value: the statistic (N,) from that sum over the number of entries, for N parameters.
     """
 
     total: Callable[[Tensor, Tensor, float], Tensor]
@@ -185,8 +201,8 @@ class TableProbe(Probe):
     """Statistics of a table of token vectors.
 
     Attributes:
-        rows: one number a token from its vector, (N, D) to (N,).
-        values: statistics by name from the numbers of the whole vocabulary, (V,).
+        rows: one number per token, (N,), from the vectors of N tokens (N, D).
+        values: statistics by name, from the numbers of the whole vocabulary (V,).
     """
 
     rows: Callable[[Tensor], Tensor]
@@ -195,7 +211,11 @@ class TableProbe(Probe):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MatrixProbe(Probe):
-    """A statistic of weight matrices from the squares of spectral and of Frobenius norm, each (N,)."""
+    """A statistic of weight matrices.
+
+    Attributes:
+        value: the statistic (N,) from the squared spectral and Frobenius norms of N matrices, each (N,).
+    """
 
     value: Callable[[Tensor, Tensor], Tensor]
 
@@ -205,8 +225,8 @@ class ModelProbe(Probe):
     """Statistics of all parameters together.
 
     Attributes:
-        values: statistics by name, first those of weights and then those of biases, from the weight matrices and from
-            the biases of a model; a statistic that there is not is left out.
+        values: statistics of weights by name and statistics of biases by name, from the weight matrices and the biases
+            of a model; a statistic that does not exist is left out.
     """
 
     values: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]]
@@ -217,7 +237,7 @@ class GradientNoiseProbe(Probe):
     """A statistic of the micro-batch gradients g_k of a step.
 
     Attributes:
-        value: from the sum of ||g_k||^2, ||sum of g_k||^2, and the number of micro-batches.
+        value: the statistic from the sum of ||g_k||^2, from ||sum of g_k||^2, and from the number of micro-batches.
     """
 
     value: Callable[[Tensor, Tensor, int], Tensor]
@@ -232,6 +252,7 @@ class Preset:
         rows: token rows looked at per tensor and forward pass; None for all.
         query_rows: query positions at which attention is looked at; None for all.
         gradients: whether gradients of the linear layers' inputs and outputs are read.
+        deep_weights: whether all moments of weights are read, and not only their norms.
     """
 
     name: str

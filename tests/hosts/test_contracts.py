@@ -446,7 +446,7 @@ def failures(host: Callable[[nn.Module], Host]) -> list[str]:
             return host(FAMILIES["trimtab GPT"]())
 
     failed: list[str] = []
-    for name in vars(HostContract):
+    for name in dir(HostContract):
         if name.startswith("test_"):
             try:
                 getattr(Contract(), name)()

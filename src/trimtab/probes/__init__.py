@@ -1,4 +1,4 @@
-"""The catalogue of probes, one quantity a file, and three presets by cost."""
+"""The catalogue of probes, one quantity per file, and three presets by cost."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ PRESETS = {preset.name: preset for preset in (cheap, standard, full)}
 
 
 def named(*slugs: str, of: Preset | None = None) -> Preset:
-    """A preset that reads the probes of these slugs, every 10 steps; or ``of`` with these besides.
+    """A preset that reads the probes of these slugs every 10 steps; or the preset ``of`` with these probes added.
 
     Raises:
         ValueError: for a slug that no probe has.

@@ -1,4 +1,4 @@
-"""Share of entries whose second moment in Adam is so small that eps rules the update."""
+"""Share of entries whose second moment in Adam is so small that eps dominates the update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kurtosis of a tensor's entries: how much of its size sits in few outliers."""
+"""Kurtosis of a tensor's entries: how much of its size is concentrated in few outliers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ def kurtosis(m: Moments) -> Tensor:
     mean = m.total / m.count
     second, third, fourth = (power / m.count for power in (m.squares, m.cubes, m.fourths))
     variance = second - mean**2
-    variance = torch.where(variance > 1e-14 * second, variance, torch.nan)  # of constant entries rounding leaves a rest
+    variance = torch.where(
+        variance > 1e-14 * second, variance, torch.nan
+    )  # rounding leaves a remainder for constant entries
     return (fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / variance**2
 
 

@@ -1,4 +1,4 @@
-"""L2 norm over all entries of a tensor; scaled up from the rows looked at where not all are."""
+"""L2 norm over all entries of a tensor, scaled up from the rows that are looked at."""
 
 from __future__ import annotations
 

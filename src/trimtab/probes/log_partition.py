@@ -1,4 +1,4 @@
-"""Log-partition of the output softmax: drifts away from 0 when nothing holds the logits."""
+"""Log-partition of the output softmax: drifts away from 0 when nothing bounds the logits."""
 
 from __future__ import annotations
 

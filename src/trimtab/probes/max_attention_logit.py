@@ -1,4 +1,4 @@
-"""Largest attention logit per head: what grows before attention collapses."""
+"""Largest attention logit per head, which grows before attention collapses."""
 
 from __future__ import annotations
 

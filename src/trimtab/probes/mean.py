@@ -1,4 +1,4 @@
-"""Mean of a tensor's entries; of output logits it shows drift that the softmax does not see."""
+"""Mean of a tensor's entries; for output logits it shows a drift to which the softmax is invariant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Number of NaN and infinite entries; every other statistic leaves them out."""
+"""Number of NaN and infinite entries; all other statistics leave them out."""
 
 from __future__ import annotations
 

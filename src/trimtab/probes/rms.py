@@ -1,4 +1,4 @@
-"""Root mean square of a tensor's entries: its size, whatever its shape."""
+"""Root mean square of a tensor's entries: its size, independent of its shape."""
 
 from __future__ import annotations
 

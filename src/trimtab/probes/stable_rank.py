@@ -1,4 +1,4 @@
-"""Stable rank of a weight matrix: how many directions carry its size."""
+"""Stable rank of a weight matrix: how many directions its norm is spread over."""
 
 from __future__ import annotations
 

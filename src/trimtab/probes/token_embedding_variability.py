@@ -13,20 +13,20 @@ QUANTILES = (0.05, 0.5, 0.95)
 def row_deviations(table: Tensor) -> Tensor:
     """Standard deviation of each row over its channels, (V, D) to (V,); population, not sample. NaN in, NaN out."""
     rows = table.float()
-    # By hand: torch's own deviation goes through the rows one number after the other.
+    # torch.std is slower: it goes through each row one number after the other.
     return (rows - rows.mean(-1, keepdim=True)).square_().mean(-1).sqrt_()
 
 
 def summary(deviations: Tensor) -> dict[str, Tensor]:
     """Mean, standard deviation and quantiles over the vocabulary; NaN where any row is NaN."""
-    found = {"tev_mean": deviations.mean(), "tev_std": deviations.std(correction=0)}
+    statistics = {"tev_mean": deviations.mean(), "tev_std": deviations.std(correction=0)}
     ordered = deviations.sort().values
     places = torch.tensor(QUANTILES, dtype=ordered.dtype, device=ordered.device) * (len(ordered) - 1)
     low = places.floor().long()
     high = (low + 1).clamp(max=len(ordered) - 1)
-    # By hand: torch.quantile refuses more than 16 million values.
+    # torch.quantile refuses more than 16 million values.
     values = ordered[low] + (places - low) * (ordered[high] - ordered[low])
-    return found | {f"tev_q{int(100 * q):02d}": value for q, value in zip(QUANTILES, values, strict=True)}
+    return statistics | {f"tev_q{int(100 * q):02d}": value for q, value in zip(QUANTILES, values, strict=True)}
 
 
 TOKEN_EMBEDDING_VARIABILITY = TableProbe(

@@ -1,4 +1,4 @@
-"""The 14 weight statistics of which training maps are drawn: size, sparsity and spectrum of all weight matrices."""
+"""The 14 statistics of weights from which training maps are drawn: size, sparsity and spectrum of all matrices."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def weight_statistics(
     """Eight means over matrices (M, N), and mean, median and variance of all their entries and of all biases.
 
     The two ratios are means over matrices that are not zero; without matrices there are no statistics. The trace of a
-    matrix that is not square is the sum of its diagonal; of an even number of entries the median is the lower middle
-    one; variances are of the population. NaN in, NaN out.
+    matrix that is not square is the sum of its diagonal. The median of an even number of entries is the lower of the
+    two middle entries. Variances are population variances. NaN in, NaN out.
     """
     of_biases = _of_entries(biases) if biases else {}
     if not matrices:
@@ -42,7 +42,9 @@ def weight_statistics(
 
 
 def _of_matrix(matrix: Tensor) -> Tensor:
-    l1, l2, trace = matrix.abs().sum(), matrix.norm(), matrix.diagonal().sum()
+    l1 = matrix.abs().sum()
+    l2 = matrix.norm()
+    trace = matrix.diagonal().sum()
     if not torch.isfinite(l2):  # no decomposition of such a matrix exists
         return matrix.new_full((len(OF_MATRICES),), torch.nan)
     singular = torch.linalg.svdvals(matrix)

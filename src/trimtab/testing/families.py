@@ -1,4 +1,4 @@
-"""Small random models of every family that has a host, the same weights on every call; nothing is fetched."""
+"""Small models of every family that has a host, with the same random weights on every call; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from typing_extensions import override
 
 from trimtab.models.gpt import GPT, GPTConfig
 
-VOCABULARY, WIDTH, HEADS, LAYERS, CONTEXT = 64, 32, 4, 2, 32
+VOCABULARY = 64
+WIDTH = 32
+HEADS = 4
+LAYERS = 2
+CONTEXT = 32
 
 
 def gpt() -> nn.Module:
-    """Trimtab's own, with rotary positions."""
+    """The GPT of trimtab, with rotary positions."""
     torch.manual_seed(0)
     return GPT(
         GPTConfig(
@@ -26,7 +30,7 @@ def gpt() -> nn.Module:
 
 
 def hugging_face(model_type: str, **changes: Any) -> nn.Module:
-    """A causal language model of the transformers library from a configuration; grouped heads where it has them."""
+    """A causal language model of the transformers library, from a configuration; with grouped heads if it has them."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings: dict[str, Any] = {
@@ -50,11 +54,12 @@ def hugging_face(model_type: str, **changes: Any) -> nn.Module:
 
 
 class NanoBlockAttention(nn.Module):
-    """Fused projection, and a direct call of torch's attention."""
+    """Attention with a fused projection and a direct call of torch's function."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.c_attn, self.c_proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.c_attn = nn.Linear(WIDTH, 3 * WIDTH)
+        self.c_proj = nn.Linear(WIDTH, WIDTH)
         self.n_head = HEADS
 
     @override
@@ -66,11 +71,13 @@ class NanoBlockAttention(nn.Module):
 
 
 class NanoMLP(nn.Module):
-    """Two layers around a GELU."""
+    """Two linear layers around a GELU."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.c_fc, self.gelu, self.c_proj = nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
+        self.c_fc = nn.Linear(WIDTH, 4 * WIDTH)
+        self.gelu = nn.GELU()
+        self.c_proj = nn.Linear(4 * WIDTH, WIDTH)
 
     @override
     def forward(self, x: Tensor) -> Tensor:
@@ -82,8 +89,10 @@ class NanoBlock(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ln_1, self.attn = nn.LayerNorm(WIDTH), NanoBlockAttention()
-        self.ln_2, self.mlp = nn.LayerNorm(WIDTH), NanoMLP()
+        self.ln_1 = nn.LayerNorm(WIDTH)
+        self.attn = NanoBlockAttention()
+        self.ln_2 = nn.LayerNorm(WIDTH)
+        self.mlp = NanoMLP()
 
     @override
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +126,7 @@ class NanoGPT(nn.Module):
 
 
 def nanogpt() -> nn.Module:
-    """In the manner of nanoGPT."""
+    """A model in the manner of nanoGPT."""
     torch.manual_seed(0)
     return NanoGPT()
 

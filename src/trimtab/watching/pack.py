@@ -1,4 +1,4 @@
-"""One flat buffer for everything a reading gathers: one reduction over the ranks, one transfer to the host."""
+"""One flat buffer for all numbers of a reading: one reduction over the processes, one transfer to the host."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Region:
 
 
 class Pack:
-    """Named regions of one preallocated buffer; values merge over micro-batches and ranks by sum or by maximum."""
+    """Named regions of one preallocated buffer, merged over micro-batches and processes by sum or by maximum."""
 
     def __init__(self) -> None:
         self._regions: dict[str, _Region] = {}
@@ -30,7 +30,13 @@ class Pack:
         self._buffers: dict[Merge, Tensor] = {}
 
     def add(self, name: str, shape: tuple[int, ...], merge: Merge = "sum", rest: float = 0.0) -> None:
-        """Reserve a region whose value at rest is ``rest``; only before the first ``clear``."""
+        """Reserve a region whose value at rest is ``rest``; only before the first ``clear``.
+
+        Raises:
+            ValueError: if there is a region of this name.
+        """
+        if name in self._regions:
+            raise ValueError(f"there is a region '{name}' already: give the meter, or its region, another name")
         self._regions[name] = _Region(merge, self._sizes[merge], shape, rest)
         self._sizes[merge] += math.prod(shape)
 
@@ -55,10 +61,12 @@ class Pack:
         return name in self._regions
 
     def reduce(self, group: dist.ProcessGroup | None) -> None:
-        """Merge the buffers of all ranks in one all-reduce."""
-        rank, world = dist.get_rank(group), dist.get_world_size(group)
-        sums, maxima = self._buffers["sum"], self._buffers["max"]
-        # A sum can carry maxima too: each rank puts its own into a place where the others have zeros.
+        """Merge the buffers of all processes in one all-reduce."""
+        rank = dist.get_rank(group)
+        world = dist.get_world_size(group)
+        sums = self._buffers["sum"]
+        maxima = self._buffers["max"]
+        # A sum can carry maxima too: each process writes its maxima where the others have zeros.
         packed = torch.zeros(len(sums) + world * len(maxima), device=sums.device, dtype=sums.dtype)
         packed[: len(sums)] = sums
         packed[len(sums) :].view(world, -1)[rank] = maxima

@@ -1,7 +1,8 @@
-"""Where a watch meets the model: hooks that see tensors in eager mode, and operators that stand for them in a graph.
+"""Where a watch meets the model: hooks in eager mode, and custom operators in a compiled graph.
 
-A compiled graph must not change with the cadence, and must not see Python state. So in a graph a hook leaves one call
-of an opaque operator; its body runs outside the graph on every step and asks its watch whether anything is wanted.
+A compiled graph must not change with the cadence and must not depend on Python state. So in a graph a hook leaves one
+call of an opaque operator. The body of the operator runs outside the graph on every step, and its watch decides
+whether the tensor is read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing_extensions import override
 
 
 class Observer(Protocol):
-    """What the operators report to."""
+    """What hooks and operators report to: a watch."""
 
     traced: bool
 
@@ -40,14 +41,14 @@ ENTER, LEAVE = 1, 0
 
 
 def _observer(number: int) -> Observer | None:
-    found = cast("Observer | None", OBSERVERS.get(number))
-    if found is not None:
-        found.traced = True
-    return found
+    observer = cast("Observer | None", OBSERVERS.get(number))
+    if observer is not None:
+        observer.traced = True
+    return observer
 
 
-# The token is said to be changed, so that a compiler keeps every call, and keeps their order. An operator that runs
-# Python cannot be part of a CUDA graph. Any layout will do: asking for one could change the kernels around.
+# The operators declare that they change the token, so that a compiler keeps every call and their order. An operator
+# that runs Python cannot be part of a CUDA graph. No layout is required: requiring one could change the kernels around.
 _TAGS = tuple(getattr(torch.Tag, name) for name in ("cudagraph_unsafe", "flexible_layout") if hasattr(torch.Tag, name))
 
 
@@ -90,7 +91,7 @@ for _op in (_phase, _observe, _observe_gradient, _observe_attention):
 
 
 class _GradientEye(torch.autograd.Function):
-    """The identity, whose backward shows the gradient: in a graph, where a tensor cannot carry a hook."""
+    """The identity, whose backward reports the gradient; for graphs, where a tensor cannot carry a hook."""
 
     @override
     @staticmethod
@@ -122,7 +123,7 @@ def leaving(token: Tensor, number: int, module: nn.Module, args: Any, output: An
 
 
 def input_hook(token: Tensor, number: int, row: int, gradient_row: int, _: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Pre-hook that shows the first tensor a module is given; changes arguments only inside a graph."""
+    """Pre-hook that reports the first tensor that a module is given; it changes arguments only inside a graph."""
     for index, value in enumerate(args):
         if isinstance(value, Tensor):
             shown = _show(value, token, number, row, gradient_row)
@@ -135,7 +136,7 @@ def input_hook(token: Tensor, number: int, row: int, gradient_row: int, _: nn.Mo
 
 
 def output_hook(token: Tensor, number: int, row: int, gradient_row: int, _: nn.Module, args: Any, output: Any) -> Any:
-    """Forward hook that shows the first tensor a module gives back; changes the output only inside a graph."""
+    """Forward hook that reports the first tensor that a module returns; it changes the output only inside a graph."""
     if isinstance(output, Tensor):
         shown = _show(output, token, number, row, gradient_row)
         return None if shown is output else shown
@@ -148,9 +149,9 @@ def output_hook(token: Tensor, number: int, row: int, gradient_row: int, _: nn.M
 def attention_hook(
     token: Tensor, number: int, index: int, q: Tensor, k: Tensor, mask: Tensor | None, scale: float
 ) -> None:
-    """Watcher of one attention layer."""
+    """Watcher of one attention layer; see ``AttentionWatcher``."""
     if torch.compiler.is_compiling():
-        # A copy: a mask that an operator reads as it is would be built differently, and attention's last bits with it.
+        # A copy: a mask that an operator reads directly is built differently, which changes the last bits of attention.
         kept = None if mask is None else mask.detach().clone()
         torch.ops.trimtab.observe_attention(token, q.detach(), k.detach(), kept, scale, number, index)
     elif (observer := OBSERVERS.get(number)) is not None:
@@ -168,9 +169,9 @@ def _show(x: Tensor, token: Tensor, number: int, row: int, gradient_row: int) ->
     if observer is not None:
         observer.see(row, x.detach())
         if gradient_row >= 0 and x.requires_grad and observer.wants_gradient(gradient_row):
-            # A tensor hook, not a node of our own: the model may go on to change the tensor in place.
+            # A tensor hook and not an autograd function: the model may change the tensor in place afterwards.
             handle = x.register_hook(_GradientHook(number, gradient_row))
-            if x.is_leaf:  # it outlives the pass
+            if x.is_leaf:  # the hook would outlive the pass
                 observer.keep(handle)
     return x
 

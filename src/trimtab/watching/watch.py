@@ -1,47 +1,29 @@
-"""Attach probes to a model: to a host by its sites, to any other module by the names of its parts."""
+"""The life cycle of readings: which passes and steps are read, and when each meter has its turn."""
 
 from __future__ import annotations
 
 import itertools
-import time
 import warnings
-import weakref
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from trimtab.host import AttentionPoint, Point
-from trimtab.probe import (
-    GradientNoiseProbe,
-    LogitProbe,
-    MatrixProbe,
-    ModelProbe,
-    Preset,
-    TableProbe,
-    TensorProbe,
-    wide,
-)
+from trimtab.probe import wide
 from trimtab.sink import Sink
 from trimtab.watching import seam
-from trimtab.watching.noise import NoiseMeter, ShardedError
+from trimtab.watching.errors import NotReadableError, WatchError
+from trimtab.watching.guarding import Guarding
+from trimtab.watching.hooks import hook, hook_step
+from trimtab.watching.meter import Meter, Reading
+from trimtab.watching.meters import meters_for
 from trimtab.watching.pack import Pack
-from trimtab.watching.parameters import Key, Weight
-from trimtab.watching.publishing import refuse_empty, row_of
-from trimtab.watching.tables import MatrixMeter, ModelMeter, TableMeter
-from trimtab.watching.tensors import Reading, TensorMeter
-from trimtab.watching.weights import WeightMeter
+from trimtab.watching.publishing import empty_places, row_of
+from trimtab.watching.subject import Subject
 
-FAILURES_ALLOWED = 3
 _NUMBERS = itertools.count()
-
-
-class WatchError(RuntimeError):
-    """Probes cannot do what is asked; nothing was changed."""
 
 
 class Watch:
@@ -50,66 +32,47 @@ class Watch:
     Attributes:
         step: optimizer steps seen so far.
         last: the latest row; empty before the first.
-        seconds: wall time of the readings so far by what was read, on the host: ``tensors``, ``weights``, ``tables``,
-            ``matrices``, ``model``, ``noise``. What a device still works on is not in it.
+        seconds: wall time of the readings so far by meter, on the host: ``tensors``, ``logits``, ``attention``,
+            ``weights``, ``gradients``, ``updates``, ``tables``, ``matrices``, ``model``, ``noise``. It does not contain
+            the time of work that a device does later.
+        traced: whether the hooks became part of a compiled graph.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        points: Sequence[tuple[Key, Point]],
-        attentions: Sequence[AttentionPoint],
-        weights: Sequence[Weight],
-        matrices: Sequence[tuple[Key, Callable[[], Tensor]]],
-        preset: Preset,
-        *,
-        optimizer: torch.optim.Optimizer | None,
-        sinks: Sequence[Sink],
-        run: str,
-        group: dist.ProcessGroup | Literal["world"] | None,
-    ) -> None:
-        self.preset, self.step, self.last = preset, 0, dict[str, float]()
-        self.seconds = defaultdict[str, float](float)
-        self.every = preset.every
+    def __init__(self, subject: Subject, *, sinks: Sequence[Sink], run: str) -> None:
+        self.preset = subject.preset
+        self.step = 0
+        self.last: dict[str, float] = {}
+        self._guarding = Guarding()
+        self.seconds = self._guarding.seconds
+        self.every = subject.preset.every
         self.traced = False
-        self._model, self._optimizer = weakref.ref(model), optimizer
-        if not any(isinstance(probe, TensorProbe | LogitProbe) for probe in preset.probes):
-            points = ()  # nobody looks at what passes there
-        self._points, self._attentions = tuple(points), tuple(attentions)
-        self._sinks, self._group_choice = tuple(sinks), group
-        self._number, self._token = next(_NUMBERS), torch.zeros(1)
-        self._handles: list[Callable[[], None]] = []
-        self._leaf_handles: list[Any] = []
-        self._gradient_rows: set[int] = set()
-        self._warned = False
-        self._armed, self._in_forward, self._micro_batches, self._failures, self._broken = False, False, 0, 0, False
-        forward = list(dict.fromkeys(key for key, _ in points))
-        with_gradient = dict.fromkeys(key for key, point in points if point.gradient and preset.gradients)
-        backward = [(f"{what}_grad", where) for what, where in with_gradient if what != "logits"]
-        self._rows = {key: row for row, key in enumerate([*forward, *backward])}
-        self._forward_places = {"/".join(key) for key in forward}
+        self._subject = subject
+        self._sinks = tuple(sinks)
+        self._number = next(_NUMBERS)
+        self._token = torch.zeros(1)
         self._pack = Pack()
         self._pack.add("broken", ())
-        logits = ("logits", "model") if ("logits", "model") in forward else None
-        self.tensors = TensorMeter([*forward, *backward], attentions, preset, self._pack, logits)
-        self.weights = WeightMeter(model, weights, preset, self._pack, optimizer)
-        embedding = next((w.key for w in weights if w.key[0].startswith("embedding")), None)
-        noise = [probe for probe in preset.probes if isinstance(probe, GradientNoiseProbe)] if optimizer else []
-        self.noise = NoiseMeter(model, embedding, self.weights.key_of, noise, self._pack)
-        tables = [weight for weight in weights if weight.key[0] in ("embedding_weight", "head_weight")]
-        self.tables = TableMeter(tables, [p for p in preset.probes if isinstance(p, TableProbe)], self._pack)
-        self.matrices = MatrixMeter(matrices, [p for p in preset.probes if isinstance(p, MatrixProbe)], self._pack)
-        self.whole = ModelMeter(model, [p for p in preset.probes if isinstance(p, ModelProbe)])
-        self.noise.guarded = partial(self._guarded, "noise")
-        seam.OBSERVERS[self._number] = self
+        self._meters = meters_for(subject, self._pack)
+        wanted = {place for meter in self._meters for place in meter.sees()}
+        self._forward = [place for place in subject.forward if place in wanted]
+        self._places = [*self._forward, *(place for place in subject.backward if place in wanted)]
+        self._observers: list[list[Meter]] = []
+        self._pack.add("passed", (len(self._forward),))
+        self._passed = [0] * len(self._places)
+        self._removers: list[Callable[[], None]] = []
+        self._reading_handles: list[Any] = []
         self._optimizer_handles: list[Any] = []
-        self._arm()  # it may be refused: nothing else is touched before
-        if optimizer is not None:
-            self._optimizer_handles = [
-                optimizer.register_step_pre_hook(self._entering_step),
-                optimizer.register_step_post_hook(lambda *_: self._after_step()),
-            ]
-        if self._writes:
+        self._gradient_rows: set[int] = set()
+        self._armed = False
+        self._in_forward = False
+        self._gradients_read = False
+        self._passes = 0
+        self._warned = False
+        seam.OBSERVERS[self._number] = self
+        self._arm()  # a host may refuse the hooks; nothing was changed before
+        if subject.optimizer is not None:
+            self._optimizer_handles = hook_step(subject.optimizer, self._before_step, self._after_step)
+        if subject.ranks.writes:
             try:
                 for sink in self._sinks:
                     sink.open(run)
@@ -121,9 +84,7 @@ class Watch:
     @property
     def model(self) -> nn.Module:
         """The watched model."""
-        model = self._model()
-        assert model is not None, "the watched model is gone"
-        return model
+        return self._subject.model
 
     @property
     def every(self) -> int:
@@ -146,25 +107,26 @@ class Watch:
         return self._armed
 
     def see_gradients(self) -> None:
-        """Take the gradients' norms now: call it after backward and before clipping, to read them unclipped.
+        """Read the gradients now: call it after backward and before clipping, to read them unclipped.
 
         Without it they are read as the optimizer receives them.
         """
-        if self._armed and not self._broken:
-            self._guarded("noise", self.noise.settle)
-            self._guarded("weights", lambda: self.weights.read_gradients(self._group, alone=self._alone))
+        if self._armed:
+            self._gradients_read = True
+            self._each(lambda meter: meter.read_gradients)
 
     def read(self) -> dict[str, float]:
         """End the present reading by hand, without an optimizer; returns its row.
 
         Raises:
             EmptyReadingError: if no tensor passed the hooks since the last reading.
+            WatchError: if the watch was removed, was switched off after errors, or reads at optimizer steps.
         """
         if self._number not in seam.OBSERVERS:
             raise WatchError("this watch was removed; attach another")
-        if self._broken:
+        if self._guarding.broken:
             raise WatchError("probes were switched off after errors; see the warning, and attach another watch")
-        if self._optimizer is not None:
+        if self._subject.optimizer is not None:
             raise WatchError("this watch reads at every optimizer step by itself; its rows are in .last and the sinks")
         self.step += 1
         try:
@@ -179,7 +141,7 @@ class Watch:
         for handle in self._optimizer_handles:
             handle.remove()
         self._optimizer_handles = []
-        if seam.OBSERVERS.pop(self._number, None) is not None and self._writes:
+        if seam.OBSERVERS.pop(self._number, None) is not None and self._subject.ranks.writes:
             for sink in self._sinks:
                 sink.close(status)
 
@@ -189,31 +151,32 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.remove("finished" if kind is None else "failed")
 
-    # What the hooks report.
+    # What the hooks report; see ``seam.Observer``.
 
     def enter(self, module: nn.Module | None, grad: bool) -> None:
         """A forward pass of the watched model begins; one without gradients is an evaluation and does not count."""
-        copied = module is not None and module is not self._model()
-        if copied:
+        is_copy = module is not None and module is not self.model
+        if is_copy:
             self._in_forward = False
             return
         self._gradient_rows.clear()
-        self._in_forward = self._armed and (grad or self._optimizer is None)
-        self._micro_batches += self._in_forward and grad
+        self._in_forward = self._armed and (grad or self._subject.optimizer is None)
+        self._passes += self._in_forward and grad
 
     def leave(self) -> None:
-        """It ends. What runs later, in backward, is recomputation and not counted again."""
+        """The forward pass ends. What runs later, in backward, is recomputation and is not counted again."""
         self._in_forward = False
 
     def see(self, row: int, x: Tensor) -> None:
         """A tensor passes."""
-        if self._in_forward and not self._broken:
-            self._guarded("tensors", lambda: self.tensors.see(row, x))
+        if row >= 0 and self._in_forward:
+            self._passed[row] += x.numel()
+            self._each(lambda meter: partial(meter.see, self._places[row], x), self._observers[row])
 
     def see_gradient(self, row: int, x: Tensor) -> None:
         """A gradient passes."""
-        if self._armed and not self._broken:
-            self._guarded("tensors", lambda: self.tensors.see_gradient(row, x))
+        if self._armed:
+            self._each(lambda meter: partial(meter.see_gradient, self._places[row], x), self._observers[row])
 
     def wants_gradient(self, row: int) -> bool:
         """Whether a tensor's gradient belongs to the pass: once, in forward or in a checkpoint's recomputation."""
@@ -221,38 +184,25 @@ class Watch:
             self._gradient_rows.add(row)
             return True
         # A reentrant checkpoint builds its graph only in backward; one that is not has built it in forward already.
-        return self._armed and self._micro_batches > 0 and row not in self._gradient_rows
+        return self._armed and self._passes > 0 and row not in self._gradient_rows
 
     def keep(self, handle: Any) -> None:
         """Take a hook on a leaf away when the reading ends."""
-        self._leaf_handles.append(handle)
+        self._reading_handles.append(handle)
 
     def see_attention(self, index: int, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
         """Queries and keys pass."""
-        if self._in_forward and not self._broken and self.tensors.of_heads:
-            self._guarded("tensors", lambda: self.tensors.see_attention(index, q, k, mask, scale))
+        if self._in_forward:
+            meters = [meter for meter in self._meters if meter.sees_attention]
+            self._each(lambda meter: partial(meter.see_attention, index, q, k, mask, scale), meters)
 
-    # The turn of one optimizer step.
-
-    def _entering_step(self, _: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            self._before_step()
-            return None
-
-        def followed() -> Any:
-            loss = closure()  # gradients are there only after it
-            self._before_step()
-            return loss
-
-        return (args[:1], {**kwargs, "closure": followed})
+    # One optimizer step.
 
     def _before_step(self) -> None:
-        if self._armed and not self._broken:
-            if not self.weights.gradients_read:
+        if self._armed:
+            if not self._gradients_read:
                 self.see_gradients()
-            if self.weights.steps is not None and not self.weights.idle:
-                self._guarded("weights", self.weights.steps.before)
+            self._each(lambda meter: meter.before_step)
 
     def _after_step(self) -> None:
         self.step += 1
@@ -267,133 +217,81 @@ class Watch:
 
     def _arm(self) -> None:
         like = next(self.model.parameters(), torch.zeros(0))
-        self._device_type = like.device.type
+        self._guarding.device_type = like.device.type
         self._pack.clear(like.device, wide(like))
-        self.tensors.forget()
-        self._micro_batches, self.weights.gradients_read, self._in_forward = 0, False, False
-        if not self._handles:
-            self._handles = self._hook(self.model)
-        self._release_leaves()
-        try:
-            self._leaf_handles = self.noise.attach()
-        except ShardedError as error:
-            self.noise.probes = ()
-            warnings.warn(f"trimtab: {error}", stacklevel=2)
+        self._passed = [0] * len(self._places)
+        self._passes = 0
+        self._gradients_read = False
+        self._in_forward = False
+        if not self._removers:
+            attention = any(meter.sees_attention for meter in self._meters)
+            self._removers = hook(self._subject, self._token, self._number, self._places, attention=attention)
+        self._remove_reading_handles()
+        self._begin()
         self._armed = True
 
-    def _hook(self, model: nn.Module) -> list[Callable[[], None]]:
-        token, number = self._token, self._number
-        removers: list[Callable[[], None]] = []
-        if self.tensors.of_heads:
-            try:
-                for index, point in enumerate(self._attentions):
-                    removers.append(point.watch(partial(seam.attention_hook, token, number, index)))
-            except BaseException:
-                for remove in removers:
-                    remove()
-                raise
-        handles: list[Any] = [
-            model.register_forward_pre_hook(partial(seam.entering, token, number)),
-            model.register_forward_hook(partial(seam.leaving, token, number)),
-        ]
-        for (what, where), point in self._points:
-            numbers = (token, number, self._rows[what, where], self._rows.get((f"{what}_grad", where), -1))
-            if point.side == "input":
-                hook = partial(seam.input_hook, *numbers)
-                handles.append(point.module.register_forward_pre_hook(hook, with_kwargs=True))
-            else:
-                handles.append(point.module.register_forward_hook(partial(seam.output_hook, *numbers)))
-        return [*removers, *(handle.remove for handle in handles)]
+    def _begin(self) -> None:
+        for meter in list(self._meters):
+            self._guarding.run(meter.name, partial(self._begin_with, meter))
+        if not self._observers:
+            self._observers = [[meter for meter in self._meters if place in meter.sees()] for place in self._places]
 
-    def _release_leaves(self) -> None:
-        for handle in self._leaf_handles:
+    def _begin_with(self, meter: Meter) -> None:
+        try:
+            self._reading_handles += meter.begin(partial(self._guarding.run, meter.name))
+        except NotReadableError as error:
+            self._meters.remove(meter)
+            self._observers = []
+            warnings.warn(f"trimtab: {error}", stacklevel=2)
+
+    def _remove_reading_handles(self) -> None:
+        for handle in self._reading_handles:
             handle.remove()
-        self._leaf_handles = []
+        self._reading_handles = []
 
     def _disarm(self, *, for_good: bool = False) -> None:
         self._armed = False
-        self._release_leaves()
-        # In a compiled graph the hooks are part of the graph: taking them out would not, or would build a new one.
+        self._remove_reading_handles()
+        # In a compiled graph the hooks are part of the graph: removing them would have no effect, or would compile a
+        # new graph.
         if for_good or not self.traced:
-            for remove in self._handles:
+            for remove in self._removers:
                 remove()
-            self._handles = []
+            self._removers = []
 
     def _finish(self) -> None:
-        group, alone = self._group, self._alone
-        for what, read in (
-            ("tensors", self.tensors.flush),
-            ("weights", lambda: self.weights.read_weights(group, alone=alone)),
-            ("weights", lambda: self.weights.read_step(group, alone=alone)),
-            ("tables", lambda: self.tables.read(self._pack, group, alone=alone)),
-            ("matrices", lambda: self.matrices.read(self._pack, group, alone=alone)),
-        ):
-            if not self._broken and not (what == "weights" and self.weights.idle):
-                self._guarded(what, read)
-        if not alone:
-            self._pack["broken"].fill_(float(self._broken))
-            self._pack.reduce(group)  # also of a broken watch: the other ranks wait for it
-            self._broken = bool(self._pack["broken"] > 0)  # what one rank lacks would be missing from the row
-        if self._broken:
+        ranks = self._subject.ranks
+        self._each(lambda meter: meter.after_step)
+        passed = self._pack["passed"]
+        passed.copy_(torch.tensor(self._passed[: len(self._forward)], dtype=passed.dtype))
+        if not ranks.alone:
+            self._pack["broken"].fill_(float(self._guarding.broken))
+            self._pack.reduce(ranks.group)  # also of a broken watch: the other processes wait for it
+            self._guarding.broken = bool(self._pack["broken"] > 0)  # the row would lack what one process could not read
+        if self._guarding.broken:
             return
-        world = 1 if alone else dist.get_world_size(group)
-        merged = dict(zip(self.weights.keys, self._pack["gradients"][:, 0], strict=True)) if world > 1 else {}
         readings: list[Reading] = []
-        for what, values in (
-            ("tensors", self.tensors.values),
-            ("weights", self.weights.values),
-            ("tables", lambda: self.tables.values(self._pack)),
-            ("matrices", lambda: self.matrices.values(self._pack)),
-            ("model", self.whole.values),
-            ("noise", lambda: self.noise.values(world, self._micro_batches, merged)),
-        ):
-            self._guarded(what, lambda values=values: readings.extend(values()))
+        for meter in self._meters:
+            self._guarding.run(meter.name, lambda meter=meter: readings.extend(meter.values(self._passes)))
         self._publish(readings)
 
     def _publish(self, readings: Sequence[Reading]) -> None:
-        row, seen = row_of(self.step, readings, self.tensors.seen(), wide(self._pack["moments"]))
-        passed = dict(zip(("/".join(key) for key in self.tensors.keys), seen, strict=True))
-        empty = {place for place in self._forward_places if passed[place] == 0}
-        noisy = bool(self.noise.probes)
-        refuse_empty(self.step, empty, self._forward_places, passes=self._micro_batches, needs_passes=noisy)
+        passed = self._pack["passed"]
+        row, entries = row_of(self.step, readings, passed, passed.dtype)
+        needs_passes = any(meter.needs_passes for meter in self._meters)
+        empty = empty_places(self.step, self._forward, entries, passes=self._passes, needs_passes=needs_passes)
         if empty and not self._warned:
             self._warned = True
-            warnings.warn(f"trimtab: nothing passed {', '.join(sorted(empty)[:5])}: no reading of it", stacklevel=2)
+            places = ", ".join(empty[:5])
+            warnings.warn(f"trimtab: no tensor passed {places}: there is no reading of it", stacklevel=2)
         self.last = row
-        self.matrices.restart(row)
-        if self._writes:
+        self._each(lambda meter: partial(meter.published, row))
+        if self._subject.ranks.writes:
             for sink in self._sinks:
                 sink.log(self.step, row)
 
-    def _guarded(self, what: str, action: Callable[[], None]) -> None:
-        started = time.perf_counter()
-        try:
-            # In the precision asked for, whatever the caller's autocast says.
-            with torch.no_grad(), torch.autocast(self._device_type, enabled=False):
-                action()
-        except Exception as error:
-            self._failures += 1
-            if self._failures == FAILURES_ALLOWED:
-                # Training matters more than its measurement.
-                self._broken = True
-                warnings.warn(
-                    f"trimtab: probes are switched off after {FAILURES_ALLOWED} errors; the last was "
-                    f"{type(error).__name__}: {error}",
-                    stacklevel=2,
-                )
-        finally:
-            self.seconds[what] += time.perf_counter() - started
-
-    @property
-    def _group(self) -> dist.ProcessGroup | None:
-        return None if isinstance(self._group_choice, str) else self._group_choice
-
-    @property
-    def _alone(self) -> bool:
-        if self._group_choice is None or not dist.is_available() or not dist.is_initialized():
-            return True
-        return dist.get_world_size(self._group) == 1
-
-    @property
-    def _writes(self) -> bool:
-        return self._alone or dist.get_rank(self._group) == 0
+    def _each(self, turn: Callable[[Meter], Callable[[], None]], meters: Sequence[Meter] | None = None) -> None:
+        """Give each meter its turn, all of them if ``meters`` is None; none once the probes are switched off."""
+        for meter in self._meters if meters is None else meters:
+            if not self._guarding.broken:
+                self._guarding.run(meter.name, turn(meter))
