@@ -336,8 +336,8 @@ def test_trials_without_outcome_end_with_10(
     trimtab: Any, study_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trimtab.study import study
-    from trimtab.study.executors.inline import InlineExecutor
     from trimtab.study.executors.contract import Job, Progress, train_job
+    from trimtab.study.executors.inline import InlineExecutor
 
     def fails_once(job: Job, progress: Progress) -> None:
         if job.spec.learning_rate == 1.0 and job.spec.seeds.init == 0 and len(job.spec.method) == 0:

@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from trimtab.study.spec import read_study
 
 from trimtab.host import Host
-from trimtab.study.spec import read_study
 from trimtab.testing import HostContract
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-"""The kinds of intervention, where each comes from, and how one is put in and taken out."""
+"""The kinds of intervention, and the source that each intervention cites."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from trimtab.host import Host, Part, PartView, Site, SiteUnavailableError, Tap
 
 
 class ConflictError(ValueError):
-    """Two interventions, or an intervention and the family, claim the same thing; nothing was changed."""
+    """Two interventions, or an intervention and the model family, alter the same thing; nothing was changed."""
 
 
 class TrainedModelError(ValueError):
-    """New initial weights would throw away what a model has learned; nothing was changed."""
+    """New initial weights would discard what a trained model has learned; nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where a method comes from.
+    """The publication that describes a method.
 
     Attributes:
-        title: of the paper.
-        arxiv: its identifier; empty if there is none.
-        place: section, equation or measure in the paper.
-        equation: the method in one line of plain mathematics.
-        deviations: each choice of ours where the paper is silent, uncertain, or not followed.
+        title: title of the publication.
+        arxiv: arXiv identifier; empty if there is none.
+        place: section, equation or experiment in the publication.
+        equation: the method as one line of plain-text mathematics.
+        deviations: choices made where the publication is silent, uncertain, or not followed.
     """
 
     title: str
@@ -65,7 +65,7 @@ class ModelIntervention(Intervention):
 
     @abstractmethod
     def prepare(self, host: Host) -> Sequence[Change]:
-        """Build everything that will be put in, touching nothing.
+        """Build all changes without altering the model.
 
         Raises:
             SiteUnavailableError: if the host lacks a site or part.
@@ -73,13 +73,14 @@ class ModelIntervention(Intervention):
 
 
 class ModelEdit(ModelIntervention):
-    """Edits of the tensors that pass at some sites.
+    """An edit of the tensors at one or more sites.
 
     An edit that hears another layer and recomputes blocks in backward (activation checkpointing) must keep what it
     heard until then: in the recomputation it is not told again.
 
     Attributes:
-        hears: further sites of the same layer whose tensors each edit, a ``Listener``, is told before its turn.
+        hears: further sites of the same layer. Each edit is then a ``Listener`` and receives their tensors before its
+            own turn.
     """
 
     hears: ClassVar[Sequence[Site]] = ()
@@ -87,7 +88,7 @@ class ModelEdit(ModelIntervention):
     @property
     @abstractmethod
     def sites(self) -> Sequence[Site]:
-        """Where the edit goes."""
+        """Sites at which edits are inserted."""
 
     @abstractmethod
     def edit(self, tap: Tap) -> nn.Module | None:
@@ -138,16 +139,16 @@ class ModelEdit(ModelIntervention):
 
 
 class ModuleSwap(ModelIntervention):
-    """Other modules in place of some parts."""
+    """Replaces the modules of parts by other modules."""
 
     @property
     @abstractmethod
     def parts(self) -> Sequence[Part]:
-        """Which parts are replaced; those that share one module, such as a fused QKV, are replaced together."""
+        """Parts to replace. Parts that share one module, such as a fused QKV, are replaced together."""
 
     @abstractmethod
     def replacement(self, views: Sequence[PartView]) -> nn.Module:
-        """What plays these parts, which share a module, instead of it."""
+        """The module that replaces the module shared by these parts."""
 
     @override
     def prepare(self, host: Host) -> Sequence[Change]:
@@ -164,11 +165,11 @@ class WeightRule(ModelIntervention):
     @property
     @abstractmethod
     def parts(self) -> Sequence[Part]:
-        """Whose weights; parts that share one matrix (a fused QKV) get one rule for that matrix."""
+        """Parts whose weights are parametrized. Parts that share one matrix, such as a fused QKV, share one rule."""
 
     @abstractmethod
     def rule(self, weight: Tensor) -> nn.Module:
-        """The module that maps the stored weight (out, in) to the effective one."""
+        """The module that maps the stored weight (out, in) to the effective weight."""
 
     @override
     def prepare(self, host: Host) -> Sequence[Change]:
@@ -177,15 +178,15 @@ class WeightRule(ModelIntervention):
 
 
 class InitRule(ModelIntervention):
-    """Other initial weights for a fresh model."""
+    """Sets new initial weights in a fresh model."""
 
     @abstractmethod
     def initial(self, view: PartView, num_layers: int) -> Tensor | None:
-        """The weight (out, in) that this part starts from, drawn from torch's global stream; None leaves it alone."""
+        """Initial weight (out, in) of this part, drawn from torch's global generator; None keeps the present weight."""
 
     @override
     def prepare(self, host: Host) -> Sequence[Change]:
-        """Build everything that will be put in, touching nothing.
+        """Build all changes without altering the model.
 
         Raises:
             TrainedModelError: if the model has been trained.
@@ -200,10 +201,10 @@ class InitRule(ModelIntervention):
         first: dict[int, nn.Module] = {}
         for view in views:
             if view.part is not Part.EMBEDDING and getattr(view.module, "weight", None) is None:
-                continue  # a norm that was taken out
+                continue  # a norm that was removed
             stored = view.module if view.stored is None else view.stored
             if first.setdefault(id(stored), view.module) is not view.module:
-                continue  # a tied head starts as the embedding does
+                continue  # a tied head gets the initial weight of the embedding
             values = self.initial(view, num_layers)
             if values is not None:
                 drawn.setdefault(id(view.module), []).append((view, values))
@@ -211,9 +212,9 @@ class InitRule(ModelIntervention):
 
 
 def is_trained(host: Host) -> bool:
-    """Whether the model has learned: the gains of a norm differ from each other, which no initialisation makes.
+    """Whether the model was trained: the gains within a norm differ, which no initialisation produces.
 
-    A model on the meta device has no values, and one without any gain cannot be told: both count as fresh.
+    A model on the meta device has no values, and a model without gains gives no evidence. Both count as fresh.
     """
     norms = (view for part in (Part.ATTN_NORM, Part.MLP_NORM, Part.FINAL_NORM) for view in _offered(host, part))
     gains = (getattr(view.module, "weight", None) for view in norms)
@@ -228,7 +229,7 @@ def _offered(host: Host, part: Part) -> Sequence[PartView]:
 
 @runtime_checkable
 class RunningRule(Protocol):
-    """A gradient rule at work: alters ``.grad`` in place, between backward and the optimizer step."""
+    """A started gradient rule, which alters ``.grad`` in place between backward and the optimizer step."""
 
     def __call__(self, step: int, parameters: Mapping[str, nn.Parameter]) -> Tensor | None:
         """Apply the rule to the gradients of a step counted from 1; a parameter may have no gradient.
@@ -243,7 +244,7 @@ class RunningRule(Protocol):
 
 
 class GradientRule(Intervention):
-    """What happens to the gradients between backward and the optimizer step."""
+    """Alters the gradients between backward and the optimizer step."""
 
     @abstractmethod
     def start(self, parameters: Mapping[str, nn.Parameter]) -> RunningRule:

@@ -1,4 +1,4 @@
-"""A method: a slug and a tuple of interventions, put into a model all or none, and taken out again."""
+"""Methods: named tuples of interventions, which are installed in a model together and can be removed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from trimtab.intervention import ConflictError, GradientRule, Intervention, Mode
 
 
 class NotInstallableError(RuntimeError):
-    """The model is compiled or sharded already, so an edit would be silently ignored; nothing was changed."""
+    """The model is already compiled or sharded, so edits would be silently ignored; nothing was changed."""
 
 
 class RemovalError(RuntimeError):
-    """The weights were trained with the method in place, so it cannot be taken out; nothing was changed."""
+    """The weights were trained with the method installed, so it cannot be removed; nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Method:
     """A named tuple of interventions.
 
     Attributes:
-        slug: one name for config, tables, report rows and docs.
+        slug: name of the method in config files, tables, reports and docs.
     """
 
     slug: str
@@ -40,15 +40,15 @@ class Method:
 
     @property
     def gradient_rules(self) -> tuple[GradientRule, ...]:
-        """The part of the method that the training loop applies: pass these to ``train``."""
+        """The interventions that the training loop applies; pass them to ``train``."""
         return tuple(i for i in self.interventions if isinstance(i, GradientRule))
 
     def install(self, host: Host) -> tuple[Installed, ...]:
-        """Put every model intervention in, or none.
+        """Install every model intervention, or none.
 
         Raises:
             SiteUnavailableError: if the host lacks a site or part.
-            ConflictError: if something is already installed, built in, or claimed twice.
+            ConflictError: if an intervention is already installed, is built into the family, or conflicts with another.
             NotInstallableError: if the model is compiled or sharded.
         """
         return install([i for i in self.interventions if isinstance(i, ModelIntervention)], host)
@@ -58,22 +58,22 @@ class Method:
         """Install on entry, remove on exit.
 
         Raises:
-            RemovalError: on exit, if the method owns weights of the family that were trained meanwhile;
-                the model then keeps the method.
+            RemovalError: on exit, if the method alters weights of the family and these were trained meanwhile; the
+                model then keeps the method.
         """
         installed = self.install(host)
         try:
             yield installed
         finally:
-            for one in installed:
-                one.check_removable()
-            for one in reversed(installed):
-                one.remove()
+            for receipt in installed:
+                receipt.check_removable()
+            for receipt in reversed(installed):
+                receipt.remove()
 
 
 @dataclass(eq=False)
 class Installed:
-    """The receipt of one intervention that is in a model."""
+    """The receipt of an installed intervention, which removes or merges it."""
 
     slug: str
     host: Host
@@ -84,13 +84,13 @@ class Installed:
         """Restore the model bit for bit.
 
         Raises:
-            RemovalError: if weights have been trained since and the method does more than edit activations.
+            RemovalError: if weights were trained since the installation and the method does more than edit activations.
         """
         self.check_removable()
         self._take_out([change.undo for change in reversed(self.changes)])
 
     def merge(self) -> None:
-        """Bake the effective weights into the plain ones and take the method out; outputs stay the same.
+        """Store the effective weights as plain weights and remove the method; outputs are unchanged.
 
         Raises:
             MergeError: if the method has no effective weight.
@@ -101,7 +101,7 @@ class Installed:
         self._take_out([change.merge for change in self.changes])
 
     def check_removable(self) -> None:
-        """Do nothing if ``remove`` would succeed.
+        """Check that ``remove`` would succeed.
 
         Raises:
             RemovalError: if it would not.
@@ -109,30 +109,30 @@ class Installed:
         self._check_installed()
         if not self.untouched:
             raise RemovalError(
-                f"{self.slug}: the weights changed since it was installed, and mean something only with it; "
-                "merge() bakes in an effective weight where one exists"
+                f"{self.slug}: the weights changed since it was installed, and are valid only with it; "
+                "use merge() to store the effective weight if there is one"
             )
 
     @property
     def freely_removable(self) -> bool:
-        """Whether training makes no difference to the removal."""
+        """Whether the intervention can be removed after training too."""
         return all(change.freely_removable for change in self.changes)
 
     @property
     def untouched(self) -> bool:
-        """Whether removal would restore the model: it edits activations only, or no weight has changed since."""
+        """Whether removal restores the model: only activations are edited, or no weight changed since installation."""
         return self.freely_removable or self._weights == _fingerprint(self.host.model)
 
     def mark(self) -> None:
-        """Take the present weights as those of the installation."""
+        """Record the present weights as those at installation."""
         self._weights = "" if self.freely_removable else _fingerprint(self.host.model)
 
     def _check_installed(self) -> None:
         if self not in installed_in(self.host.model):
-            raise RemovalError(f"{self.slug} is not in the model any more")
+            raise RemovalError(f"{self.slug} is no longer installed in the model")
 
     def _take_out(self, actions: Sequence[Callable[[], None]]) -> None:
-        others = [one for one in installed_in(self.host.model) if one is not self and one.untouched]
+        others = [receipt for receipt in installed_in(self.host.model) if receipt is not self and receipt.untouched]
         for action in actions:
             action()
         registry = _Registry.of(self.host.model)
@@ -144,54 +144,55 @@ class Installed:
 
 
 def install(interventions: Sequence[ModelIntervention], host: Host) -> tuple[Installed, ...]:
-    """Put interventions into a model, all or none; see ``Method.install``."""
+    """Install interventions in a model, all or none; see ``Method.install``."""
     _refuse_compiled_or_sharded(host.model)
     installed = installed_in(host.model)
-    taken = [one.slug for one in installed] + [i.slug() for i in interventions]
+    taken = [receipt.slug for receipt in installed] + [i.slug() for i in interventions]
     for slug, count in Counter(taken).items():
         if count > 1:
             raise ConflictError(f"{slug} would be installed twice")
     for slug in sorted(host.built_in & {i.slug() for i in interventions}):
         raise ConflictError(f"{host.family} has {slug} built in")
-    untouched = [one for one in installed if one.untouched]
+    untouched = [receipt for receipt in installed if receipt.untouched]
     fresh: list[Installed] = []
     try:
-        # What replaces a module goes in first, so that edits find the module that is there in the end.
+        # Module swaps are installed first, so that edits attach to the final modules.
         for intervention in sorted(interventions, key=lambda i: not isinstance(i, ModuleSwap)):
-            with evaluating(host.model):  # looking at a weight must move no state of its parametrization
-                one = Installed(intervention.slug(), host, intervention.prepare(host))
-            _refuse_double_claims((*installed, *fresh), one)
-            _apply_all(one.changes)
-            fresh.append(one)
+            with evaluating(host.model):  # reading a weight must not advance the state of its parametrization
+                receipt = Installed(intervention.slug(), host, intervention.prepare(host))
+            _refuse_double_claims((*installed, *fresh), receipt)
+            _apply_all(receipt.changes)
+            fresh.append(receipt)
     except BaseException:
-        for change in (change for one in reversed(fresh) for change in reversed(one.changes)):
+        for change in (change for receipt in reversed(fresh) for change in reversed(receipt.changes)):
             change.undo()
         raise
     slugs = [i.slug() for i in interventions]
-    fresh.sort(key=lambda one: slugs.index(one.slug))
+    fresh.sort(key=lambda receipt: slugs.index(receipt.slug))
     if fresh:
         _Registry.of(host.model).installed.extend(fresh)
-    for one in (*untouched, *fresh):
-        one.mark()
+    for receipt in (*untouched, *fresh):
+        receipt.mark()
     return tuple(fresh)
 
 
 def installed_in(model: nn.Module) -> tuple[Installed, ...]:
-    """What is installed in a model now, in order."""
+    """Interventions installed in a model, in order."""
     registry = cast("_Registry | None", model.__dict__.get(_Registry.KEY))
     return () if registry is None else tuple(registry.installed)
 
 
 def method_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Parameters that belong to installed methods (gains, scales), not to the family; these never decay.
+    """Parameters of installed methods, such as gains and scales, to which weight decay never applies.
 
-    The weights of linear layers that a method adds, such as those of a gate, are weights like the family's.
+    The weights of linear layers that a method adds, such as those of a gate, are not among them: they decay like the
+    weights of the family.
     """
     added = {stored_weight(module) for module in model.modules() if isinstance(module, nn.Linear)}
     return {
         parameter
-        for one in installed_in(model)
-        for change in one.changes
+        for receipt in installed_in(model)
+        for change in receipt.changes
         for module in change.own_modules()
         for parameter in module.parameters()
         if parameter not in added
@@ -199,15 +200,15 @@ def method_parameters(model: nn.Module) -> set[nn.Parameter]:
 
 
 def family_matrices(host: Host) -> Sequence[Tensor]:
-    """The effective weight matrices of the family's own parts, each once, also where parts share or tie one."""
-    # A product of factors has no parameter of its own, and is made anew at every reading.
+    """The effective weight matrices of the parts of the family. A matrix that parts share or tie occurs once."""
+    # A product of factors is not a parameter and is computed at every access, so its module identifies it.
     modules = {id(view.module if view.stored is None else view.stored): view.module for view in host.find_parts()}
     weights = [cast("Tensor | None", getattr(module, "weight", None)) for module in modules.values()]
     return [weight for weight in weights if weight is not None and weight.ndim >= 2]
 
 
 class _Registry:
-    """What is installed in one model; keeps the family's names in saved weights."""
+    """Interventions installed in one model, and the hooks that keep the key names of the family in saved weights."""
 
     KEY = "_trimtab"
 
@@ -235,9 +236,9 @@ class _Registry:
     def renames(self, model: nn.Module) -> dict[str, str]:
         paths = {id(module): name for name, module in model.named_modules()}
         merged: dict[str, str] = {}
-        for one in self.installed:
-            for change in one.changes:
-                merged |= change.renames(one.slug, paths)
+        for receipt in self.installed:
+            for change in receipt.changes:
+                merged |= change.renames(receipt.slug, paths)
         return merged
 
 
@@ -256,7 +257,7 @@ def _rename(state: dict[str, Any], prefix: str, renames: dict[str, str]) -> None
 
 
 def _fingerprint(model: nn.Module) -> str:
-    # Contents, not version counters: torch's fused optimizers and writes through .data do not raise those.
+    # Contents, not version counters: fused optimizers and writes through .data do not advance the counters.
     digest = hashlib.blake2b(digest_size=16)
     for parameter in model.parameters():
         if not parameter.is_meta:
@@ -285,13 +286,13 @@ def _refuse_compiled_or_sharded(model: nn.Module) -> None:
         raise NotInstallableError("the model is sharded: install methods first, then fully_shard")
 
 
-def _refuse_double_claims(others: Sequence[Installed], one: Installed) -> None:
+def _refuse_double_claims(others: Sequence[Installed], receipt: Installed) -> None:
     owner = {claim: other.slug for other in others for change in other.changes for claim in change.claims()}
-    for change in one.changes:
+    for change in receipt.changes:
         for claim in change.claims():
             if claim in owner:
-                raise ConflictError(f"{owner[claim]} and {one.slug} both replace the same weight or part")
-        owner |= dict.fromkeys(change.claims(), one.slug)
+                raise ConflictError(f"{owner[claim]} and {receipt.slug} both replace the same weight or part")
+        owner |= dict.fromkeys(change.claims(), receipt.slug)
         if isinstance(change, WeightChange) and parametrize.is_parametrized(change.module, "weight"):
             kind = type(change.module).__name__
-            raise ConflictError(f"{one.slug}: the weight of a {kind} is parametrized already")
+            raise ConflictError(f"{receipt.slug}: the weight of a {kind} is parametrized already")

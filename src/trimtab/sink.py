@@ -1,4 +1,4 @@
-"""Where readings go: the contract of a sink."""
+"""The contract of a sink, which receives the readings of probes."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Mapping
 from typing import Literal, Protocol, runtime_checkable
 
 Row = Mapping[str, float]
-"""Metric keys to numbers; ``step`` is always one of them, and whole."""
+"""Maps metric keys to numbers. The key ``step`` is always present, and its value is a whole number."""
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """Takes the rows of one run in order. A sink may drop nothing: what it cannot store it must refuse loudly."""
+    """Receives the rows of one run in order. A sink must not drop a row: if it cannot store the row, it raises."""
 
     def open(self, run: str) -> None:
-        """Begin a run; called once, before its first row."""
+        """Begin a run; called once, before the first row."""
         ...
 
     def log(self, step: int, row: Row) -> None:
-        """Take one row; ``row["step"]`` equals ``step``."""
+        """Store one row; ``row["step"]`` equals ``step``."""
         ...
 
     def close(self, status: Literal["finished", "failed"]) -> None:
-        """End the run; everything logged is stored when this returns."""
+        """End the run; when this returns, every row is stored."""
         ...

@@ -1,1 +1,1 @@
-"""Where other libraries call trimtab: their training loops and a harness; each file needs the library in its name."""
+"""Adapters for other libraries: training loops and a harness. Each module needs the library it is named after."""

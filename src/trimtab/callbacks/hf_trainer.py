@@ -16,13 +16,14 @@ from trimtab.watching import Watch, watch
 
 
 class ProbesCallback(TrainerCallback):
-    """Attaches probes when training begins, and takes them out when it ends.
+    """Attaches probes when training begins, and removes them when it ends.
 
-    Gradients are read as the optimizer receives them: after the Trainer has clipped them. With ``torch_compile=True``
-    the Trainer compiles before its callbacks are asked: attach ``trimtab.watch`` by hand before the Trainer is made.
+    Gradients are read after the Trainer has clipped them, as the optimizer receives them. With ``torch_compile=True``
+    the Trainer compiles the model before it calls its callbacks. In that case call ``trimtab.watch`` before the
+    Trainer is created, instead of using this callback.
 
     Attributes:
-        watch: the watch at work; None outside training.
+        watch: the active watch; None outside training.
     """
 
     def __init__(
@@ -39,9 +40,9 @@ class ProbesCallback(TrainerCallback):
 
     @override
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.on_train_end(args, state, control)  # of a training that failed
+        self.on_train_end(args, state, control)  # removes the watch of an earlier training that failed
         model, optimizer = kwargs["model"], kwargs["optimizer"]
-        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the optimizer
         self.watch = watch(
             host_or_model(getattr(model, "module", model)),
             self.preset,
@@ -51,7 +52,7 @@ class ProbesCallback(TrainerCallback):
             sinks=self.sinks,
             run=args.run_name or "run",
         )
-        self.watch.step = state.global_step  # training may go on from a checkpoint
+        self.watch.step = state.global_step  # training may resume from a checkpoint
 
     @override
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

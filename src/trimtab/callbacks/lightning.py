@@ -16,12 +16,12 @@ from trimtab.watching import Watch, watch
 
 
 class ProbesCallback(Callback):
-    """Attaches probes when fitting begins, and takes them out when it ends; gradients are read before clipping.
+    """Attaches probes when fitting begins, and removes them when it ends. Gradients are read before clipping.
 
     Attributes:
-        attribute: name under which the LightningModule keeps the model that is to be watched; empty watches the module
-            itself, which must then be called by its own forward.
-        watch: the watch at work; None outside of fitting.
+        attribute: name of the attribute of the LightningModule that holds the model to watch. Empty watches the module
+            itself, which must then be called through its ``forward``.
+        watch: the active watch; None outside of fitting.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ProbesCallback(Callback):
         model: Any = getattr(pl_module, self.attribute) if self.attribute else pl_module
         optimizers = trainer.optimizers
         if len(optimizers) != 1:
-            raise ValueError(f"probes follow one optimizer, and this module has {len(optimizers)}")
+            raise ValueError(f"probes follow exactly one optimizer, but this module has {len(optimizers)}")
         self.watch = watch(
             host_or_model(model),
             self.preset,
@@ -58,7 +58,7 @@ class ProbesCallback(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.watch is not None:
-            self.watch.step = trainer.global_step  # training may go on from a checkpoint
+            self.watch.step = trainer.global_step  # training may resume from a checkpoint
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

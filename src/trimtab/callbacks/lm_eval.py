@@ -1,7 +1,7 @@
-"""A trained model as EleutherAI's evaluation harness takes it, so that its tasks can be run on any study's models.
+"""Adapter of a trained model to EleutherAI's evaluation harness, which runs its tasks on the models of any study.
 
-``lm_eval.simple_evaluate(model=HarnessModel(model, context=64), tasks=["lambada_openai"])``; the harness brings the
-tasks, and fetches their data unless the user has them.
+Example: ``lm_eval.simple_evaluate(model=HarnessModel(model, context=64), tasks=["lambada_openai"])``. The harness
+defines the tasks, and downloads their data unless they are on the machine.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ class HarnessModel(LM):
     """Scores and continues text with a model that maps tokens (B, T) to logits, or to an object with ``logits``.
 
     Args:
-        model: put into eval mode; runs on the device of its parameters.
-        context: longest input, in tokens; of a longer text the end is kept, and rolling scores go window by window.
-        encode, decode: between text and token ids; UTF-8 bytes by default, as in models of bytes.
-        start: the token that stands before a text without context.
+        model: the model, which is set to eval mode and runs on the device of its parameters.
+        context: longest input, in tokens. A longer text is truncated at its beginning; rolling scores are computed
+            window by window.
+        encode, decode: functions from text to token ids and back; UTF-8 bytes by default.
+        start: token that precedes a text without context.
     """
 
     def __init__(
@@ -61,9 +62,9 @@ class HarnessModel(LM):
         return [self._generated(before, settings) for before, settings in _args(requests)]
 
     def _scored(self, before: list[int], after: list[int]) -> tuple[float, bool]:
-        """Log-probability of ``after``, in nats, and whether each of its tokens is the likeliest."""
+        """Log-probability of ``after``, in nats, and whether each of its tokens is the most likely."""
         total, greedy = 0.0, True
-        for start in range(0, len(after), self.context):  # a continuation longer than the context goes piece by piece
+        for start in range(0, len(after), self.context):  # a continuation longer than the context is scored in pieces
             piece = after[start : start + self.context]
             seen = ([*before, *after[:start]])[-(self.context - len(piece) + 1) :]
             log_p = self._log_probabilities([*seen, *piece[:-1]])[-len(piece) :]

@@ -1,4 +1,7 @@
-"""Attention with slots, in place of a family's own function: the kernel stays unless scores or weights are edited."""
+"""Attention with slots, which replaces the attention function of a family.
+
+The kernel of the family is used unless scores or weights are edited.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,18 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class SeamMount(ABC):
-    """Connects the slots of one model's attention layers; subclasses say how a family's function is replaced."""
+    """Connects the attention slots of one model. A subclass defines how the function of its family is replaced."""
 
     def __init__(self, attentions: Sequence[nn.Module]) -> None:
         self.attentions = tuple(attentions)
 
     @abstractmethod
     def open(self, attention: nn.Module) -> None:
-        """Let this layer's attention go through ``attend``."""
+        """Route the attention of this layer through ``attend``."""
 
     @abstractmethod
     def close(self, attention: nn.Module) -> None:
-        """Give the layer its own function back."""
+        """Restore the original attention function of the layer."""
 
     def mount(self, owner: nn.Module, slot: ForeignSlot) -> None:
         if not users(owner):
@@ -42,7 +45,7 @@ class SeamMount(ABC):
             self.close(owner)
 
     def watch(self, attention: nn.Module, watcher: AttentionWatcher) -> Callable[[], None]:
-        """Let a watcher see rotated queries and keys."""
+        """Add a watcher of rotated queries and keys; returns the function that removes it."""
         if not users(attention):
             self.open(attention)
         attention.__dict__.setdefault(WATCHERS, []).append(watcher)
@@ -60,7 +63,7 @@ class SeamMount(ABC):
 
 
 def users(attention: nn.Module) -> int:
-    """How many slots and watchers use the seam of a layer."""
+    """Number of slots and watchers that use the seam of a layer."""
     slots = sum(PREFIX + site in attention._modules for site in SITES)
     return slots + len(attention.__dict__.get(WATCHERS, ()))
 
@@ -77,17 +80,17 @@ def attend(
     cap: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Head outputs BHTK: by the family's kernel, or by explicit scores where those are edited.
+    """Head outputs BHTK, by the kernel of the family, or by explicit scores if scores or weights are edited.
 
     Args:
-        attention: the layer that has the slots and watchers.
+        attention: the layer that holds the slots and watchers.
         q_BHTK: rotated queries.
         k_BGSK: rotated keys.
         v_BGSK: values.
-        mask: None is causal, aligned at the last key; boolean is True where visible; else added to the scores.
-        scale: factor of the scores.
-        kernel: the family's function of edited queries, edited keys, and values.
-        cap: soft cap of the scores that the family has built in.
+        mask: None is causal, aligned at the last key; a boolean mask is True where visible; any other mask is added.
+        scale: factor that multiplies the scores.
+        kernel: attention function of the family, called with edited queries, edited keys, and values.
+        cap: soft cap of the scores that is built into the family; None if there is none.
         dropout: probability that a weight is dropped; 0 outside training.
     """
     slots = attention._modules
@@ -109,7 +112,7 @@ def attend(
     s_BHTS = s_BHTS.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else s_BHTS + mask[..., :S]
     w_BHTS = s_BHTS.softmax(-1, dtype=torch.promote_types(s_BHTS.dtype, torch.float32)).to(q_BHTK.dtype)
     if mask.dtype is torch.bool:
-        w_BHTS = w_BHTS.masked_fill(~mask.any(-1, keepdim=True), 0.0)  # padding sees nothing
+        w_BHTS = w_BHTS.masked_fill(~mask.any(-1, keepdim=True), 0.0)  # a padding row has no visible key
     w_BHTS = w_BHTS if weights is None else weights(w_BHTS)
     w_BHTS = F.dropout(w_BHTS, dropout, training=dropout > 0)
     return w_BHTS @ v_BGSK.repeat_interleave(groups, dim=1)

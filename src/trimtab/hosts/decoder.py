@@ -1,4 +1,4 @@
-"""A decoder described by the names of its parts: what every adapter of a foreign family shares."""
+"""The host shared by all foreign families, those without slots: a decoder described by the paths of its modules."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from trimtab.hosts.foreign import PREFIX, Edge, ForeignSlot, Heads, Interleaved,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Names:
-    """Where a family keeps its modules, as paths from the model, from a block, or from a block's two branches.
+    """Module paths of a family, relative to the model, to a block, or to the attention or MLP of a block.
 
     Attributes:
-        blocks, embedding, final_norm, head: from the model.
-        attention, mlp: from a block.
-        attn_norm, mlp_norm: from a block; None where the family has none there.
-        attn_out, mlp_out: from a block, whose output is added to the residual stream.
-        qkv: from the attention: three modules, or one that they share.
-        query, key: from the attention, whose output is the query or key before rotary; empty: that of ``qkv``.
-        proj: from the attention.
-        fc1: from the MLP: one module, or gate and up.
-        fc2: from the MLP.
-        interleaved: whether a shared QKV matrix holds each head's query, key and value together.
+        blocks, embedding, final_norm, head: relative to the model.
+        attention, mlp: relative to a block.
+        attn_norm, mlp_norm: relative to a block; None if the family has no such norm.
+        attn_out, mlp_out: relative to a block; the modules whose outputs are added to the residual stream.
+        qkv: relative to the attention; three modules, or one module that Q, K and V share.
+        query, key: relative to the attention; the modules whose outputs are query and key before rotary. Empty if
+            these are the modules of ``qkv``.
+        proj: relative to the attention.
+        fc1: relative to the MLP; one module, or gate and up.
+        fc2: relative to the MLP.
+        interleaved: whether the rows of a shared QKV matrix are ordered by head, and within a head by Q, K and V.
         transposed: whether linear layers store their weight as (in, out).
     """
 
@@ -56,7 +57,7 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Heads of one attention layer: of queries, of keys and values, and the channels of one."""
+    """Number of query heads, number of key and value heads, and channels per head of one attention layer."""
 
     num_heads: int
     num_key_heads: int
@@ -64,7 +65,7 @@ class Shape:
 
 
 class DecoderHost(Host):
-    """Offers the sites and parts of a decoder given by names. The residual stream can be read, but not edited."""
+    """Offers the sites and parts of a decoder described by ``Names``. The residual stream is offered to probes only."""
 
     names: Names
 
@@ -75,14 +76,14 @@ class DecoderHost(Host):
 
     @abstractmethod
     def shape(self, attention: nn.Module) -> Shape:
-        """The heads of an attention layer."""
+        """Number and width of the heads of an attention layer."""
 
     @abstractmethod
     def make_seam(self, attentions: Sequence[nn.Module]) -> SeamMount:
-        """How this family's attention function is replaced."""
+        """The seam that replaces the attention function of this family."""
 
     def cap(self, attention: nn.Module) -> float | None:
-        """The soft cap on scores that an attention layer has built in."""
+        """The soft cap on scores that is built into an attention layer; None if there is none."""
         return None
 
     @override
@@ -127,7 +128,7 @@ class DecoderHost(Host):
         ]
 
     def _heads(self, attention: nn.Module) -> list[tuple[nn.Module, Layout]]:
-        """The module whose output holds queries, keys and values, and how they lie in it."""
+        """For queries, keys and values: the module whose output holds them, and their layout in that output."""
         names, shape = self.names, self.shape(attention)
         heads, key_heads, head = shape.num_heads, shape.num_key_heads, shape.head_width
         if len(names.qkv) == 1:
@@ -164,7 +165,7 @@ class DecoderHost(Host):
         ]
 
     def _rows(self, attention: nn.Module) -> list[slice | torch.Tensor | None]:
-        """The rows of a shared QKV matrix that belong to queries, keys and values."""
+        """The rows of a shared QKV matrix that belong to queries, keys and values; None for separate matrices."""
         names, shape = self.names, self.shape(attention)
         if len(names.qkv) > 1:
             return [None, None, None]
@@ -235,7 +236,7 @@ class DecoderHost(Host):
         if isinstance(mounted, ForeignSlot):
             mounted.bind(owner)
             return mounted
-        # One slot per place, also before it is mounted: two interventions may edit the same site.
+        # One slot per place even before it is mounted, because two interventions may edit the same site.
         return self._slots.setdefault((id(owner), site), ForeignSlot(site, owner, mount))
 
     def _view(

@@ -1,4 +1,4 @@
-"""Slots for models that have none: hooks at the edges of their modules, there only while a slot holds something."""
+"""Slots for foreign families: hooks at the edges (inputs and outputs) of modules, which exist only while in use."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PREFIX = "trimtab_"
 
 
 class Layout(Protocol):
-    """How the tensor of a site lies in the tensor that passes at an edge."""
+    """Position of the tensor of a site within the tensor at an edge."""
 
     def unpack(self, x: Tensor) -> Tensor: ...
 
     def pack(self, x: Tensor, y: Tensor) -> Tensor:
-        """The edge's tensor ``x`` with the site's tensor ``y`` put in."""
+        """The edge tensor ``x``, with the site tensor replaced by ``y``."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """The edge's tensor is the site's."""
+    """The site tensor is the whole edge tensor."""
 
     def unpack(self, x: Tensor) -> Tensor:
         return x
@@ -40,7 +40,7 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """BHTK from consecutive channels, of (B, T, channels) or (B, T, H, K); beginning at channel ``start``."""
+    """Site tensor BHTK in consecutive channels of (B, T, channels) or (B, T, H, K), from channel ``start`` on."""
 
     num_heads: int
     width: int
@@ -61,7 +61,7 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Interleaved:
-    """BHTK from (B, T, H * 3 * K), where each head's query, key and value lie together; ``index`` is 0, 1 or 2."""
+    """Site tensor BHTK in (B, T, H * 3 * K), ordered by head; ``index`` is 0 for query, 1 for key, 2 for value."""
 
     num_heads: int
     width: int
@@ -77,7 +77,7 @@ class Interleaved:
 
 
 class Mount(Protocol):
-    """Connects a slot to its place while it is in use."""
+    """Connects a slot to the model while the slot is in use."""
 
     def mount(self, owner: nn.Module, slot: ForeignSlot) -> None: ...
 
@@ -85,7 +85,7 @@ class Mount(Protocol):
 
 
 class ForeignSlot(Slot):
-    """A slot that becomes part of the model with its first edit, listener or watcher, and leaves with its last."""
+    """A slot that is added to the model with its first edit, listener or watcher, and removed with its last."""
 
     def __init__(self, name: str, owner: nn.Module, mount: Mount) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class ForeignSlot(Slot):
         self.bind(owner)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ForeignSlot:
-        """A copy of a model has slots of its own, which sit at the copies of their owners."""
+        """Copy the slot and bind the copy to the copy of its owner, so that a copied model has separate slots."""
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         owner = self._owner()
@@ -105,8 +105,8 @@ class ForeignSlot(Slot):
         return twin
 
     def bind(self, owner: nn.Module) -> None:
-        """Say which module the slot sits at; again after the model was copied."""
-        self._owner = weakref.ref(owner)  # a plain reference would register the owner as a part of its own slot
+        """Set the module at which the slot is mounted; needed again after the model was copied."""
+        self._owner = weakref.ref(owner)  # weak: a plain reference would register the owner as a submodule of its slot
 
     @override
     def move(self, owner: nn.Module) -> None:
@@ -152,7 +152,7 @@ class ForeignSlot(Slot):
     def _connect(self) -> None:
         owner = self._owner()
         if owner is not None and owner._modules.get(self.name) is not self:
-            self._mount.mount(owner, self)  # first: it may refuse
+            self._mount.mount(owner, self)  # first, because it may raise
             owner.add_module(self.name, self)
 
     def _disconnect(self) -> None:
@@ -165,7 +165,7 @@ class ForeignSlot(Slot):
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """The input or the output of a module: a hook passes it through the slot."""
+    """The input or output of a module; a forward hook passes its tensor through the slot."""
 
     side: Literal["input", "output"]
     layout: Layout = Whole()
@@ -178,7 +178,7 @@ class Edge:
             owner.register_forward_hook(hook.after)
 
     def unmount(self, owner: nn.Module, slot: ForeignSlot) -> None:
-        # Found by name, not by a handle: a copied model has its own hooks, and no handles.
+        # Hooks are identified by name, because a copied model has copies of the hooks but not of their handles.
         for hooks in (owner._forward_pre_hooks, owner._forward_hooks):
             for key in [key for key, hook in hooks.items() if _name_of(hook) == slot.name]:
                 del hooks[key]
@@ -187,7 +187,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class _EdgeHook:
-    """Looks its slot up by name, so that it goes on working in a copy of the model."""
+    """A hook that looks up its slot by name, so that it also works in a copy of the model."""
 
     name: str
     layout: Layout

@@ -1,4 +1,4 @@
-"""The adapter for our own GPT: offers every site and every part."""
+"""Host of the reference GPT, which offers every site and every part."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GPTHost(Host):
 
     @property
     def gpt(self) -> GPT:
-        """The model by its own type."""
+        """The model, typed as ``GPT``."""
         return cast(GPT, self.model)
 
     @override
@@ -82,10 +82,10 @@ class GPTHost(Host):
 
     @override
     def find_attentions(self) -> Sequence[AttentionPoint]:
-        found = [cast(Block, block).attn for block in self.gpt.blocks]
+        attentions = [cast(Block, block).attn for block in self.gpt.blocks]
         return [
             AttentionPoint(layer, attn.num_heads, _watching(attn), attn.scores, attn.weights)
-            for layer, attn in enumerate(found)
+            for layer, attn in enumerate(attentions)
         ]
 
 

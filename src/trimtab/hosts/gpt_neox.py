@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: one QKV matrix in which each head's query, key and value lie together."""
+"""GPT-NeoX and Pythia: one QKV matrix, whose rows are ordered by head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every Hugging Face family shares: its attention registry, which lets one model use another function."""
+"""The host shared by all families of transformers. Their attention registry lets one model use another function."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HuggingFaceHost(DecoderHost):
     """A causal language model of the transformers library.
 
     Attributes:
-        model_types: values of ``config.model_type`` that the family goes by.
+        model_types: values of ``config.model_type`` that identify the family.
     """
 
     model_types: frozenset[str]
@@ -52,7 +52,7 @@ class HuggingFaceHost(DecoderHost):
 
 
 class RegistrySeam(SeamMount):
-    """Lets the configuration name our function while any layer of the model needs it."""
+    """Names our attention function in the configuration of the model while any of its layers needs the function."""
 
     @override
     def open(self, attention: nn.Module) -> None:
@@ -60,7 +60,7 @@ class RegistrySeam(SeamMount):
         base = _name(config).removeprefix(OURS)
         if base not in BASES:
             raise SiteUnavailableError(
-                f"attention by '{base}' keeps masks and windows to itself, so its scores cannot be reached; "
+                f"the attention implementation '{base}' hides its masks and windows, so scores cannot be reached; "
                 "call model.set_attn_implementation('sdpa') first"
             )
         if not _name(config).startswith(OURS):
@@ -73,7 +73,7 @@ class RegistrySeam(SeamMount):
         config = cast(Any, attention).config
         for key in [key for key, hook in attention._forward_pre_hooks.items() if isinstance(hook, _StillOurs)]:
             del attention._forward_pre_hooks[key]
-        # Models made from one configuration object share it: the last user of all of them closes.
+        # Models made from one configuration object share it; the last user among all of them restores it.
         others = _OPEN.get(id(config), weakref.WeakSet[nn.Module]())
         others.discard(attention)
         if _name(config).startswith(OURS) and not others:
@@ -81,12 +81,12 @@ class RegistrySeam(SeamMount):
 
 
 class _StillOurs:
-    """A hook that notices when another attention function was chosen behind our back."""
+    """A hook that raises if the attention implementation was changed while the seam is open."""
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         if not _name(cast(Any, module).config).startswith(OURS):
             raise RuntimeError(
-                "the attention implementation was changed while methods or probes use it, which would make them "
+                "the attention implementation was changed while methods or probes use it, so they would be "
                 "inactive; choose it before they are installed"
             )
 
@@ -106,7 +106,7 @@ def _registered(base: str) -> str:
     name = OURS + base
     AttentionInterface.register(name, partial(_attention, base))
     if base in ALL_MASK_ATTENTION_FUNCTIONS:
-        # The same mask in the same form, so that the family's kernel sees what it would have seen.
+        # The mask keeps its form, so that the kernel of the family gets its usual input.
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
     return name
 
@@ -123,7 +123,7 @@ def _attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    own = _function(base, module)
+    family_attention = _function(base, module)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     cap = {} if softcap is None else {"softcap": softcap}
 
@@ -131,11 +131,13 @@ def _attention(
 
     def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         nonlocal weights
-        out, weights = own(module, q, k, v, attention_mask, scaling=scaling, dropout=dropout, **cap, **kwargs)
+        out, weights = family_attention(
+            module, q, k, v, attention_mask, scaling=scaling, dropout=dropout, **cap, **kwargs
+        )
         return out.transpose(1, 2)
 
     heads = attend(module, query, key, value, attention_mask, scale, kernel, cap=softcap, dropout=dropout)
-    return heads.transpose(1, 2).contiguous(), weights  # None where a kernel, or an edit, has none to show
+    return heads.transpose(1, 2).contiguous(), weights  # None if the kernel returns no weights, or an edit bypasses it
 
 
 def _function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
@@ -143,8 +145,8 @@ def _function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]
 
     if base != "eager":
         return ALL_ATTENTION_FUNCTIONS[base]
-    for kind in type(module).__mro__:  # each family keeps its own plain function beside its attention
-        found = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
-        if found is not None:
-            return found
-    raise LookupError(f"{type(module).__name__} has no plain attention function beside it")
+    for kind in type(module).__mro__:  # a family defines its eager function in the module of its class
+        function = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
+        if function is not None:
+            return function
+    raise LookupError(f"the module that defines {type(module).__name__} has no function eager_attention_forward")

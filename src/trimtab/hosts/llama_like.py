@@ -1,4 +1,4 @@
-"""Llama and its relatives: separate Q, K and V, a gated MLP, RMS norms."""
+"""Llama and similar families: separate Q, K and V, a gated MLP, RMS norms."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Qwen3Host(HuggingFaceHost):
 
 
 class Olmo2Host(HuggingFaceHost):
-    """OLMo 2: norms of queries and keys over their whole width, and of the branch outputs in place of pre-norms."""
+    """OLMo 2: norms of queries and keys over all heads together, and norms of branch outputs in place of pre-norms."""
 
     family = "OLMo 2"
     model_types = frozenset({"olmo2"})
@@ -60,7 +60,7 @@ class Olmo2Host(HuggingFaceHost):
 
 
 class Gemma2Host(HuggingFaceHost):
-    """Gemma 2: capped scores, norms before and after each branch, embeddings times the root of the width."""
+    """Gemma 2: soft-capped scores, norms before and after each branch, embeddings scaled by the root of the width."""
 
     family = "Gemma 2"
     model_types = frozenset({"gemma2"})

@@ -1,4 +1,4 @@
-"""Models in the manner of nanoGPT: a fused ``c_attn``, and a direct call of torch's attention function."""
+"""Models laid out like nanoGPT: a fused ``c_attn``, and a direct call of torch's attention function."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trimtab.hosts.gpt2 import GPT2Host
 
 
 class NanoGPTHost(DecoderHost):
-    """A module laid out as nanoGPT's: ``transformer.h`` of blocks with ``attn.c_attn`` and ``mlp.c_fc``."""
+    """A model laid out like nanoGPT: ``transformer.h`` holds blocks with ``attn.c_attn`` and ``mlp.c_fc``."""
 
     family = "nanoGPT-like"
     names = replace(GPT2Host.names, transposed=False)
@@ -42,14 +42,14 @@ class NanoGPTHost(DecoderHost):
 
 
 class InterceptingSeam(SeamMount):
-    """Catches the call of ``scaled_dot_product_attention`` inside an attention layer's forward."""
+    """Intercepts the call of ``scaled_dot_product_attention`` inside the forward of an attention layer."""
 
     @override
     def open(self, attention: nn.Module) -> None:
         if getattr(attention, "flash", True) is False:
             raise SiteUnavailableError(
-                f"{type(attention).__name__} writes its attention out by hand (flash is False), so its scores cannot "
-                "be reached; let it call torch.nn.functional.scaled_dot_product_attention"
+                f"{type(attention).__name__} computes attention explicitly (flash is False), so its scores cannot be "
+                "reached; let it call torch.nn.functional.scaled_dot_product_attention"
             )
         attention.forward = partial(_forward, attention)
 

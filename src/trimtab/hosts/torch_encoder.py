@@ -1,4 +1,4 @@
-"""torch's own ``nn.TransformerEncoder`` and ``nn.TransformerEncoderLayer``: for probes only."""
+"""Host of ``nn.TransformerEncoder`` and ``nn.TransformerEncoderLayer``, for probes only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trimtab.host import AttentionPoint, AttentionWatcher, Host, Part, PartView,
 
 
 class TorchEncoderHost(Host):
-    """Offers parts and points; no sites, as torch's layer keeps its attention to itself."""
+    """Offers parts and points. It offers no sites, because torch's layer does not expose its attention."""
 
     family = "torch.nn.TransformerEncoder (probes only)"
 
@@ -26,8 +26,8 @@ class TorchEncoderHost(Host):
     @property
     def layers(self) -> list[nn.TransformerEncoderLayer]:
         """The layers, in order."""
-        found = self.model.layers if isinstance(self.model, nn.TransformerEncoder) else [self.model]
-        return cast("list[nn.TransformerEncoderLayer]", list(cast(Any, found)))
+        layers = self.model.layers if isinstance(self.model, nn.TransformerEncoder) else [self.model]
+        return cast("list[nn.TransformerEncoderLayer]", list(cast(Any, layers)))
 
     @override
     def find_taps(self) -> Sequence[Tap]:
@@ -49,8 +49,8 @@ class TorchEncoderHost(Host):
         points: list[Point] = []
         for layer, block in enumerate(self.layers):
             points += [
-                # The projections are not called as modules: the outermost edges are what can be seen.
-                # With norms after the branches, what goes into a branch is the residual stream itself.
+                # The projections are not called as modules, so only input and output of the attention can be read.
+                # In a post-norm block the input of a branch is the residual stream, which has a gradient of its own.
                 Point("qkv_input", layer, block.self_attn, "input", block.norm_first),
                 Point("proj_output", layer, block.self_attn, "output"),
                 Point("fc1_input", layer, block.linear1, "input", block.norm_first),
@@ -63,15 +63,15 @@ class TorchEncoderHost(Host):
 
     @override
     def find_attentions(self) -> Sequence[AttentionPoint]:
-        found = [block.self_attn for block in self.layers]
-        return [AttentionPoint(layer, attn.num_heads, _watching(attn)) for layer, attn in enumerate(found)]
+        attentions = [block.self_attn for block in self.layers]
+        return [AttentionPoint(layer, attn.num_heads, _watching(attn)) for layer, attn in enumerate(attentions)]
 
 
 def _watching(attention: nn.MultiheadAttention) -> Callable[[AttentionWatcher], Callable[[], None]]:
     def watch(watcher: AttentionWatcher) -> Callable[[], None]:
         def show(module: nn.Module, args: Any, kwargs: Any) -> None:
             if args and args[0].ndim != 3:
-                return  # unbatched
+                return  # unbatched input is not read
             with torch.no_grad():
                 queries, keys, mask = _queries_and_keys(cast(nn.MultiheadAttention, module), args, kwargs)
                 watcher(queries, keys, mask, queries.shape[-1] ** -0.5)
@@ -82,7 +82,7 @@ def _watching(attention: nn.MultiheadAttention) -> Callable[[AttentionWatcher], 
 
 
 def _queries_and_keys(attention: nn.MultiheadAttention, args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Projected once more, as torch's layer shows them to nobody; the mask is True where visible, or added."""
+    """Queries BHTK, keys BHSK and the additive mask; projected again, because torch's layer does not expose them."""
     names = (
         "query",
         "key",

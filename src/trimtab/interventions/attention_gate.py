@@ -1,8 +1,8 @@
-r"""Attention gate: a sigmoid of the attention's input scales what each head, or each of its channels, hands on.
+r"""Attention gate: a sigmoid gate of the attention input scales the output of each head or of each channel.
 
 .. math:: Y' = Y \odot \mathrm{sigmoid}(x W_g)
 
-A head can say nothing without a place to put its attention, so the first token need not become a sink.
+The gate lets a head output zero wherever it attends, so the first token need not become an attention sink.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ WIDE = {"element": True, "head": False}
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionGate(ModelEdit):
-    """Gate the output of attention, before Proj, by its normalised input.
+    """Multiply the head outputs, before Proj, by a sigmoid gate of the normalised attention input.
 
     Attributes:
-        per: one gate for each ``element`` of a head's output, D x H x K more parameters a layer, or one for each
-            ``head``, D x H more.
-        init_std: standard deviation of the gate's initial weights; with 0 every gate is a half at first.
+        per: ``element`` gives each channel of each head a gate, with D x H x K more parameters per layer; ``head``
+            gives each head one gate, with D x H more parameters.
+        init_std: standard deviation of the initial gate weights; with 0 every gate starts at 1/2.
 
     Raises:
         ValueError: if per is unknown, or init_std is negative or not finite.
@@ -44,7 +44,10 @@ class AttentionGate(ModelEdit):
         arxiv="2505.06708",
         place="gate after the attention, before its output projection",
         equation="Y' = Y * sigmoid(x W_g)",
-        deviations=("element-wise by default", "the gate's weights start at a standard deviation of 0.02"),
+        deviations=(
+            "the gate is element-wise by default",
+            "the initial gate weights have a standard deviation of 0.02",
+        ),
     )
     hears: ClassVar[Sequence[Site]] = (Site.ATTN_IN,)
 
@@ -78,7 +81,7 @@ class _Gate(nn.Module):
 
     @override
     def forward(self, o_BHTK: Tensor) -> Tensor:
-        # Let go of at once: it would keep the graph of the last step alive.
+        # Released at once: a stored tensor would keep the autograd graph of the last step alive.
         x_BTD, self._heard = cast(Tensor, self._heard), None
         gate_BHTK = torch.sigmoid(self.gate(x_BTD)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         return o_BHTK * gate_BHTK

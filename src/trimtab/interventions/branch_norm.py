@@ -2,7 +2,7 @@ r"""Branch norm: normalise the output of Proj and of FC2 before each residual ad
 
 .. math:: x \leftarrow x + \mathrm{LN}(f(\mathrm{LN}(x)))
 
-With unit gains each branch adds a vector of length :math:`\sqrt{D}` per token, whatever its weights.
+With unit gains each branch adds a vector of length :math:`\sqrt{D}` per token, for any weights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BranchNorm(ModelEdit):
     """Normalise each branch output over the model width.
 
     Attributes:
-        norm: which norm; OLMo 2 uses the RMS norm, without bias.
+        norm: type of norm; OLMo 2 uses the RMS norm, without bias.
         eps: added to the variance, in squared units of the branch output.
 
     Raises:
@@ -41,7 +41,7 @@ class BranchNorm(ModelEdit):
         arxiv="2410.16682",
         place="the norms after Proj and FC2 of method 9",
         equation="x <- x + LN(Proj(...)); x <- x + LN(FC2(...))",
-        deviations=("gain 1 and bias 0 at first: not stated",),
+        deviations=("the gain starts at 1 and the bias at 0; the paper does not state either",),
     )
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ DRAWN = SCALED | {Part.Q, Part.K}
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DepthInit(InitRule):
-    """Draw the matrices of every block afresh by Xavier's rule, some with a gain that depends on depth.
+    """Draw the initial matrices of every block by Xavier's rule; V, Proj, FC1 and FC2 get a gain that depends on depth.
 
     Attributes:
         law: the gain of V, Proj, FC1 and FC2 in a decoder of N blocks: ``deep_norm`` shrinks them by (8N)^(1/4),
@@ -46,7 +46,7 @@ class DepthInit(InitRule):
         arxiv="2203.00555",
         place="initialisation of a decoder; sub_ln: that of Magneto, arXiv 2210.06423",
         equation="W ~ Xavier normal; gain on V, Proj, FC1, FC2: (8N)^(-1/4), or sqrt(ln 2N)",
-        deviations=("embedding, positions and head are left as the family has them",),
+        deviations=("embedding, position embeddings and head keep the initial values of the family",),
     )
 
     def __post_init__(self) -> None:

@@ -1,8 +1,9 @@
-r"""Embedding scale: enlarge what enters the first block, so that the shortcut outweighs the branches.
+r"""Embedding scale: multiply the input of the first block, so that the shortcut dominates the branches.
 
 .. math:: x_0 = \sqrt{D}\, E_{token}
 
-With entries of standard deviation :math:`\sqrt{2 / (5 D)}` the stream starts at :math:`\sqrt{2/5}` whatever the width.
+If the embedding has entries of standard deviation :math:`\sqrt{2 / (5 D)}`, the residual stream starts with a standard
+deviation of :math:`\sqrt{2/5}` at every width.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from trimtab.intervention import ModelEdit, Source
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingScale(ModelEdit):
-    """Multiply the embedding's output by the root of the model width."""
+    """Multiply the output of the embedding by the square root of the model width."""
 
     source: ClassVar[Source] = Source(
         title="Spike No More: Stabilizing the Pre-training of Large Language Models",
         arxiv="2312.16903",
         place="Scaled Embed",
         equation="x_0 = sqrt(D) E",
-        deviations=("learned positions, where a family adds them to the embedding, are scaled with it",),
+        deviations=("where a family adds learned positions to the embedding, the sum is scaled",),
     )
 
     @property

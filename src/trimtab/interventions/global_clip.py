@@ -1,8 +1,8 @@
-r"""Global clipping: scale all gradients down together when their common norm is too large.
+r"""Global clipping: scale all gradients by a common factor if their global norm is too large.
 
 .. math:: g \leftarrow g \min(1, c / \lVert g \rVert)
 
-After it the global norm is at most :math:`c`. A non-finite norm makes every gradient non-finite, on purpose.
+After clipping the global norm is at most :math:`c`. A non-finite norm makes every gradient non-finite, as intended.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class GlobalClip(GradientRule):
     """Clip the global L2 norm of the gradients.
 
     Attributes:
-        max_norm: largest norm left ("c"), in gradient units; no clipping as max_norm -> inf.
+        max_norm: upper bound of the norm ("c"), in gradient units; no clipping as max_norm -> inf.
 
     Raises:
         ValueError: if max_norm is not positive and finite.

@@ -1,9 +1,10 @@
-r"""Inner norm: a second norm inside each branch, right before Proj and right before FC2.
+r"""Inner norm: a second norm inside each branch, directly before Proj and directly before FC2.
 
 .. math:: x \leftarrow x + \mathrm{LN}(\mathrm{attn}(\mathrm{LN}(x)))\,W_{Proj}, \qquad
     x \leftarrow x + \mathrm{LN}(\mathrm{act}(\mathrm{LN}(x) W_{FC1}))\,W_{FC2}
 
-What Proj and FC2 read has unit variance, so the scale of V, and of FC1 under a homogeneous activation, has no effect.
+The inputs of Proj and FC2 have unit variance, so the scale of V has no effect. With a homogeneous activation the scale
+of FC1 has no effect either.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class InnerNorm(ModelEdit):
         arxiv="2210.06423",
         place="Sub-LN",
         equation="x <- x + LN(attn(LN(x))) W_Proj; x <- x + LN(act(LN(x) W_FC1)) W_FC2",
-        deviations=("in the MLP the norm stands after the activation; with a gated MLP, after the product",),
+        deviations=("in the MLP the norm follows the activation, or the product in a gated MLP",),
     )
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
-r"""LayerScale: a learnable gain per channel on each branch, small at first.
+r"""LayerScale: a learnable gain per channel on each branch, with a small initial value.
 
 .. math:: x \leftarrow x + \mathrm{diag}(\lambda)\, f(\mathrm{LN}(x))
 
-At the start every block is close to the identity, whatever its weights.
+Every block starts close to the identity, for any weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LayerScale(ModelEdit):
     """Multiply each branch output by a learnable gain per channel, just before the residual add.
 
     Attributes:
-        initial: first value of every gain ("lambda"), dimensionless; 1 starts as the plain block, 0 as the identity.
+        initial: initial value of every gain ("lambda"), dimensionless; 1 gives the plain block, 0 the identity.
 
     Raises:
         ValueError: if initial is negative or not finite.
@@ -38,7 +38,7 @@ class LayerScale(ModelEdit):
         arxiv="2103.17239",
         place="method 5 of arXiv 2410.16682",
         equation="x <- x + diag(lambda) f(LN(x)), lambda = 1e-5 at first",
-        deviations=("the initial value is not reported: CaiT's 1e-5 for 24 layers",),
+        deviations=("2410.16682 does not report the initial value; 1e-5 is that of CaiT for 24 layers",),
     )
 
     def __post_init__(self) -> None:

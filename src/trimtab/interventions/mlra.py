@@ -3,7 +3,8 @@ r"""Multi-head low-rank attention (MLRA): each of the query, key and value proje
 .. math:: W_Q = U_Q D_Q, \quad W_K = U_K D_K, \quad W_V = U_V D_V, \qquad
     U \in \mathbb R^{D \times r},\ D \in \mathbb R^{r \times D}
 
-The rank of each projection is at most :math:`r`. With :math:`r = D/2` parameters and FLOPs are as in plain attention.
+The rank of each projection is at most :math:`r`. With :math:`r = D/2` the parameters and FLOPs are as many as
+in plain attention.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from trimtab.change import Change, SwapChange
 from trimtab.host import Host, Part, PartView
 from trimtab.intervention import ModuleSwap, Source, TrainedModelError, is_trained
 
-_Piece = tuple[nn.Linear, nn.Linear | None]  # U and D, or a plain matrix and nothing
+_Piece = tuple[nn.Linear, nn.Linear | None]  # the factors U and D, or a plain matrix and None
 GPT2_STD = 0.02
 INITS = ("gpt2", "variance_matched")
 PARTS = (Part.Q, Part.K, Part.V)
 
 
 class RankLossWarning(UserWarning):
-    """A trained projection was cut to a lower rank; the message says what was lost."""
+    """A trained projection was approximated at a lower rank; the message says how much of it was lost."""
 
 
 @final
@@ -38,18 +39,18 @@ class MLRA(ModuleSwap):
     """Factorise the projections of queries, keys and values; the output projection keeps its full rank.
 
     Attributes:
-        rank: inner width of each product ("r"); 0 takes the one at which the factors have as many parameters as what
-            they replace, half of the model width for a square projection.
-        init: of the factors of a fresh model. ``gpt2`` draws both with a standard deviation of 0.02, so that the
-            product is far smaller than a plain matrix; ``variance_matched`` draws them so that the product has the
-            standard deviation of the matrix it replaces.
-        down: whether queries, keys and values each have a ``separate`` down-projection D, or one ``shared``.
-        projections: which of the three are factorised; the others stay plain.
-        trained: what to do with a model that has been trained: ``refuse`` it, or ``factorise`` each projection by its
-            singular values, with a ``RankLossWarning`` that says what is lost.
+        rank: inner width of each product ("r"). 0 selects the rank at which the factors have as many parameters as the
+            matrix they replace: half of the model width for a square projection.
+        init: initial values of the factors of a fresh model. ``gpt2`` draws both with a standard deviation of 0.02, so
+            that the product is far smaller than a plain matrix. ``variance_matched`` draws them so that the product
+            has the standard deviation of the matrix it replaces.
+        down: ``separate`` gives queries, keys and values a down-projection D each; ``shared`` gives them a common one.
+        projections: the projections that are factorised; the others stay plain.
+        trained: treatment of a trained model. ``refuse`` raises ``TrainedModelError``. ``factorise`` truncates the
+            singular value decomposition of each projection, with a ``RankLossWarning`` that gives the loss.
 
     Raises:
-        ValueError: if a setting is unknown, rank is negative, or a shared D is asked for with ``factorise``.
+        ValueError: if a setting is unknown, rank is negative, or ``shared`` is combined with ``factorise``.
     """
 
     rank: int = 0
@@ -63,8 +64,8 @@ class MLRA(ModuleSwap):
         place="Multi-head Low-Rank Attention; not the method of arXiv 2603.02188 of the same name",
         equation="W_Q = U_Q D_Q, W_K = U_K D_K, W_V = U_V D_V, rank r = D / 2",
         deviations=(
-            "rank and initial weights are not known to us: half of the width, GPT-2's for both factors",
-            "no sharing of factors; a bias, where the family has one, stays behind the product",
+            "the paper's rank and initial weights are unknown to us: half of the width, and GPT-2's for both factors",
+            "factors are not shared; a bias of the family is added after the product",
             "the output projection keeps its full rank",
         ),
     )
@@ -78,14 +79,16 @@ class MLRA(ModuleSwap):
             raise ValueError(f"rank must not be negative, got {self.rank}")
         named = set(self.projections)
         if not named or not named <= set(PARTS) or len(named) < len(self.projections):
-            raise ValueError(f"projections must name some of q, k and v, each once, got {list(self.projections)}")
+            raise ValueError(
+                f"projections must be distinct names out of q, k and v, at least one, got {list(self.projections)}"
+            )
         if self.down == "shared" and self.trained == "factorise":
-            raise ValueError("a trained model has no shared down-projection to factorise into; use down = separate")
+            raise ValueError("down = 'shared' cannot be combined with trained = 'factorise'; use down = 'separate'")
 
     @property
     @override
     def parts(self) -> Sequence[Part]:
-        return PARTS  # those not factorised too: a fused QKV is one module
+        return PARTS  # all three, because a fused QKV is one module
 
     @override
     def prepare(self, host: Host) -> Sequence[Change]:
@@ -103,8 +106,8 @@ class MLRA(ModuleSwap):
         changes = [change for views in layers.values() for change in self._layer(views, trained, kept)]
         if kept:
             warnings.warn(
-                f"mlra: of the squared norm of each projection {min(kept):.1%} to {max(kept):.1%} is kept; the rest is "
-                "lost",
+                f"mlra: the factors keep {min(kept):.1%} to {max(kept):.1%} of the squared norm of each projection; "
+                "the rest is lost",
                 RankLossWarning,
                 stacklevel=2,
             )
@@ -122,17 +125,17 @@ class MLRA(ModuleSwap):
             num_in = first.shape[1]
             rank = self.rank or _parity(num_in, sum(view.weight.shape[0] for view in chosen))
             if rank > num_in:
-                raise ValueError(f"mlra: rank {rank} is more than the width {num_in} of what is projected")
+                raise ValueError(f"mlra: rank {rank} is more than the input width {num_in} of the projections")
             common = _drawn(rank, num_in, self._std(first, rank), first)
         modules: dict[int, list[PartView]] = {}
         for view in views:
             modules.setdefault(id(view.module), []).append(view)
         return [
             SwapChange(
-                some[0], _Product(some, [self._piece(view, common, trained, kept) for view in some]), some[0].module
+                group[0], _Product(group, [self._piece(view, common, trained, kept) for view in group]), group[0].module
             )
-            for some in modules.values()
-            if any(view in chosen for view in some)
+            for group in modules.values()
+            if any(view in chosen for view in group)
         ]
 
     def _piece(self, view: PartView, common: nn.Linear | None, trained: bool, kept: list[float]) -> _Piece:
@@ -142,7 +145,9 @@ class MLRA(ModuleSwap):
         num_out, num_in = weight.shape
         rank = common.out_features if common is not None else self.rank or _parity(num_in, num_out)
         if common is None and rank > min(num_in, num_out):
-            raise ValueError(f"mlra: rank {rank} is more than {view.part} has, which is {num_out} x {num_in}")
+            raise ValueError(
+                f"mlra: rank {rank} is more than the full rank of {view.part}, a matrix of {num_out} x {num_in}"
+            )
         if trained:
             left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
             root = values[:rank].sqrt()
@@ -154,12 +159,12 @@ class MLRA(ModuleSwap):
     def _std(self, weight: Tensor, rank: int) -> float:
         if self.init == "gpt2" or weight.is_meta:
             return GPT2_STD
-        # r products of two factors: the variance of an entry is r s^4.
+        # An entry is a sum of r products of two factors, so its variance is r s^4.
         return math.sqrt(float(weight.detach().float().std(correction=0)) / math.sqrt(rank))
 
 
 class _Product(nn.Module):
-    """Plays the projections that one module held: x (..., D) in, their outputs in the family's order out."""
+    """Replaces the projections that one module held: maps x (..., D) to their outputs, in the order of the family."""
 
     def __init__(self, views: Sequence[PartView], pieces: Sequence[_Piece]) -> None:
         super().__init__()
@@ -169,7 +174,7 @@ class _Product(nn.Module):
         self.source = [next((i for i, d in enumerate(distinct) if d is down), -1) for _, down in pieces]
         self.bias = cast("nn.Parameter | None", getattr(views[0].module, "bias", None))
         self.transposed = views[0].transposed
-        # A linear layer says these, and some families ask.
+        # Attributes of nn.Linear, which some families read.
         self.in_features = self.down[0].in_features
         self.out_features = sum(cast(nn.Linear, up).out_features for up in self.up)
         self.order: Tensor | None
@@ -185,7 +190,7 @@ class _Product(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The product, laid out as the matrix that was replaced."""
+        """The product of the factors, in the layout of the replaced matrix."""
         factors = zip(cast("Sequence[nn.Linear]", self.up), self.source, strict=True)
         rows = torch.cat([up.weight if i < 0 else up.weight @ cast(Tensor, self.down[i].weight) for up, i in factors])
         rows = rows if self.order is None else rows[self.order]
@@ -195,15 +200,15 @@ class _Product(nn.Module):
         return self.weight.detach()
 
     def effective_bias(self) -> Tensor | None:
-        return None  # it is the family's own
+        return None  # the bias still belongs to the family, so there is nothing to merge
 
 
 def _order(views: Sequence[PartView]) -> Tensor | None:
-    """Where each output row of the family's matrix lies among the pieces; None if they are in order."""
+    """Index of each output row of the family's matrix in the concatenated pieces; None if the order is the same."""
     if len(views) == 1:
         return None
     total = sum(view.weight.shape[0] for view in views)
-    numbers = torch.arange(total, device="cpu")  # also where the model is only sketched, on the meta device
+    numbers = torch.arange(total, device="cpu")  # on the CPU even if the model is on the meta device
     rows = torch.cat([numbers[view.rows] for view in views])
     return None if torch.equal(rows, numbers) else rows.argsort().to(views[0].weight.device)
 

@@ -2,8 +2,8 @@ r"""Post-norm with a weighted shortcut: normalise the residual stream after ever
 
 .. math:: x \leftarrow \mathrm{LN}(\alpha x + f(x)), \qquad \alpha = (2 N)^{1/4}
 
-Computed as :math:`\mathrm{LN}(x + f(x) / \alpha)` with :math:`\varepsilon / \alpha^2`, which is the same number, so the
-add itself stays the family's. The stream leaves every branch with unit variance.
+It is computed as :math:`\mathrm{LN}(x + f(x) / \alpha)` with :math:`\varepsilon / \alpha^2`. The two are equal, and
+this form keeps the residual add of the family. The stream has unit variance after every branch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PostNorm(ModelEdit):
     """Weigh the shortcut by ``(2 num_layers) ** power`` and layer-normalise every sum.
 
     Attributes:
-        power: of twice the number of blocks ("alpha" is the result); 0 is the plain post-norm.
+        power: exponent of twice the number of blocks; the result is "alpha". 0 gives the plain post-norm.
         eps: added to the variance, in squared units of the weighted sum.
 
     Raises:
@@ -40,7 +40,7 @@ class PostNorm(ModelEdit):
         arxiv="2203.00555",
         place="DeepNorm of a decoder",
         equation="x <- LN(alpha x + f(x)), alpha = (2N)^(1/4)",
-        deviations=("alpha is that of the paper and its code; GLM-130B used (2N)^(1/2)",),
+        deviations=("alpha follows the paper and its code; GLM-130B uses (2N)^(1/2)",),
     )
 
     def __post_init__(self) -> None:

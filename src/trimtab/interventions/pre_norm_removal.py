@@ -1,8 +1,8 @@
-r"""Pre-norm removal: let QKV, FC1 or the head read the residual stream as it is.
+r"""Pre-norm removal: QKV, FC1 or the head read the residual stream without a norm.
 
 .. math:: [Q, K, V] = x W_{QKV}
 
-Meant for use with norms elsewhere, which then bound what the missing pre-norm bounded.
+It is meant to be combined with norms at other sites, which bound the activations in place of the pre-norm.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from trimtab.intervention import ModuleSwap, Source
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreNormRemoval(ModuleSwap):
-    """Take norms out that read the residual stream.
+    """Remove norms that read the residual stream.
 
-    Saved weights then lack the keys of the removed norms.
+    Saved weights lack the keys of the removed norms.
 
     Attributes:
-        norms: which; ``attn_norm`` stands before QKV, ``mlp_norm`` before FC1, ``final_norm`` before the head.
+        norms: the norms to remove; ``attn_norm`` precedes QKV, ``mlp_norm`` FC1, ``final_norm`` the head.
 
     Raises:
         ValueError: if norms is empty or names another part.
@@ -43,7 +43,9 @@ class PreNormRemoval(ModuleSwap):
     def __post_init__(self) -> None:
         known = (Part.ATTN_NORM, Part.MLP_NORM, Part.FINAL_NORM)
         if not self.norms or not set(self.norms) <= set(known) or len(set(self.norms)) < len(self.norms):
-            raise ValueError(f"norms must name some of {', '.join(known)}, each once, got {list(self.norms)}")
+            raise ValueError(
+                f"norms must be distinct names out of {', '.join(known)}, at least one, got {list(self.norms)}"
+            )
 
     @property
     @override

@@ -27,9 +27,9 @@ class QKNorm(ModelEdit):
     """Normalise every query and key.
 
     Attributes:
-        norm: which norm; OLMo 2 and Qwen 3 use the RMS norm, without bias.
-        across: a norm of each ``head`` over its K channels, shared by the heads, as in Qwen 3; or one over the whole
-            ``width`` of all heads together, as in OLMo 2.
+        norm: type of norm; OLMo 2 and Qwen 3 use the RMS norm, without bias.
+        across: ``head`` normalises each head over its K channels, with a gain shared by the heads, as in Qwen 3;
+            ``width`` normalises all heads together, as in OLMo 2.
         eps: added to the variance, in squared units of the queries.
 
     Raises:
@@ -45,8 +45,8 @@ class QKNorm(ModelEdit):
         place="method 6; QK-LN of arXiv 2309.14322",
         equation="S = LN(Q) LN(K)^T / sqrt(K)",
         deviations=(
-            "per head over its channels, one gain and bias for q and one for k, shared by the heads",
-            "before rotary, not after",
+            "the norm is per head, over its channels; the heads share one gain and bias for q, and one for k",
+            "the norm precedes the rotary embedding",
         ),
     )
 

@@ -2,8 +2,8 @@ r"""sigmaReparam: divide each weight by its spectral norm and multiply by a lear
 
 .. math:: \hat W = \frac{\gamma}{\sigma(W)} W, \qquad \sigma(W) = v^\top W u
 
-Once power iteration has converged :math:`\lVert \hat W \rVert_2 = |\gamma|`; the gradient is orthogonal to
-:math:`W`, so the size of a weight can only be changed on purpose, through one scalar.
+Once the power iteration has converged, :math:`\lVert \hat W \rVert_2 = |\gamma|`. The gradient is orthogonal to
+:math:`W`, so only the scalar changes the spectral norm of a weight.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class SigmaReparam(WeightRule):
     """Reparametrise QKV, Proj, FC1 and FC2 by their spectral norm, with one power iteration per training forward.
 
     Attributes:
-        gamma: where the learnable scalar starts: at the ``spectral_norm`` of the initial weight, which keeps the
-            function, as in the authors' PyTorch code; or at ``one``, as in their paper and JAX code.
+        gamma: initial value of the learnable scalar. ``spectral_norm``, that of the initial weight, leaves the function
+            unchanged, as in the authors' PyTorch code. ``one`` is the value in their paper and JAX code.
 
     Raises:
         ValueError: if gamma is unknown.
@@ -41,8 +41,8 @@ class SigmaReparam(WeightRule):
         place="method 1 of arXiv 2410.16682",
         equation="W_eff = (gamma / sigma(W)) W, sigma by power iteration",
         deviations=(
-            "gamma starts at the spectral norm by default, so the function is kept; the paper's text has 1",
-            "layer norms stay; scope QKV, Proj, FC1, FC2; a fused QKV counts as one matrix",
+            "gamma starts at the spectral norm by default, so the function is unchanged; in the paper it starts at 1",
+            "layer norms are kept; the rule covers QKV, Proj, FC1 and FC2; a fused QKV counts as one matrix",
         ),
     )
 
@@ -64,7 +64,7 @@ class _SpectralReparam(nn.Module):
     def __init__(self, weight: Tensor, *, unit: bool) -> None:
         super().__init__()
         device = weight.device
-        # On the CPU in float64: exact, the same on every device, and done once.
+        # Once, on the CPU in float64: accurate, and equal for every device of the model.
         whole = torch.zeros(weight.shape) if weight.is_meta else weight.detach()
         left, values, right = torch.linalg.svd(whole.double().cpu(), full_matrices=False)
         self.gamma = nn.Parameter(
@@ -76,7 +76,7 @@ class _SpectralReparam(nn.Module):
     @override
     def forward(self, weight: Tensor) -> Tensor:
         stored_u, stored_v = cast(Tensor, self.u), cast(Tensor, self.v)
-        u, v = stored_u.float(), stored_v.float()  # the model may have been cast after the method went in
+        u, v = stored_u.float(), stored_v.float()  # the model may have been cast after the method was installed
         if not _recomputing():
             with torch.no_grad():
                 v = F.normalize(weight.detach().float() @ u, dim=0)
@@ -89,5 +89,5 @@ class _SpectralReparam(nn.Module):
 
 
 def _recomputing() -> bool:
-    """Whether an activation checkpoint runs the forward pass again inside backward: the state moves once a step."""
+    """Whether an activation checkpoint repeats the forward pass inside backward. The state advances once per step."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -1,8 +1,8 @@
-r"""Small init: every matrix small, Proj and FC2 smaller still with depth, so that no branch outweighs the shortcut.
+r"""Small init: draw small initial matrices, scaled down with depth in Proj and FC2, so that the shortcut dominates.
 
 .. math:: \sigma = \sqrt{\tfrac{2}{5 D}}, \qquad \sigma_{Proj} = \sigma_{FC2} = \sigma \sqrt{\tfrac{1}{2 N}}
 
-for :math:`N` blocks.
+for the model width :math:`D` and :math:`N` blocks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MODEL_INPUT = frozenset({Part.EMBEDDING, Part.Q, Part.K, Part.V, Part.FC1, Part.
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SmallInit(InitRule):
-    """Draw every matrix from a normal distribution whose standard deviation falls with width, and with depth."""
+    """Draw every matrix from a normal distribution of small standard deviation, which depends on width and depth."""
 
     source: ClassVar[Source] = Source(
         title="Spike No More: Stabilizing the Pre-training of Large Language Models",
@@ -35,7 +35,7 @@ class SmallInit(InitRule):
         equation="std = sqrt(2 / (5 D)); Proj and FC2 times sqrt(1 / (2 N))",
         deviations=(
             "embedding and head are drawn like the other matrices",
-            "positions are left as the family has them",
+            "position embeddings keep the initial values of the family",
         ),
     )
 

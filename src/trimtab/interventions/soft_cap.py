@@ -2,7 +2,7 @@ r"""Soft cap: bound every attention score smoothly.
 
 .. math:: S' = c \tanh(S / c)
 
-No score leaves :math:`[-c, c]`, whatever the weights do.
+Every score lies in :math:`[-c, c]`, for any weights.
 """
 
 from __future__ import annotations

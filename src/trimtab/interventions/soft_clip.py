@@ -1,8 +1,8 @@
-r"""Soft clip (clipped softmax): stretch the probabilities, then clip, so that exact 0 and 1 are reachable.
+r"""Soft clip (clipped softmax): stretch the probabilities and clip them, so that exact 0 and 1 are reachable.
 
 .. math:: A = \mathrm{clip}((\zeta - \gamma)\,\mathrm{softmax}(S + M) + \gamma,\ 0,\ 1)
 
-A head can attend to nothing, or to one key only, without scores growing for ever; clipped entries get no gradient.
+A head can attend to no key, or to one key only, at finite scores. Clipped entries get no gradient.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SoftClip(ModelEdit):
         arxiv="2306.12929",
         place="method 4 of arXiv 2410.16682",
         equation="A = clip((zeta - gamma) softmax(S + mask) + gamma, 0, 1), zeta = 1.03, gamma = -0.03",
-        deviations=("rows are not renormalised: the formula has no such step",),
+        deviations=("rows are not renormalised, because the formula has no such step",),
     )
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
-r"""Soft temperature: scale the scores down, so that the softmax stays flatter.
+r"""Soft temperature: scale the scores down, so that the softmax is flatter.
 
 .. math:: A = \mathrm{softmax}(\beta S + M)
 
-For the same scores and :math:`\beta < 1`, no row of attention has less entropy than before.
+For the same scores and :math:`\beta < 1`, the entropy of every attention row is at least as large as without scaling.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class SoftTemp(ModelEdit):
     """Multiply every attention score by a fixed factor before the softmax.
 
     Attributes:
-        factor: what scores are multiplied by ("beta" in the paper), dimensionless; 1 changes nothing,
-            towards 0 attention becomes uniform.
+        factor: multiplier of the scores ("beta" in the paper), dimensionless; 1 changes nothing, and attention becomes
+            uniform as factor -> 0.
 
     Raises:
         ValueError: if factor is not positive and finite.
@@ -38,7 +38,9 @@ class SoftTemp(ModelEdit):
         arxiv="2410.16682",
         place="method 2",
         equation="A = softmax(beta S + mask), beta = 0.5",
-        deviations=("direction uncertain in the paper: scores are multiplied by beta, which tames them",),
+        deviations=(
+            "the direction is uncertain in the paper; here scores are multiplied by beta, which makes them smaller",
+        ),
     )
 
     def __post_init__(self) -> None:

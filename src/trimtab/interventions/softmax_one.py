@@ -1,10 +1,10 @@
-r"""Softmax-1: one more term in the denominator, so that a head can attend to nothing.
+r"""Softmax-1: an additional 1 in the denominator, so that a head can attend to no key.
 
 .. math:: A_{ij} = \frac{e^{S_{ij}}}{1 + \sum_l e^{S_{il}}}
 
-The same as a further key of zero score and zero value. Computed from the plain softmax :math:`P` as
-:math:`P\,\mathrm{sigmoid}(\log Z)` with :math:`\log Z = S_{ij} - \log P_{ij}` at the most likely key, which no score
-can overflow.
+It equals a softmax with an additional key of score 0 and value 0. It is computed from the plain softmax :math:`P` as
+:math:`P\,\mathrm{sigmoid}(\log Z)` with :math:`\log Z = S_{ij} - \log P_{ij}` at the most likely key, which does not
+overflow for any score.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SoftmaxOne(ModelEdit):
         arxiv="",
         place="softmax_1, a note on the web",
         equation="A_ij = exp(S_ij) / (1 + sum_l exp(S_il))",
-        deviations=("a mask may hide keys, not add to the scores of visible ones",),
+        deviations=("a mask may hide keys, but must not add to the scores of visible keys",),
     )
     hears: ClassVar[Sequence[Site]] = (Site.SCORES,)
 
@@ -58,6 +58,6 @@ class _OffByOne(nn.Module):
         s_BHTT, self._heard = cast(Tensor, self._heard), None
         dtype = torch.promote_types(w_BHTT.dtype, torch.float32)
         largest, key = w_BHTT.to(dtype).max(-1, keepdim=True)
-        # A row that sees nothing has no largest weight; it stays zero.
+        # A row without visible keys has only zero weights and stays zero; the clamp avoids log 0.
         log_z = s_BHTT.to(dtype).gather(-1, key) - largest.clamp_min(torch.finfo(dtype).tiny).log()
         return w_BHTT * torch.sigmoid(log_z).to(w_BHTT.dtype)

@@ -1,8 +1,8 @@
-r"""V-norm: normalise values per head, so that what a head can write is bounded.
+r"""V-norm: normalise values per head, so that the output of each head is bounded.
 
 .. math:: O = A\,\mathrm{LN}_v(V)
 
-With a unit gain no head output is longer than :math:`\sqrt{K}` at any token.
+With a unit gain the length of a head output is at most :math:`\sqrt{K}` at every token.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class VNorm(ModelEdit):
         arxiv="2410.16682",
         place="the third norm of method 8",
         equation="O = A LN(V)",
-        deviations=("per head over its channels, one gain and bias shared by the heads",),
+        deviations=("the norm is per head, over its channels; the heads share one gain and bias",),
     )
 
     def __post_init__(self) -> None:

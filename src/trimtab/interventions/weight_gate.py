@@ -1,9 +1,9 @@
-r"""Weight gate (WeSaR): every matrix is stored at one scale, and a learnable scalar gives it its own.
+r"""Weight gate (WeSaR): all matrices are stored at a common scale, each behind a learnable scalar that sets its scale.
 
 .. math:: W_{eff} = \alpha W, \qquad W_{ij} \sim \mathcal N(0, \hat\sigma^2), \quad \alpha_0 = \sigma / \hat\sigma
 
-Adam moves every entry by about the LR, so with one scale for all, :math:`\lVert\Delta W\rVert / \lVert W\rVert` is the
-same for every matrix.
+Adam changes every entry by about the LR. At a common scale :math:`\lVert\Delta W\rVert / \lVert W\rVert` is therefore
+the same for every matrix.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from trimtab.intervention import Source, WeightRule
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightGate(WeightRule):
-    """Store QKV, Proj, FC1 and FC2 at one standard deviation, each behind a learnable scalar gate.
+    """Store QKV, Proj, FC1 and FC2 at a common standard deviation, each behind a learnable scalar gate.
 
     Attributes:
-        std: of every stored matrix ("sigma hat").
+        std: standard deviation of every stored matrix ("sigma hat").
 
     Raises:
         ValueError: if std is not positive and finite.
@@ -40,9 +40,9 @@ class WeightGate(WeightRule):
         place="WeSaR",
         equation="W_eff = alpha W, W ~ N(0, sigma^2), alpha = target std / sigma at first",
         deviations=(
-            "accounts differ on sigma: 4e-5 is taken as its square, so it is 6.3e-3",
-            "the target is the standard deviation the family starts from, so the function is kept",
-            "scope QKV, Proj, FC1, FC2; a fused QKV counts as one matrix; embedding and head stay",
+            "sources differ on sigma: 4e-5 is taken as its square, so sigma is 6.3e-3",
+            "the target is the initial standard deviation of the family, so the function is unchanged",
+            "the rule covers QKV, Proj, FC1 and FC2; a fused QKV counts as one matrix; embedding and head stay plain",
         ),
     )
 
@@ -64,12 +64,12 @@ class _Gated(nn.Module):
     def __init__(self, weight: Tensor, std: float) -> None:
         super().__init__()
         alpha = weight.detach().float().std(correction=0) / std
-        self.alpha = nn.Parameter(torch.where(alpha == 0, 1.0, alpha))  # a matrix of zeros stays one
+        self.alpha = nn.Parameter(torch.where(alpha == 0, 1.0, alpha))  # a matrix of zeros stays zero
 
     @override
     def forward(self, weight: Tensor) -> Tensor:
         return self.alpha.to(weight.dtype) * weight
 
     def right_inverse(self, effective: Tensor) -> Tensor:
-        """What is stored for an effective weight."""
+        """The stored weight for a given effective weight."""
         return effective / self.alpha.detach().to(effective.dtype)

@@ -1,4 +1,4 @@
-"""The block that the other methods edit, as it is."""
+"""Baseline: the plain block, without any intervention."""
 
 from __future__ import annotations
 

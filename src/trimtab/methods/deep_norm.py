@@ -1,4 +1,4 @@
-"""DeepNorm: norms after every add in place of pre-norms, a weighted shortcut, initial weights that fall with depth."""
+"""DeepNorm: post-norms in place of pre-norms, a weighted shortcut, and initial weights scaled down with depth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ deep_norm = Method(
         deviations=(
             *PostNorm.source.deviations,
             *DepthInit.source.deviations,
-            "no norm before the head: the last add has one",
+            "there is no norm before the head, because the last add is followed by a norm",
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""A sigmoid gate on what attention hands on."""
+"""A sigmoid gate on the head outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Low-rank queries, keys and values that start as large as plain ones: low rank without a smaller init."""
+"""Control for the smaller init of mlra: low-rank products that start at the standard deviation of plain matrices."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ mlra_matched = Method(
         arxiv=MLRA.source.arxiv,
         place="a control of ours",
         equation="W_Q = U_Q D_Q, ..., std of each product that of the plain matrix",
-        deviations=("the paper's initial weights are not known to us; these tell low rank from a smaller init",),
+        deviations=(
+            "the paper's initial weights are unknown to us; this control separates low rank from a smaller init",
+        ),
     ),
 )

@@ -16,6 +16,6 @@ qkv_norm = Method(
         arxiv="2410.16682",
         place="method 8",
         equation="[Q, K, V] = x W_QKV, O = softmax(LN(Q) LN(K)^T / sqrt(K) + mask) LN(V)",
-        deviations=(*QKNorm.source.deviations, "the pre-norm before FC1 stays"),
+        deviations=(*QKNorm.source.deviations, "the pre-norm before FC1 is kept"),
     ),
 )

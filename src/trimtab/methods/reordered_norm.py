@@ -15,6 +15,6 @@ reordered_norm = Method(
         arxiv="2501.00656",
         place="reordered norm",
         equation="x <- x + RMSNorm(attn(x)); x <- x + RMSNorm(mlp(x))",
-        deviations=("without the QK-norm that OLMo 2 pairs it with: see reordered_qk_norm", "eps 1e-6"),
+        deviations=("without QK-norm, which OLMo 2 combines it with: see reordered_qk_norm", "eps is 1e-6"),
     ),
 )

@@ -15,6 +15,6 @@ reordered_qk_norm = Method(
         reordered_norm.source,
         place="reordered norm and QK-norm",
         equation="x <- x + RMSNorm(attn(x)); x <- x + RMSNorm(mlp(x)); S = RMSNorm(Q) RMSNorm(K)^T / sqrt(K)",
-        deviations=("eps 1e-6",),
+        deviations=("eps is 1e-6",),
     ),
 )

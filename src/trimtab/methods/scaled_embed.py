@@ -1,4 +1,4 @@
-"""Scaled Embed: small matrices, and an embedding scaled up, so that the shortcut outweighs the branches."""
+"""Scaled Embed: small initial matrices and a scaled embedding, so that the shortcut dominates the branches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Method 1: every linear weight over its spectral norm, times a learnable scalar."""
+"""Method 1: every linear weight is divided by its spectral norm and multiplied by a learnable scalar."""
 
 from __future__ import annotations
 

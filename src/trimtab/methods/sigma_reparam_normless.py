@@ -1,4 +1,4 @@
-"""sigmaReparam in place of layer norms: every spectral norm starts at one, and no norm is left."""
+"""sigmaReparam in place of layer norms: every spectral norm starts at 1, and all layer norms are removed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ sigma_reparam_normless = Method(
         SigmaReparam.source,
         place="the variant without layer norms, which its vision experiments use",
         equation="W_eff = (gamma / sigma(W)) W, gamma = 1 at first; no layer norm",
-        deviations=("scope QKV, Proj, FC1, FC2; a fused QKV counts as one matrix; the head stays plain",),
+        deviations=("the rule covers QKV, Proj, FC1 and FC2; a fused QKV counts as one matrix; the head stays plain",),
     ),
 )

@@ -1,4 +1,4 @@
-"""sigmaReparam as its paper writes it: every spectral norm starts at one."""
+"""sigmaReparam as in the text of its paper: every spectral norm starts at 1."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ sigma_reparam_unit = Method(
         SigmaReparam.source,
         place="equation of the method, gamma = 1 at first",
         equation="W_eff = (gamma / sigma(W)) W, gamma = 1 at first",
-        deviations=("layer norms stay; scope QKV, Proj, FC1, FC2; a fused QKV counts as one matrix",),
+        deviations=("layer norms are kept; the rule covers QKV, Proj, FC1 and FC2; a fused QKV counts as one matrix",),
     ),
 )

@@ -1,4 +1,4 @@
-"""Method 3: scores bounded by a scaled tanh."""
+"""Method 3: attention scores bounded by a scaled tanh."""
 
 from __future__ import annotations
 

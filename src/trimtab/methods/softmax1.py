@@ -1,4 +1,4 @@
-"""A softmax that may sum to less than one."""
+"""A softmax whose weights may sum to less than 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sub-LN: a second norm inside each branch, and initial weights that grow with depth."""
+"""Sub-LN: a second norm inside each branch, and initial weights scaled up with depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every matrix stored at one scale behind a learnable gate."""
+"""WeSaR: all matrices stored at a common scale, each behind a learnable scalar gate."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Model families of our own."""
+"""Model families defined by trimtab."""

@@ -1,4 +1,4 @@
-"""The reference GPT: a pre-norm decoder in the manner of GPT-2, with every site a slot in plain sight."""
+"""The reference GPT: a pre-norm decoder like GPT-2, in which every site is an explicit slot."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ LARGEST = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GPTConfig:
-    """The shape and conventions of a GPT.
+    """Shape and conventions of a GPT.
 
     Attributes:
         context: longest sequence, in tokens ("T").
         width: of the residual stream ("d").
-        mlp_ratio: hidden width of the MLP over ``width``.
-        rotary_share: share of each head's channels that rotate; used with ``positions = "rotary"``.
+        mlp_ratio: hidden width of the MLP divided by ``width``.
+        rotary_share: share of the channels of each head that rotate; used only with ``positions = "rotary"``.
         bias: whether linear layers carry a bias; layer norms always do.
-        tied: whether the head is the embedding's matrix.
-        init_std: standard deviation of every fresh matrix; Proj and FC2 are divided by sqrt(2 num_layers) besides.
-        attention: ``fused`` computes scores only when an edit needs them, ``explicit`` always.
-        recompute: whether each block's activations are computed again in the backward pass in place of being kept:
-            less memory, a third more time.
+        tied: whether the head shares the matrix of the embedding.
+        init_std: standard deviation of every initial matrix; that of Proj and FC2 is divided by sqrt(2 num_layers).
+        attention: ``fused`` computes explicit scores only if an edit needs them; ``explicit`` always does.
+        recompute: whether the activations of each block are recomputed in the backward pass instead of stored; this
+            saves memory and takes a third more time.
 
     Raises:
         ValueError: if a size is not positive or above its value in ``LARGEST``, the heads do not divide the width, or a
@@ -84,7 +84,7 @@ class GPTConfig:
         if not 0 < self.init_std < math.inf:
             raise ValueError(f"init_std must be positive and finite, got {self.init_std}")
         if self.positions == "rotary" and self.rotary_width == 0:
-            raise ValueError("rotary_share leaves no pair of channels to rotate")
+            raise ValueError("rotary_share is too small: it leaves no pair of channels to rotate")
 
     @property
     def head_width(self) -> int:
@@ -114,7 +114,7 @@ class Attention(nn.Module):
     @override
     def forward(self, x_BTD: Tensor, rotary: Rotary | None) -> Tensor:
         B, T, D = x_BTD.shape
-        # unbind, not indexing: its backward is one stack instead of three zero-fills and two adds.
+        # unbind instead of indexing: the backward is one stack instead of three zero-fills and two adds.
         q_BHTK, k_BHTK, v_BHTK = self.qkv(x_BTD).view(B, T, 3, self.num_heads, -1).transpose(1, 3).unbind(2)
         q_BHTK, k_BHTK, v_BHTK = self.query(q_BHTK), self.key(k_BHTK), self.value(v_BHTK)
         if rotary is not None:
@@ -181,7 +181,7 @@ class Rotary(nn.Module):
         self.register_buffer("sin_TK", sin, persistent=False)
 
     def tables(self) -> tuple[Tensor, Tensor]:
-        """Cosines, and sines with the sign of the first half turned, (context, rotary_width)."""
+        """Cosines, and sines whose first half is negated, each (context, rotary_width)."""
         frequency = 10_000.0 ** (-torch.arange(0, self.width, 2, dtype=torch.float32) / self.width)
         angle_TK = torch.arange(self.context, dtype=torch.float32)[:, None] * frequency
         cos, sin = angle_TK.cos(), angle_TK.sin()
@@ -201,7 +201,7 @@ class Rotary(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only language model: tokens (B, T) in, logits (B, T, V) out."""
+    """A decoder-only language model that maps tokens (B, T) to logits (B, T, V)."""
 
     def __init__(self, config: GPTConfig | None = None) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class GPT(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw every weight afresh: normal matrices, zero biases, unit gains, in the order of the modules."""
+        """Initialise every weight, in the order of the modules: normal matrices, zero biases, unit gains."""
         residual_std = self.config.init_std / math.sqrt(2 * self.config.num_layers)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):

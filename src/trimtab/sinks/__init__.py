@@ -1,4 +1,4 @@
-"""Where readings can go: one file a sink, each optional package imported only when its sink is made."""
+"""Sinks for readings, one per module. An optional package is imported only when its sink is created."""
 
 from __future__ import annotations
 

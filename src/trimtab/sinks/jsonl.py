@@ -1,4 +1,4 @@
-"""One JSON object a line: readable by everything, whole after a crash but for the last line."""
+"""JSON Lines: one JSON object per line. After a crash only the last line can be incomplete."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from trimtab.sink import Row
 
 
 class JSONLSink:
-    """Writes ``<folder>/<run>.jsonl``; NaN and infinities as text, which JSON has no numbers for.
+    """Writes ``<folder>/<run>.jsonl``.
+
+    NaN and infinities are written as strings, because JSON has no numbers for them.
 
     Raises:
-        FileExistsError: in ``open``, if the run was written before: nothing is appended to another run's rows.
+        FileExistsError: in ``open``, if the file exists. Rows are never appended to those of another run.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -25,11 +27,11 @@ class JSONLSink:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{run}.jsonl"
         if file.exists():
-            raise FileExistsError(f"{file} is there already: choose another run name or folder, or delete it")
+            raise FileExistsError(f"{file} already exists: choose another run name or folder, or delete the file")
         self._file = file.open("x", encoding="utf-8")
 
     def log(self, step: int, row: Row) -> None:
-        assert self._file is not None, "open() comes first"
+        assert self._file is not None, "call open() before log()"
         sound = {k: v if math.isfinite(v) else str(v) for k, v in row.items()}
         self._file.write(json.dumps(sound, allow_nan=False) + "\n")
         self._file.flush()

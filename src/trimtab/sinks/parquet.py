@@ -1,4 +1,4 @@
-"""Parquet with one row a metric: for data frames and query engines."""
+"""Parquet in long format, one row per metric, for data frames and query engines."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ ROWS_IN_MEMORY = 200_000
 class ParquetSink:
     """Writes ``<folder>/<run>.parquet`` with the columns ``step``, ``metric`` and ``value``; needs pyarrow.
 
-    The long form, because the metrics of a run may change from row to row. The file is whole only after ``close``.
+    The format is long because the metrics of a run may change from row to row. The file is complete only after
+    ``close``.
 
     Raises:
-        FileExistsError: in ``open``, if the run was written before.
+        FileExistsError: in ``open``, if the file exists.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -33,7 +34,7 @@ class ParquetSink:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{run}.parquet"
         if file.exists():
-            raise FileExistsError(f"{file} is there already: choose another run name or folder, or delete it")
+            raise FileExistsError(f"{file} already exists: choose another run name or folder, or delete the file")
         columns = (("step", "int64"), ("metric", "string"), ("value", "float64"))
         self._schema = self._arrow.schema([(name, getattr(self._arrow, kind)()) for name, kind in columns])
         self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)

@@ -9,7 +9,7 @@ from trimtab.sink import Row
 
 
 class TensorBoardSink:
-    """Writes scalars to ``<folder>/<run>``; needs tensorboardX, or tensorboard as torch uses it."""
+    """Writes scalars to ``<folder>/<run>``; needs tensorboardX, or tensorboard through ``torch.utils.tensorboard``."""
 
     def __init__(self, folder: str | Path) -> None:
         try:

@@ -8,7 +8,7 @@ from trimtab.sink import Row
 
 
 class TrackioSink:
-    """Logs to a project of trackio's local store (its folder is set by ``TRACKIO_DIR``); needs trackio."""
+    """Logs to a project in the local store of trackio, whose folder ``TRACKIO_DIR`` sets; needs trackio."""
 
     def __init__(self, project: str = "trimtab") -> None:
         import trackio

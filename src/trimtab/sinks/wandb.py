@@ -1,4 +1,4 @@
-"""Weights & Biases; offline unless told otherwise, for ``wandb sync`` later."""
+"""Weights & Biases; offline by default, for a later ``wandb sync``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trimtab.sink import Row
 
 
 class WandbSink:
-    """Logs to a run of its own, or to one that is open already; needs wandb.
+    """Logs to a new run, or to a run that is already open; needs wandb.
 
     Attributes:
         mode: ``offline`` writes files only; ``online`` sends them.
@@ -35,7 +35,8 @@ class WandbSink:
         if not self._borrowed:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._run = self._wandb.init(project=self.project, name=run, dir=str(self.folder), mode=self.mode)
-        # Own axis: the user's own calls of log advance wandb's. In a run of the user's, own names as well.
+        # A separate step axis, because the user's calls of log advance that of wandb. In a run of the user, metrics
+        # also get the prefix, which separates their names.
         self._run.define_metric(f"{self._prefix}*", step_metric=f"{self._prefix}step")
 
     def log(self, step: int, row: Row) -> None:

@@ -1,1 +1,1 @@
-"""Numbers in, numbers out: how far a learning rate goes, and how sure that is. Knows nothing of training."""
+"""Statistics on plain arrays: limits of the learning rate, intervals and tests. No module here imports torch."""

@@ -1,4 +1,4 @@
-"""Agreement of runs in what they predict: Cohen's kappa."""
+"""Agreement of the predictions of several runs, measured by Cohen's kappa."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ Labels = NDArray[np.integer]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Mean kappa over all pairs of runs that have one, with a 95 % jackknife interval; nan with fewer than 3 runs.
+    """Mean kappa over the pairs of runs for which it is defined, with a 95 % jackknife interval.
+
+    The interval is nan with fewer than 3 runs.
 
     Attributes:
-        with_first: kappa of each other run with the first.
+        with_first: kappa of each later run with the first run.
     """
 
     mean: float
@@ -29,13 +31,16 @@ class Agreement:
 
 
 def cohens_kappa(first: Labels, second: Labels) -> float:
-    """Agreement beyond chance of two sequences of labels: 1 always, 0 as by chance; nan if both always say the same.
+    """Agreement of two label sequences beyond chance.
+
+    The value is 1 for complete agreement and 0 for the agreement expected by chance. It is nan if both sequences
+    consist of one and the same label.
 
     Raises:
-        ValueError: if the shapes differ or there are no labels.
+        ValueError: if the shapes differ, or the sequences are empty.
     """
     if first.shape != second.shape or first.size == 0:
-        raise ValueError(f"shapes {first.shape} and {second.shape} cannot be compared")
+        raise ValueError(f"label sequences of shapes {first.shape} and {second.shape} cannot be compared")
     names, codes = np.unique(np.concatenate([first.ravel(), second.ravel()]), return_inverse=True)
     a, b, size = codes[: first.size], codes[first.size :], len(names)
     shares = [np.bincount(x, minlength=size) / x.size for x in (a, b)]
@@ -44,7 +49,10 @@ def cohens_kappa(first: Labels, second: Labels) -> float:
 
 
 def agreement(predictions: Sequence[Labels]) -> Agreement:
-    """Of all pairs of runs; as pairs share runs, the interval leaves out one run at a time."""
+    """Cohen's kappa over all pairs of runs.
+
+    Pairs share runs and are therefore dependent, so the jackknife leaves out one run at a time.
+    """
     runs = len(predictions)
     kappa = np.full((runs, runs), math.nan)
     for i in range(runs):
@@ -60,8 +68,8 @@ def agreement(predictions: Sequence[Labels]) -> Agreement:
     if runs < 3:
         return Agreement(mean, math.nan, math.nan, first)
     keep = [np.delete(np.delete(kappa, run, 0), run, 1) for run in range(runs)]
-    left = [one[~np.eye(runs - 1, dtype=bool)] for one in keep]
-    without = np.array([np.nanmean(one) if np.isfinite(one).any() else math.nan for one in left])
+    pairs = [matrix[~np.eye(runs - 1, dtype=bool)] for matrix in keep]
+    without = np.array([np.nanmean(values) if np.isfinite(values).any() else math.nan for values in pairs])
     error = math.sqrt((runs - 1) / runs * float(((without - without.mean()) ** 2).sum()))
     half = t_quantile(0.975, runs - 1) * error
     return Agreement(mean, mean - half, mean + half, first)

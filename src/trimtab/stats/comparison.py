@@ -1,4 +1,4 @@
-"""Two arms against each other: the ratio of their limits, p-values, Holm's correction, the smallest visible shift."""
+"""Comparison of two arms: the ratio of their limits, p-values, Holm's correction, the smallest detectable shift."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INTERVAL = (0.025, 0.5, 0.975)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A difference of two limits in octaves (log2 of their ratio): posterior median, 95 % interval, p-value."""
+    """Difference of two limits in octaves (log2 of their ratio): posterior median, 95 % interval and p-value."""
 
     median: float
     low: float
@@ -24,7 +24,10 @@ class Difference:
 
 
 def difference(arm: EdgePosterior, baseline: EdgePosterior, level: float = 0.5) -> Difference:
-    """Limit of ``arm`` minus that of ``baseline``, both held inside the tested range; p = 2 min(P(<0), P(>0))."""
+    """Limit of ``arm`` minus limit of ``baseline``, each clipped to the tested range.
+
+    The p-value is 2 min(P(difference < 0), P(difference > 0)).
+    """
     grid = arm.x50
     spread = np.convolve(clipped_density(arm, level), clipped_density(baseline, level)[::-1])
     step = grid[1] - grid[0]
@@ -36,7 +39,10 @@ def difference(arm: EdgePosterior, baseline: EdgePosterior, level: float = 0.5) 
 
 
 def clipped_density(posterior: EdgePosterior, level: float) -> Floats:
-    """The density with what lies outside the tested range moved to its end: nothing beyond it is claimed."""
+    """Density of the limit, clipped to the tested range.
+
+    Probability outside the range is moved to the nearer end of the range, so no limit beyond it is reported.
+    """
     density, grid = posterior.density(level), posterior.x50
     inside = (grid >= posterior.low) & (grid <= posterior.high)
     clipped = np.where(inside, density, 0.0)
@@ -47,10 +53,10 @@ def clipped_density(posterior: EdgePosterior, level: float) -> Floats:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's adjusted p-values; NaN is refused.
+    """P-values adjusted by Holm's method.
 
     Raises:
-        ValueError: if a p-value is outside 0 to 1.
+        ValueError: if a p-value is NaN or outside 0 to 1.
     """
     if not all(0 <= p <= 1 for p in p_values.values()):
         raise ValueError("p-values must lie between 0 and 1")
@@ -63,7 +69,10 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def smallest_visible_shift(arm: EdgePosterior, baseline: EdgePosterior, level: float = 0.5) -> float:
-    """Shift in octaves that such posteriors would show, with power 0.8, by a 95 % interval that excludes 0."""
+    """Smallest detectable shift, in octaves.
+
+    For a true shift of this size the 95 % interval excludes 0 with power 0.8, given posteriors of these variances.
+    """
     variance = sum(_variance(p.x50, clipped_density(p, level)) for p in (arm, baseline))
     return (1.96 + 0.84) * math.sqrt(variance)
 

@@ -1,4 +1,4 @@
-"""Variance of a two-way table by its rows, its columns and the rest, with intervals."""
+"""Variance components of a two-way table, with intervals, and outliers among runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from trimtab.stats.student import t_quantile
 
 DRAWS = 20_000
-ROUNDING = 1e-14  # of the largest value: what differs by less does not differ
+ROUNDING = 1e-14  # relative to the largest value; smaller differences are rounding errors and count as 0
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A variance, its share of the whole, and 95 % intervals of both; nothing is below 0."""
+    """A variance and its share of the total variance, each with a 95 % interval. No value is negative."""
 
     variance: float
     low: float
@@ -28,7 +28,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """What rows, columns, and each cell by itself add to the variance of a value."""
+    """Variance components of the rows, of the columns, and of the residual of each cell."""
 
     rows: Component
     columns: Component
@@ -36,16 +36,16 @@ class Components:
 
 
 def two_way_components(table: NDArray[np.float64], seed: int = 0) -> Components:
-    """Random effects of a complete table (rows, columns) with one value a cell.
+    """Variance components of a random-effects model for a complete table (rows, columns) with one value per cell.
 
-    Point estimates are those of the analysis of variance, held at 0 or above. Intervals are generalised ones
-    (Weerahandi, 1993): the three mean squares are drawn anew from their chi-squared distributions.
+    Point estimates are those of the analysis of variance, clipped at 0. Intervals are generalised confidence
+    intervals (Weerahandi, 1993), for which the three mean squares are drawn from their chi-squared distributions.
 
     Raises:
         ValueError: if there are fewer than 2 rows or columns, or a value is not finite.
     """
     if min(table.shape) < 2 or not np.isfinite(table).all():
-        raise ValueError("a complete table of at least 2 rows and 2 columns is needed")
+        raise ValueError("variance components need a complete table of at least 2 rows and 2 columns")
     rows, columns = table.shape
     of_rows, of_columns, mean = table.mean(1), table.mean(0), table.mean()
     squares = np.array(
@@ -62,13 +62,13 @@ def two_way_components(table: NDArray[np.float64], seed: int = 0) -> Components:
     draws = np.stack(_variances(drawn.T, rows, columns))
     shares = draws / np.maximum(draws.sum(0), 1e-300)
     total = max(float(np.sum(point)), 1e-300)
-    found: list[Component] = []
+    components: list[Component] = []
     for index in range(3):
         low, high = (float(value) for value in np.quantile(draws[index], [0.025, 0.975]))
         share_low, share_high = (float(value) for value in np.quantile(shares[index], [0.025, 0.975]))
         variance = float(point[index])
-        found.append(Component(variance, low, high, variance / total, share_low, share_high))
-    return Components(*found)
+        components.append(Component(variance, low, high, variance / total, share_low, share_high))
+    return Components(*components)
 
 
 def _variances(
@@ -79,9 +79,10 @@ def _variances(
 
 
 def outlier_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard deviations from the mean of all; values that are not finite score infinity, and count in neither.
+    """Distance of each value from the mean, in standard deviations.
 
-    No value of n lies further out than (n - 1) / sqrt(n): with 5 runs nothing can be beyond 1.79.
+    A non-finite value gets the score infinity and is left out of the mean and of the standard deviation. Among n
+    values no finite score exceeds (n - 1) / sqrt(n), which is 1.79 for 5 runs.
     """
     sound = np.isfinite(values)
     scores = np.full(len(values), math.inf)
@@ -93,7 +94,11 @@ def outlier_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def grubbs_limit(count: int, level: float = 0.05) -> float:
-    """The score that the most extreme of ``count`` normal values exceeds, on either side, with this probability."""
+    """Critical value of Grubbs' two-sided test for one outlier.
+
+    The most extreme of ``count`` normal values exceeds this score with probability ``level``. Infinite for a count
+    below 3.
+    """
     if count < 3:
         return math.inf
     t = t_quantile(1 - level / (2 * count), count - 2)

@@ -1,4 +1,4 @@
-"""Intervals for small samples: the mean over seeds, and a share of successes."""
+"""Intervals for small samples: of a mean over seeds, and of a proportion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trimtab.stats.student import t_quantile
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % Student interval; the interval is nan with fewer than two values."""
+    """Mean and 95 % interval by Student's t. The interval is nan with fewer than two values."""
     n = len(values)
     if n == 0:
         return math.nan, math.nan, math.nan
@@ -22,7 +22,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share; (0, 1) without trials."""
+    """95 % Wilson interval of a proportion; (0, 1) if there are no trials."""
     if trials == 0:
         return 0.0, 1.0
     z2 = 1.96**2
@@ -32,7 +32,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def pooled_sd(groups: Sequence[Sequence[float]]) -> float:
-    """Standard deviation within groups, pooled; nan if no group has two values."""
+    """Pooled standard deviation within groups; nan if no group has two values."""
     degrees = sum(len(group) - 1 for group in groups)
     if degrees < 1:
         return math.nan

@@ -1,4 +1,4 @@
-"""The model-free check on the posterior: centred isotonic regression of failure on log2 LR (Oron and Flournoy 2017)."""
+"""Centred isotonic regression of failure on log2 LR (Oron and Flournoy, 2017): a check on the model-based posterior."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from trimtab.stats.posterior import Trials
 
 
 def centred_isotonic_level(trials: Trials, level: float = 0.5) -> float:
-    """log2 LR at which the fitted failure rate crosses ``level``; -inf or inf where it never does; nan without runs."""
+    """log2 LR at which the fitted failure rate crosses ``level``.
+
+    The value is inf if the rate stays below ``level``, -inf if it stays above, and nan if there are no runs.
+    """
     if len(trials.x) == 0:
         return float("nan")
     pools: list[list[float]] = []  # failures, runs, sum of x over the runs
@@ -28,5 +31,5 @@ def centred_isotonic_level(trials: Trials, level: float = 0.5) -> float:
 
 
 def _to_pool(lower: float, upper: float) -> bool:
-    # Flat stretches are centred too, but for those at 0 and 1: the edge lies at their ends, not at their middles.
+    # Flat stretches are pooled too, except at rates 0 and 1: there the edge lies at their end, not at their centre.
     return lower > upper or (lower == upper and 0 < lower < 1)

@@ -1,4 +1,4 @@
-"""Two arms on the same seeds and the same text: the mean difference, and how sure it is over seeds and over text."""
+"""Paired comparison of two arms on the same seeds and the same text: mean difference, intervals and p-value."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ POWER = 0.8
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """A mean difference with 95 % intervals, in the unit of its data.
+    """A mean difference with 95 % intervals, in the unit of the data.
 
     Attributes:
-        low, high: over seeds and over text together; nan with one seed.
-        seed_low, seed_high: over seeds alone, for this very text; nan with one seed.
-        text_low, text_high: over text alone, for these very runs: a bootstrap of blocks.
-        p_value: two-sided, of no difference, over seeds and text together; nan with one seed.
-        visible: smallest difference that such data would show with power 0.8; nan with one seed.
+        low, high: interval over seeds and text together; nan with one seed.
+        seed_low, seed_high: interval over seeds, with the text held fixed; nan with one seed.
+        text_low, text_high: interval over text, with the runs held fixed, by a bootstrap of blocks.
+        p_value: two-sided p-value of no difference, over seeds and text together; nan with one seed.
+        visible: smallest difference that data of this variance detect with power 0.8; nan with one seed.
     """
 
     mean: float
@@ -40,17 +40,21 @@ class PairedDifference:
 
 
 def paired_difference(differences: Floats) -> PairedDifference:
-    """From differences (seeds, blocks), each block a stretch of text on which both runs of a seed were evaluated.
+    """Mean of paired differences over seeds and blocks of text, with intervals.
 
-    Seeds and blocks are both samples: the variance of the mean has a share of each, of which the residual, counted in
-    both, is taken out once; degrees of freedom by Satterthwaite.
+    Seeds and blocks are both random samples. The variance of the mean is therefore the sum of the variance between
+    seeds and the variance between blocks. Both contain the residual variance, so it is subtracted once. Degrees of
+    freedom are Satterthwaite's.
+
+    Args:
+        differences: (seeds, blocks); a block is a stretch of text on which both runs of a seed were evaluated.
 
     Raises:
-        ValueError: if there is no seed, fewer than two blocks, or a value is not finite.
+        ValueError: if there is no seed, there are fewer than two blocks, or a value is not finite.
     """
     num_seeds, num_blocks = differences.shape
     if num_seeds < 1 or num_blocks < 2:
-        raise ValueError(f"{num_seeds} seeds and {num_blocks} blocks are too few")
+        raise ValueError(f"{num_seeds} seeds and {num_blocks} blocks are too few; 1 seed and 2 blocks are needed")
     if not np.isfinite(differences).all():
         raise ValueError("a difference is not finite")
     mean = float(differences.mean())

@@ -1,12 +1,13 @@
-r"""Where training breaks: a Bayesian grid posterior of the edge in log2 LR.
+r"""Bayesian posterior, on a grid of log2 LR, of the edge: the learning rate at which training breaks.
 
 .. math:: P(\mathrm{fail} \mid x) = \lambda + (1 - \lambda)\,\mathrm{logistic}((x - x_{50}) / s)
 
 with :math:`x = \log_2 \mathrm{LR}`.
 
-Complete separation, the normal case, has no maximum-likelihood answer, hence the posterior. Priors: x50 flat, s
-log-normal with location and spread shared by the arms of a study (some edges are sharp, some are slopes) within
-0.05 to 1.5 octaves, lapse Beta(1, 30), mostly below 6 %. Levels are those of the lapse-free curve.
+Under complete separation, which is the usual case, the maximum-likelihood estimate does not exist; the posterior does.
+The prior of x50 is flat. The prior of s is log-normal within 0.05 to 1.5 octaves; its location and spread are shared by
+the arms of a study, because some edges are steep and others are gradual. The prior of the lapse rate is Beta(1, 30),
+mostly below 6 %. Failure levels refer to the curve without lapses.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ HYPER_SPREADS = np.array([0.2, 0.5, 1.0, 2.0])
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """Tested learning rates of one arm.
+    """Runs of one arm: their learning rates and whether they failed.
 
     Attributes:
         x: log2 LR of each run.
-        failed: whether it failed.
+        failed: whether each run failed.
     """
 
     x: Floats
@@ -42,18 +43,18 @@ class Trials:
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[float, bool]]) -> Trials:
-        """From pairs (log2 LR, failed)."""
+        """Build trials from pairs (log2 LR, failed)."""
         return cls(np.array([x for x, _ in pairs], float), np.array([f for _, f in pairs], bool))
 
 
 @dataclass(frozen=True, slots=True)
 class EdgePosterior:
-    """What is known of one arm's edge.
+    """Posterior of the edge of one arm.
 
     Attributes:
         x50: grid of log2 LR50, ascending.
-        weight: probability of each (x50, width), summing to 1.
-        low, high: the tested range in log2 LR; nothing outside it is ever claimed.
+        weight: (x50, width), the probability of each pair; the sum is 1.
+        low, high: the tested range in log2 LR; no limit outside it is reported.
     """
 
     x50: Floats
@@ -62,7 +63,7 @@ class EdgePosterior:
     high: float
 
     def density(self, level: float = 0.5) -> Floats:
-        """Probability of each point of ``x50`` for the LR at which a share ``level`` of runs fails."""
+        """Probability of each point of ``x50`` as the log2 LR at which a share ``level`` of runs fails."""
         if level == 0.5:
             return self.weight.sum(1)
         shifted = self.x50[:, None] + WIDTHS * np.log(level / (1 - level))
@@ -76,26 +77,26 @@ class EdgePosterior:
         return density
 
     def quantiles(self, probabilities: Sequence[float], level: float = 0.5) -> Floats:
-        """Quantiles of log2 LR at a failure level."""
+        """Quantiles of the log2 LR at which a share ``level`` of runs fails."""
         return grid_quantiles(self.x50, self.density(level), probabilities)
 
     def width_quantiles(self, probabilities: Sequence[float]) -> Floats:
         """Quantiles of the edge width s, in octaves."""
-        found = 2 ** grid_quantiles(np.log2(WIDTHS), self.weight.sum(0), probabilities)
-        return np.clip(found, WIDTHS[0], WIDTHS[-1])
+        widths = 2 ** grid_quantiles(np.log2(WIDTHS), self.weight.sum(0), probabilities)
+        return np.clip(widths, WIDTHS[0], WIDTHS[-1])
 
 
 def grid_quantiles(grid: Floats, density: Floats, probabilities: Sequence[float]) -> Floats:
-    """Quantiles of a density on an even grid, each point standing for the cell around it."""
+    """Quantiles of a density on an evenly spaced grid, where each point represents the cell around it."""
     cumulative = np.concatenate(([0.0], np.cumsum(density)))
     half = (grid[1] - grid[0]) / 2
     edges = np.concatenate((grid - half, [grid[-1] + half]))
-    # A tiny slope keeps the inverse defined where no probability lies.
+    # A tiny slope keeps the cumulative distribution invertible where the density is 0.
     return np.interp(probabilities, cumulative / cumulative[-1] + np.arange(len(edges)) * 1e-12, edges)
 
 
 class EdgeModel:
-    """The posterior of the edges of one study; keeps what can be reused between rounds.
+    """Computes the posteriors of the edges of one study. Likelihoods are cached and reused between rounds.
 
     Args:
         low, high: the tested range in log2 LR, of every arm without one of its own.
@@ -120,7 +121,11 @@ class EdgeModel:
         self._log_likelihood: dict[tuple[float, bool], Floats] = {}
 
     def fit(self, arms: Mapping[str, Trials]) -> dict[str, EdgePosterior]:
-        """Posterior of every arm; the edge widths of all arms inform each other. No runs at all give the prior."""
+        """Posterior of every arm.
+
+        The arms share the prior of the edge width, so the runs of each arm inform the widths of the others. Without
+        any runs the posterior of each arm is the prior.
+        """
         likelihood = {name: self._marginal(trials) for name, trials in arms.items()}
         by_width = {name: table.sum(0) for name, table in likelihood.items()}
         log_evidence = {name: np.log(self.width_given_hyper @ widths) for name, widths in by_width.items()}
@@ -134,13 +139,13 @@ class EdgeModel:
         return posteriors
 
     def _marginal(self, trials: Trials) -> Floats:
-        """Likelihood over (x50, width), the lapse summed out, scaled to a largest value near 1."""
+        """Likelihood over (x50, width), summed over the prior of the lapse and scaled to a maximum near 1."""
         total = np.zeros((len(self.x50), len(WIDTHS), len(LAPSES)))
         for x, failed in zip(trials.x.tolist(), trials.failed.tolist(), strict=True):
-            total += self._one(x, failed)
+            total += self._log_likelihood_of(x, failed)
         return np.exp(total - total.max()) @ LAPSE_PRIOR
 
-    def _one(self, x: float, failed: bool) -> Floats:
+    def _log_likelihood_of(self, x: float, failed: bool) -> Floats:
         key = (x, failed)
         if key not in self._log_likelihood:
             edge = 1 / (1 + np.exp(np.clip((self.x50[:, None] - x) / WIDTHS, -500, 500)))

@@ -1,8 +1,8 @@
-"""Do early signals tell failing from sound runs? Area under the ROC curve, cross-validated so that nothing leaks.
+"""Prediction of failing runs from early signals: the cross-validated area under the ROC curve.
 
-Only pairs of a failing and a sound run of one stratum, such as a learning rate, are compared, so that the stratum
-tells nothing. Which of the two looks worse is said by a model that was fitted to runs of other methods and other
-seeds: leave one pair out, and all its twins.
+Each comparison pairs a failing run with a sound run of the same stratum, such as the same learning rate, so that the
+stratum itself carries no information. The model that ranks the two runs is fitted to runs of other methods and other
+seeds only, so that neither method nor seed leaks into it.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from trimtab.stats.resampling import RESAMPLES, expanded_interval, multiplicitie
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-RIDGE = 1.0  # a prior deviation of 1 for the log odds per standard deviation: with few pairs a sign, not a certainty
+# A normal prior with standard deviation 1 on the log odds per standard deviation of a feature. With few pairs the fit
+# then gives the direction of an effect without claiming certainty.
+RIDGE = 1.0
 NEWTON_STEPS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Every pair, and whether the failing run of it was found.
+    """All pairs of a failing and a sound run, and how the model ranked each pair.
 
     Attributes:
-        failing, sound: runs of each pair, (P,).
-        won: 1 if the failing run looked worse, 0 if the sound one did, 1/2 for a tie, (P,).
-        untrained: pairs for which no other methods and seeds were left to learn from; ties.
-        method: of each run, by number, (N,).
-        twin: of each run, the number of its method and seed together, (N,).
+        failing, sound: (P,), indices of the two runs of each pair.
+        won: (P,), 1 if the failing run was ranked as worse, 0 if the sound run was, 1/2 for a tie.
+        untrained: number of pairs that had no runs of other methods and seeds to fit a model to; these count as ties.
+        method: (N,), number of each run's method.
+        twin: (N,), number of each run's combination of method and seed.
     """
 
     failing: Integers
@@ -44,14 +46,14 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """An area under the ROC curve, or a difference of two, with its 95 % intervals; nan without pairs.
+    """An area under the ROC curve, or a difference of two areas, with 95 % intervals; nan without pairs.
 
     Attributes:
-        low, high: over methods: what other methods may show. Runs of one method are alike in signal and fate, so the
-            number of methods says how sure this is; with fewer than 3 there is none.
-        same_low, same_high: over runs: these very methods, other seeds.
-        pairs: of a failing and a sound run.
-        visible: smallest effect that such data would show with power 0.8.
+        low, high: interval over methods, which holds for other methods too. Runs of one method have similar signals
+            and outcomes, so the number of methods determines the width. nan with fewer than 3 methods.
+        same_low, same_high: interval over runs, which holds for the same methods with other seeds.
+        pairs: number of pairs of a failing and a sound run.
+        visible: smallest effect that data of this variance detect with power 0.8.
     """
 
     estimate: float
@@ -70,20 +72,22 @@ def judge(
     methods: Sequence[Hashable],
     seeds: Sequence[Hashable],
 ) -> Judged:
-    """Compare every failing with every sound run of the same stratum, by models that know neither.
+    """Compare every failing run with every sound run of the same stratum.
+
+    The model for a pair is fitted to pairs that share no method and no seed with it.
 
     Args:
-        features: (N, F), what is known of each run; a value that is not finite counts as worse than any that is.
-        failed: how each run ended.
-        strata: of each run, such as learning rate, size and text.
-        methods: of each run; no model sees another run of either method.
-        seeds: of each run; no model sees another run of either seed.
+        features: (N, F), the features of each run; a non-finite value counts as larger than every finite value.
+        failed: whether each run failed.
+        strata: the stratum of each run, such as learning rate, size and text.
+        methods: the method of each run.
+        seeds: the seed of each run.
 
     Raises:
-        ValueError: if the lengths differ, or ``features`` has not two axes.
+        ValueError: if the lengths differ, or ``features`` does not have two axes.
     """
     if features.ndim != 2 or {len(failed), len(strata), len(methods), len(seeds)} != {len(features)}:
-        raise ValueError("features must be (N, F), and all else of length N")
+        raise ValueError("features must have the shape (N, F), and the other arguments the length N")
     known = _bounded(features)
     failing, sound = _pairs(np.asarray(failed, bool), strata)
     method, seed = _codes(methods), _codes(seeds)
@@ -107,7 +111,7 @@ def judge(
 
 
 def area(judged: Judged, *, resamples: int = RESAMPLES, seed: int = 0) -> Area:
-    """Share of the pairs in which the failing run was found; 0.5 is guessing."""
+    """Area under the ROC curve: the share of pairs whose failing run was ranked as worse; 0.5 is chance."""
     return _area(judged, judged.won, resamples, seed)
 
 
@@ -115,7 +119,7 @@ def gain(judged: Judged, other: Judged, *, resamples: int = RESAMPLES, seed: int
     """Area of the first minus area of the second, on the same pairs.
 
     Raises:
-        ValueError: if they are not of the same pairs.
+        ValueError: if the two hold different pairs.
     """
     if not (np.array_equal(judged.failing, other.failing) and np.array_equal(judged.sound, other.sound)):
         raise ValueError("the two were not judged on the same pairs")
@@ -133,23 +137,23 @@ def _area(judged: Judged, values: Floats, resamples: int, seed: int) -> Area:
 def _interval(
     judged: Judged, values: Floats, cluster: Integers, resamples: int, seed: int
 ) -> tuple[float, float, float]:
-    """By resampling whole clusters: a pair counts as often as both of its runs are drawn."""
+    """Interval by a bootstrap of whole clusters; the weight of a pair is the product of the counts of its two runs."""
     used, inverse = np.unique(cluster[np.concatenate([judged.failing, judged.sound])], return_inverse=True)
     first, second = inverse[: len(judged.failing)], inverse[len(judged.failing) :]
     counts = multiplicities(len(used), resamples, seed)
     weights = counts[:, first] * counts[:, second]
     total = weights.sum(1)
-    found = np.divide(weights @ values, total, out=np.full(resamples, np.nan), where=total > 0)
-    return expanded_interval(found, len(used))
+    means = np.divide(weights @ values, total, out=np.full(resamples, np.nan), where=total > 0)
+    return expanded_interval(means, len(used))
 
 
 def _pairs(failed: NDArray[np.bool_], strata: Sequence[Hashable]) -> tuple[Integers, Integers]:
     failing: list[int] = []
     sound: list[int] = []
-    of: dict[Hashable, list[int]] = {}
+    members: dict[Hashable, list[int]] = {}
     for run, stratum in enumerate(strata):
-        of.setdefault(stratum, []).append(run)
-    for runs in of.values():
+        members.setdefault(stratum, []).append(run)
+    for runs in members.values():
         for bad in runs:
             for good in runs:
                 if failed[bad] and not failed[good]:
@@ -159,7 +163,7 @@ def _pairs(failed: NDArray[np.bool_], strata: Sequence[Hashable]) -> tuple[Integ
 
 
 def _bounded(features: Floats) -> Floats:
-    """The features with what is not finite put above the largest that is."""
+    """Replace each non-finite feature by a value above the largest finite value of its column."""
     bounded = np.array(features, float)
     for column in bounded.T:
         finite = column[np.isfinite(column)]
@@ -175,7 +179,10 @@ def _codes(values: Sequence[Hashable]) -> Integers:
 
 
 def _fit(features: Floats, failing: Integers, sound: Integers, runs: Integers) -> Floats:
-    """Weights of a ridge logistic regression on differences within pairs; the unit is the spread over ``runs``."""
+    """Weights of a ridge logistic regression on differences within pairs.
+
+    The penalty applies to features in units of their standard deviation over ``runs``.
+    """
     if features.shape[1] == 0:
         return np.zeros(0)
     scale = features[runs].std(0)

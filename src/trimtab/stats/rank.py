@@ -1,4 +1,4 @@
-"""Agreement of two orders: Kendall's tau-b, and Spearman's correlation within strata with intervals over runs."""
+"""Rank correlation: Kendall's tau-b, and Spearman's rho within strata with an interval over runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LEAST_IN_STRATUM = 3
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """A rank correlation with its 95 % interval over runs; nan where there is too little to tell.
+    """A rank correlation with its 95 % interval over runs; nan where there are too few data.
 
     Attributes:
-        runs: runs that entered.
-        strata: strata that entered.
-        visible: smallest correlation that such data would show with power 0.8.
+        runs: number of runs used.
+        strata: number of strata used.
+        visible: smallest correlation that data of this variance detect with power 0.8.
     """
 
     estimate: float
@@ -33,7 +33,9 @@ class Correlation:
 
 
 def kendall_tau_b(first: Sequence[float], second: Sequence[float]) -> float:
-    """Tau-b, which corrects for ties: 1 same order, -1 reversed; nan if either side is all ties.
+    """Kendall's tau-b, which corrects for ties: 1 for the same order, -1 for the reverse order.
+
+    The value is nan if all values of one sequence are equal.
 
     Raises:
         ValueError: if the lengths differ.
@@ -49,7 +51,9 @@ def kendall_tau_b(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def spearman(first: Sequence[float] | Floats, second: Sequence[float] | Floats) -> float:
-    """Spearman's rho, ties at their mean rank; nan if either side is all ties, or a value is not finite.
+    """Spearman's rho, with mean ranks for ties.
+
+    The value is nan if all values of one sequence are equal, or a value is not finite.
 
     Raises:
         ValueError: if the lengths differ.
@@ -73,19 +77,19 @@ def stratified_spearman(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Correlation:
-    """Rank correlation within strata, pooled over them: what is left when all that tells strata apart is held fixed.
+    """Spearman's rho within strata, pooled over the strata.
 
-    Ranks are taken inside each stratum, as shares of its size. Where strata are the cells of some variables, this is
-    the partial rank correlation given them, without a model of what they do. The interval resamples whole runs, so
-    the rows of one run may depend on each other in any way.
+    Ranks are taken inside each stratum, as shares of its size. If the strata are the cells of a set of variables, the
+    result is the partial rank correlation given these variables, without a model of their effect. The interval
+    resamples whole runs, so the rows of one run may be dependent in any way.
 
     Args:
-        first: one value a row; rows with a value that is not finite are left out.
-        second: the same.
-        strata: the stratum of each row; those with fewer than 3 rows are left out.
+        first: one value per row; a row with a non-finite value is left out.
+        second: one value per row, as ``first``.
+        strata: the stratum of each row; strata with fewer than 3 rows are left out.
         runs: the run of each row.
-        resamples: of runs.
-        seed: of the resampling.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
 
     Raises:
         ValueError: if the lengths differ.
@@ -104,19 +108,19 @@ def stratified_spearman(
     weights = np.concatenate([np.ones((1, len(used))), counts]) if used else np.ones((1, 0))
     sums = np.zeros((3, len(weights)))
     for rows in cells:
-        own = weights[:, [place[runs[row]] for row in rows]]
-        sums += np.stack(_within(a[rows], b[rows], own))
+        row_weights = weights[:, [place[runs[row]] for row in rows]]
+        sums += np.stack(_within(a[rows], b[rows], row_weights))
     scale = np.sqrt(sums[1] * sums[2])
-    found = np.divide(sums[0], scale, out=np.full(len(scale), np.nan), where=scale > 0)
-    found = np.clip(found, -1.0, 1.0)  # rounding
-    low, high, visible = expanded_interval(found[1:], len(used))
-    return Correlation(float(found[0]), low, high, len(used), len(cells), visible)
+    rho = np.divide(sums[0], scale, out=np.full(len(scale), np.nan), where=scale > 0)
+    rho = np.clip(rho, -1.0, 1.0)  # rounding errors can exceed the bounds
+    low, high, visible = expanded_interval(rho[1:], len(used))
+    return Correlation(float(rho[0]), low, high, len(used), len(cells), visible)
 
 
 def mean_correlation(
     correlations: Sequence[float] | Floats, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Correlation:
-    """Mean over runs of a correlation within each, with an interval that resamples runs; nan ones are left out."""
+    """Mean of one correlation per run, with an interval that resamples runs; non-finite values are left out."""
     values = np.asarray(correlations, float)
     values = values[np.isfinite(values)]
     if len(values) == 0:
@@ -127,12 +131,13 @@ def mean_correlation(
 
 
 def _within(a: Floats, b: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
-    """Weighted sums over one stratum of products and squares of centred ranks, for each row of weights (B, N)."""
+    """Weighted sums of products and squares of centred ranks over one stratum, for each row of ``weights`` (B, N)."""
     total = weights.sum(1)
     safe = np.where(total > 0, total, 1.0)
 
     def ranks(x: Floats) -> Floats:
-        below = (x[:, None] < x[None, :]) + 0.5 * (x[:, None] == x[None, :])  # of j below i, for weights of j
+        # below[j, i] is 1 if value j is below value i, and 1/2 if the two are tied.
+        below = (x[:, None] < x[None, :]) + 0.5 * (x[:, None] == x[None, :])
         ranked = weights @ below / safe[:, None]
         return ranked - ((ranked * weights).sum(1) / safe)[:, None]
 

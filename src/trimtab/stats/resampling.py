@@ -1,4 +1,4 @@
-"""The bootstrap over runs: how often each is drawn, and an interval that is honest for few of them."""
+"""Bootstrap over runs: resampling counts, and a percentile interval corrected for small samples."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LEAST_UNITS = 3
 
 
 def ordered(names: Iterable[Hashable]) -> list[Hashable]:
-    """Each name once, in an order that does not depend on theirs: what is resampled must not either."""
+    """The distinct names in a fixed order, so that a bootstrap does not depend on the order of its input."""
     return sorted(set(names), key=lambda name: (type(name).__name__, repr(name)))
 
 
 def multiplicities(units: int, resamples: int, seed: int = 0) -> Floats:
-    """How often each unit is drawn in each resample, (resamples, units)."""
+    """Number of times that each unit is drawn in each resample, (resamples, units)."""
     if units == 0:
         return np.zeros((resamples, 0))
     rng = np.random.default_rng(seed)
@@ -30,14 +30,17 @@ def multiplicities(units: int, resamples: int, seed: int = 0) -> Floats:
 
 
 def expanded_interval(values: Floats, units: int) -> tuple[float, float, float]:
-    """95 % interval from resampled values, and the smallest effect that such data would show with power 0.8.
+    """95 % expanded percentile interval, and the smallest effect that data of this variance detect with power 0.8.
 
-    A percentile interval is too narrow for few units; its level is raised to what Student's t asks for (Hesterberg,
-    2015, section 5.3). nan for fewer than 3 units or where resamples have no value.
+    The percentile interval of few units is too narrow, so its level is raised to match Student's t (Hesterberg, 2015,
+    section 5.3). All results are nan for fewer than 3 units, or if fewer than half of the resamples are finite.
 
     Args:
-        values: of the statistic, one a resample; nan ones are left out.
-        units: that were resampled.
+        values: the statistic of each resample; non-finite values are left out.
+        units: number of units that were resampled.
+
+    Returns:
+        low, high, and the smallest detectable effect.
     """
     sound = values[np.isfinite(values)]
     if units < LEAST_UNITS or len(sound) < len(values) / 2:

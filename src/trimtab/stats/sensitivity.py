@@ -1,4 +1,4 @@
-"""LR sensitivity (Wortsman et al., arXiv 2309.14322): how much loss a wrong learning rate costs on average."""
+"""LR sensitivity (Wortsman et al., arXiv 2309.14322): the mean excess loss over a range of learning rates."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 
 def lr_sensitivity(final_losses: Sequence[float], initial_loss: float) -> float:
-    """Mean over evenly spaced log LRs of min(final, initial) minus the best final loss, in nats.
+    """Mean of min(final loss, initial loss) over evenly spaced log LRs, minus the best final loss, in nats.
 
-    A non-finite final loss counts as the initial loss; nan without any finite one.
+    A non-finite final loss counts as the initial loss. The result is nan if no final loss is finite.
     """
     finite = [loss for loss in final_losses if math.isfinite(loss)]
     if not finite:

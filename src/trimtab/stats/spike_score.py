@@ -1,6 +1,6 @@
-"""Spike scores of a loss or gradient-norm curve, after training: the share of steps that stand out.
+"""Spike scores of a finished loss or gradient-norm curve: the share of its steps that are outliers.
 
-A value that is not finite is a spike, and never enters a window.
+A non-finite value counts as a spike and never enters a window.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ WINDOW = 1000
 
 
 def spike_share(values: Sequence[float], deviations: float, window: int = WINDOW) -> float:
-    """Percentage of values at least so many standard deviations from the mean of the last ``window`` before them.
+    """Percentage of values that lie at least ``deviations`` standard deviations from the mean of their window.
 
-    7 deviations is OLMo 2's spike score (arXiv 2501.00656, of loss and of gradient norm), 10 AdaGC's (arXiv
-    2502.11034, of loss). The present value is left out of its own window; the first two values cannot be judged.
-    NaN for an empty sequence.
+    The window of a value holds the ``window`` finite values before it. The score of OLMo 2 uses 7 deviations (arXiv
+    2501.00656, for loss and gradient norm); that of AdaGC uses 10 (arXiv 2502.11034, for loss). The first two values
+    have too short a window, so they count as spikes only if they are not finite. NaN for an empty sequence.
     """
     spikes = 0
     seen = deque[float](maxlen=window)
     for value in values:
         if len(seen) >= 2:
-            # Afresh for each value: running sums would keep the rounding of a huge value that has left the window.
+            # Recomputed for each value: running sums would keep the rounding error of a huge value after it has left.
             near = np.fromiter(seen, float)
             scale = float(np.abs(near).max()) or 1.0
             mean, sd = float((near / scale).mean()) * scale, float((near / scale).std()) * scale
-            # In a flat window rounding leaves a deviation of some 1e-8: what differs by less than that is no spike.
+            # In a flat window rounding errors give a deviation of about 1e-8, so smaller differences are no spikes.
             limit = max(deviations * sd, 1e-7 * abs(mean), 1e-300)
             spikes += not math.isfinite(value) or abs(value - mean) >= limit
         elif not math.isfinite(value):
@@ -41,10 +41,10 @@ def spike_share(values: Sequence[float], deviations: float, window: int = WINDOW
 
 
 def median_spikes(values: Sequence[float], margin: float = 0.1, window: int = 201, *, centred: bool = True) -> float:
-    """Values more than ``margin`` above the rolling median, per 10,000 steps (arXiv 2608.30320, section 3.3).
+    """Number of values more than ``margin`` above the rolling median, per 10,000 steps.
 
-    The window is centred on each value, as suits a finished curve, or ends at it; at the ends it holds what there is.
-    NaN for an empty sequence.
+    The definition is that of arXiv 2608.30320, section 3.3. The window is centred on each value, or ends at it if
+    ``centred`` is false. It is shorter at the ends of the curve. NaN for an empty sequence.
     """
     spikes = 0
     for i, value in enumerate(values):

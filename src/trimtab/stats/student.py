@@ -1,4 +1,4 @@
-"""Student's t: its distribution and quantiles, also for degrees of freedom that are no whole number."""
+"""Cumulative distribution function and quantiles of Student's t, for integer and fractional degrees of freedom."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 def t_cdf(t: float, degrees: float) -> float:
-    """Probability of a value below ``t``.
+    """Cumulative distribution function: the probability of a value below ``t``.
 
     Raises:
         ValueError: if degrees is below 1.
@@ -20,7 +20,7 @@ def t_cdf(t: float, degrees: float) -> float:
         raise ValueError(f"degrees of freedom must be at least 1, got {degrees}")
     if math.isinf(degrees):
         return 0.5 * math.erfc(-t / math.sqrt(2))
-    # With t = sqrt(n) tan(a) the density is a power of a cosine over a finite range.
+    # The substitution t = sqrt(n) tan(a) turns the density into a power of a cosine over a finite range.
     angle = math.atan2(abs(t), math.sqrt(degrees))
     powers = np.cos((angle / 2) * (_NODES + 1)) ** (degrees - 1)
     norm = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
@@ -30,7 +30,7 @@ def t_cdf(t: float, degrees: float) -> float:
 
 @cache
 def t_quantile(probability: float, degrees: float) -> float:
-    """The value below which a share ``probability`` lies.
+    """Quantile function: the value below which ``probability`` of the distribution lies.
 
     Raises:
         ValueError: if probability is not between 0 and 1, or degrees is below 1.

@@ -1,8 +1,9 @@
-"""The training map: a hidden Markov model of weight statistics, whose states are phases that runs pass through.
+"""The training map: a hidden Markov model of weight statistics, whose states are phases of training.
 
-After arXiv 2308.09543: one Gaussian model with diagonal covariances for all runs together, the number of states by
-BIC, each the best of several starts. A run's state at a checkpoint is said from that checkpoint and those before it,
-never from later ones, so that a fork which is found early could have been seen early.
+The model follows arXiv 2308.09543. One Gaussian model with diagonal covariances is fitted to all runs together. The
+number of states is chosen by BIC; each number gets the best of several random starts. The state of a run at a
+checkpoint is inferred from this and earlier checkpoints only, never from later ones, so that a fork could have been
+detected at the time it is reported for.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ Integers = NDArray[np.int64]
 MOST_STATES = 8
 STARTS = 4
 ITERATIONS = 60
-FAR = 10.0  # deviations at which a statistic is cut: one run that explodes must not hide the phases of the others
+FAR = 10.0  # standard deviations at which a statistic is clipped: a diverging run must not hide the other runs' phases
 ROUNDING = 1e-12
-REMEDY = "training maps take the package hmmlearn: pip install 'trimtab[map]'"
+REMEDY = "training maps need the package hmmlearn: pip install 'trimtab[map]'"
 
 
 class MapUnavailableError(RuntimeError):
-    """There is no training map; the message says what would give one."""
+    """No training map can be made; the message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingMap:
-    """Phases of training.
+    """Phases of training, and the path of each run through them.
 
     Attributes:
-        states: how many; numbered by when runs are in them on average.
-        bic: of each number of states that was tried, from 1; lower is better.
-        paths: of each run, its state at each checkpoint, (T,), from what was known then.
-        means: of each state, the statistics as standard deviations from their mean over all checkpoints, (S, F).
-        features: the columns of the statistics that vary, and so were used.
-        transitions: how many runs go from one state to another, by (from, to).
+        states: number of states, which are numbered by the mean time at which runs are in them.
+        bic: Bayesian information criterion for 1, 2, ... states; lower is better.
+        paths: (T,) per run, the state at each checkpoint, inferred from this and earlier checkpoints.
+        means: (S, F), mean statistics of each state, in standard deviations from their mean over all checkpoints.
+        features: columns of the statistics that were used: those that vary.
+        transitions: number of runs that go from one state to another, by (from, to).
     """
 
     states: int
@@ -55,14 +56,16 @@ class TrainingMap:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Where a run leaves the others.
+    """The checkpoint at which a run leaves the other runs.
+
+    A run is alone at a checkpoint if no other run is in the same state at this checkpoint, the one before or the one
+    after. A run that is two checkpoints ahead of all others is therefore alone too.
 
     Attributes:
-        run: its place among the runs.
-        checkpoint: the first at which it is, and at the next still is, in a state where no other run is at that time
-            or one checkpoint before or after; so a run that is two checkpoints ahead of all others leaves them too.
-        state: that it is in there.
-        others: the state that most others are in.
+        run: index of the run.
+        checkpoint: first of two consecutive checkpoints at which the run is alone.
+        state: state of the run at this checkpoint.
+        others: most frequent state of the other runs at this checkpoint.
     """
 
     run: int
@@ -72,36 +75,43 @@ class Fork:
 
 
 def training_map(statistics: Sequence[Floats], *, most_states: int = MOST_STATES, seed: int = 0) -> TrainingMap:
-    """Fit a map to the statistics of each run, (T, F), all at the same checkpoints.
+    """Fit a training map.
 
-    A run that ended early may be shorter. Checkpoints with a value that is not finite end a run's sequence.
+    Args:
+        statistics: (T, F) per run, weight statistics at the same checkpoints for all runs. A run that ended early may
+            have fewer checkpoints. The sequence of a run ends before its first non-finite value.
+        most_states: largest number of states to try.
+        seed: seed of the random starts.
 
     Raises:
-        MapUnavailableError: if hmmlearn is not installed, or there are fewer than 2 runs or 20 checkpoints in all.
+        MapUnavailableError: if hmmlearn is not installed, if there are fewer than 2 runs or fewer than 20 checkpoints
+            in all, if no statistic varies, or if no start converges.
     """
     try:
         from hmmlearn.hmm import GaussianHMM
         from threadpoolctl import threadpool_limits
     except ImportError as error:
         raise MapUnavailableError(REMEDY) from error
-    sequences = [_sound(np.asarray(one, float)) for one in statistics]
-    kept = [one for one in sequences if len(one)]
-    if len(kept) < 2 or sum(len(one) for one in kept) < 20:
-        raise MapUnavailableError("a training map takes at least 2 runs and 20 checkpoints in all")
+    sequences = [_sound(np.asarray(sequence, float)) for sequence in statistics]
+    kept = [sequence for sequence in sequences if len(sequence)]
+    if len(kept) < 2 or sum(len(sequence) for sequence in kept) < 20:
+        raise MapUnavailableError("a training map needs at least 2 runs, and 20 checkpoints in all")
     whole = np.concatenate(kept)
     middle, spread = _scale(whole)
     features = np.flatnonzero(spread > ROUNDING * np.abs(whole).max(0))
     if len(features) == 0:
         raise MapUnavailableError("no statistic varies, so there is nothing to map")
-    scaled = [np.clip(((one - middle) / np.where(spread > 0, spread, 1))[:, features], -FAR, FAR) for one in sequences]
-    data, lengths = np.concatenate([one for one in scaled if len(one)]), [len(one) for one in scaled if len(one)]
-    logging.getLogger("hmmlearn").setLevel(logging.ERROR)  # it reports every start that stops improving
+    unit = np.where(spread > 0, spread, 1)
+    scaled = [np.clip(((sequence - middle) / unit)[:, features], -FAR, FAR) for sequence in sequences]
+    data = np.concatenate([sequence for sequence in scaled if len(sequence)])
+    lengths = [len(sequence) for sequence in scaled if len(sequence)]
+    logging.getLogger("hmmlearn").setLevel(logging.ERROR)  # it warns of every start that stops improving
     fitted: list[Any] = []
     bic: list[float] = []
     for states in range(1, min(most_states, len(data) // 10) + 1):
         best, lowest = None, math.inf
         for start in range(1 if states == 1 else STARTS):
-            # A prior a little above none, as a state that a run ends in is left for no other.
+            # A weak prior, because the final state of a run has no transition to another state to count.
             model: Any = GaussianHMM(
                 states,
                 "diag",
@@ -113,11 +123,11 @@ def training_map(statistics: Sequence[Floats], *, most_states: int = MOST_STATES
                 implementation="log",
             )
             try:
-                # Matrices this small are slowed down ten times by threads that wait for each other.
+                # One thread: on matrices this small the synchronisation of several threads costs a factor of ten.
                 with np.errstate(all="ignore"), threadpool_limits(1):
                     model.fit(data, lengths)
                     score = float(model.bic(data, lengths))
-            except ValueError:  # a start whose state lost all its checkpoints
+            except ValueError:  # a start in which a state lost all its checkpoints
                 continue
             if math.isfinite(score) and score < lowest:
                 best, lowest = model, score
@@ -126,7 +136,7 @@ def training_map(statistics: Sequence[Floats], *, most_states: int = MOST_STATES
     chosen = fitted[int(np.argmin(bic))]
     if chosen is None:
         raise MapUnavailableError("no start of any number of states converged")
-    raw = [_so_far(chosen, one) for one in scaled]
+    raw = [_so_far(chosen, sequence) for sequence in scaled]
     order = _by_time(raw, chosen.n_components)
     paths = tuple(order[path] for path in raw)
     means = np.empty_like(chosen.means_)
@@ -141,11 +151,11 @@ def training_map(statistics: Sequence[Floats], *, most_states: int = MOST_STATES
     )
 
 
-def forks(found: TrainingMap) -> list[Fork]:
-    """The first fork of each run that leaves the others; runs that share a by-way do not count as leaving."""
+def forks(fitted: TrainingMap) -> list[Fork]:
+    """The first fork of each run that leaves the others. A run is not alone in a state that another run shares."""
     result: list[Fork] = []
-    for run, path in enumerate(found.paths):
-        others = [other for index, other in enumerate(found.paths) if index != run and len(other)]
+    for run, path in enumerate(fitted.paths):
+        others = [other for index, other in enumerate(fitted.paths) if index != run and len(other)]
         alone = [_alone(path, checkpoint, others) for checkpoint in range(len(path))]
         for checkpoint in range(len(path) - 1):
             if alone[checkpoint] and alone[checkpoint + 1]:
@@ -168,7 +178,7 @@ def _sound(statistics: Floats) -> Floats:
 
 
 def _scale(whole: Floats) -> tuple[Floats, Floats]:
-    """Mean and deviation of each column over what lies within 10 robust deviations of its median."""
+    """Mean and standard deviation of each column, over the values within 10 robust deviations of its median."""
     median = np.median(whole, axis=0)
     robust = 1.4826 * np.median(np.abs(whole - median), axis=0)
     near = (np.abs(whole - median) <= FAR * robust) | (robust == 0)
@@ -177,10 +187,10 @@ def _scale(whole: Floats) -> tuple[Floats, Floats]:
 
 
 def _so_far(model: Any, sequence: Floats) -> Integers:
-    """The likeliest state at each checkpoint given it and those before: the forward recursion, in logarithms."""
+    """Most likely state at each checkpoint given this and earlier checkpoints: the forward recursion, in log space."""
     if len(sequence) == 0:
         return np.zeros(0, dtype=np.int64)
-    variances = np.stack([np.diag(one) for one in model.covars_])
+    variances = np.stack([np.diag(covariance) for covariance in model.covars_])
     squares = (sequence[:, None, :] - model.means_[None]) ** 2 / variances[None]
     emission = -0.5 * (squares + np.log(2 * np.pi * variances)[None]).sum(-1)
     with np.errstate(divide="ignore"):
@@ -198,7 +208,7 @@ def _so_far(model: Any, sequence: Floats) -> Integers:
 
 
 def _by_time(paths: Sequence[Integers], states: int) -> Integers:
-    """New numbers of the states, (S,): by when runs are in them on average, those never entered last."""
+    """New number of each state, (S,), by the mean time at which runs are in it. States never entered come last."""
     when = np.full(states, math.inf)
     for state in range(states):
         times = [float(np.mean(np.flatnonzero(path == state))) for path in paths if (path == state).any()]
@@ -210,7 +220,7 @@ def _by_time(paths: Sequence[Integers], states: int) -> Integers:
 
 
 def _transitions(paths: Sequence[Integers]) -> dict[tuple[int, int], int]:
-    found: Counter[tuple[int, int]] = Counter()
+    counts: Counter[tuple[int, int]] = Counter()
     for path in paths:
-        found.update({(int(a), int(b)) for a, b in pairwise(path) if a != b})
-    return dict(found)
+        counts.update({(int(a), int(b)) for a, b in pairwise(path) if a != b})
+    return dict(counts)

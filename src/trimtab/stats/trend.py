@@ -1,4 +1,4 @@
-"""A straight line through estimates that are themselves uncertain, and what it says beyond them."""
+"""Linear regression through uncertain estimates, with predictions for new points."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ LEVELS = (0.025, 0.5, 0.975)
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """Median and 95 % interval of each coefficient, and of a new value at each point asked for."""
+    """Median and 95 % interval of each coefficient, and of a new observation at each requested point."""
 
     coefficients: Floats
     predictions: Floats
 
 
 def linear_trend(design: Floats, draws: Floats, at: Floats, seed: int = 0) -> Trend:
-    """Least squares with a flat prior, over draws of the estimates.
+    """Bayesian linear regression with a flat prior, over draws of the estimates.
 
-    Each draw of the estimates is fitted, its coefficients are drawn from their posterior, and a prediction has the
-    scatter about the line besides. The estimates' own uncertainty thus counts twice: intervals are wide rather than
-    narrow.
+    For each draw of the estimates, coefficients are drawn from their posterior. A prediction adds the residual scatter
+    about the line. The uncertainty of the estimates enters twice, once through the draws and once through the scatter,
+    so the intervals are conservative.
 
     Args:
-        design: (points, coefficients), of full rank.
-        draws: (number of draws, points), from the posterior of each point.
-        at: (predictions, coefficients), where to predict.
-        seed: of the random draws.
+        design: (points, coefficients), the design matrix, of full rank.
+        draws: (number of draws, points), draws from the posterior of each point.
+        at: (predictions, coefficients), design rows at which to predict.
+        seed: seed of the random draws.
 
     Returns:
         ``coefficients`` (coefficients, 3) and ``predictions`` (predictions, 3): low, median, high.
 
     Raises:
-        ValueError: if there are no more points than coefficients, or the design is not of full rank.
+        ValueError: if there are not more points than coefficients, or the design is not of full rank.
     """
     points, width = design.shape
     freedom = points - width
     if freedom < 1:
-        raise ValueError(f"{points} points do not determine {width} coefficients and a scatter")
+        raise ValueError(f"{points} points do not determine {width} coefficients and the residual scatter")
     if np.linalg.matrix_rank(design) < width:
-        raise ValueError("the points do not tell the coefficients apart")
+        raise ValueError("the design is not of full rank: the points do not tell the coefficients apart")
     rng = np.random.default_rng(seed)
     inverse = np.linalg.inv(design.T @ design)
     fitted = draws @ design @ inverse
