@@ -19,7 +19,7 @@ from trimtab.intervention import ConflictError, Source
 from trimtab.interventions import catalogue as interventions
 from trimtab.method import Method, RemovalError
 from trimtab.methods import catalogue as methods
-from trimtab.probes import CATALOGUE as PROBES
+from trimtab.probes import catalogue as probes
 from trimtab.testing.families import FAMILIES, logits_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +112,7 @@ def verdict(model: nn.Module, method: Method) -> str:
 
 def probe_table() -> str:
     rows = ["| statistic | unit | what it tells | source | from preset |", "|---|---|---|---|---|"]
-    for probe in PROBES:
+    for probe in probes().values():
         row = (f"`{probe.slug}`", probe.unit, probe.meaning, probe.source or "", f"`{probe.cost}`")
         rows.append(f"| {' | '.join(cell(text) for text in row)} |")
     return "\n".join(rows)

@@ -132,6 +132,19 @@ BAD_TABLES = {
     "cuda without a device": ({"training": {"device": "cuda"}}, ("cuda",)),
     "unknown precision": ({"training": {"precision": "fp8"}}, ("training.precision",)),
     "study name of the wrong type": ({"name": 3}, ("name",)),
+    "unknown optimizer": ({"optimizer": {"moun": {}}}, ("optimizer", "did you mean 'muon'?")),
+    "unknown optimizer of an arm": (
+        {"arms": {"baseline": {}, "qk_norm": {"optimizer": {"adamv": {}}}}},
+        ("arms.qk_norm.optimizer", "did you mean 'adamw'?"),
+    ),
+    "rates of parts that share a matrix": (
+        {"optimizer": {"rates": {"q": 0.5}}},
+        ("arms.baseline", "optimizer.rates", "q and k and v"),
+    ),
+    "rate of a part that is not there": (
+        {"optimizer": {"rates": {"attn_norm": 0.5}}, "arms": {"baseline": {}, "sigma_reparam_normless": {}}},
+        ("arms.sigma_reparam_normless", "optimizer.rates.attn_norm"),
+    ),
 }
 
 
@@ -325,11 +338,33 @@ def test_damaged_run_ends_with_30(trimtab: Any, done: Path, tmp_path: Path) -> N
     victim = sorted((done / "runs").iterdir())[0]
     (victim / "outcome.json").write_text("{")
     before = contents(tmp_path)
-    assert_refused(trimtab("study", tmp_path / "study.toml", "--out", done, "--workers", "0"), 30, victim.name)
     assert_refused(trimtab("report", done), 30, victim.name)
-    assert {k: v[1] for k, v in contents(tmp_path).items() if "study" not in k and "lock" not in k} == {
-        k: v[1] for k, v in before.items() if "study" not in k and "lock" not in k
+    assert contents(tmp_path) == before
+    assert_refused(trimtab("study", tmp_path / "study.toml", "--out", done, "--workers", "0"), 30, victim.name)
+    own = ("done/index.json", "done/.lock")  # of a study that goes on
+    assert {k: v[1] for k, v in contents(tmp_path).items() if k not in own} == {
+        k: v[1] for k, v in before.items() if k not in own
     }
+    assert_refused(trimtab("report", done), 30, victim.name)
+
+
+@pytest.mark.parametrize("harm", ["cut", "edited"])
+def test_damaged_index_ends_with_30_and_can_be_made_again(trimtab: Any, done: Path, tmp_path: Path, harm: str) -> None:
+    index = done / "index.json"
+    text = index.read_text()
+    index.write_text(text[:-10] if harm == "cut" else text.replace('"complete": true', '"complete": false'))
+    assert index.read_text() != text
+    before = contents(tmp_path)
+    for command in (("report", done), ("study", tmp_path / "study.toml", "--out", done, "--workers", "0")):
+        assert_refused(trimtab(*command), 30, "index.json", "delete it")
+        after = contents(tmp_path)
+        assert {k: v for k, v in after.items() if ".lock" not in k} == {
+            k: v for k, v in before.items() if ".lock" not in k
+        }
+    index.unlink()
+    runs = contents(done / "runs")
+    assert trimtab("study", tmp_path / "study.toml", "--out", done, "--workers", "0").code == 0
+    assert contents(done / "runs") == runs, "a run was made again"
 
 
 def test_trials_without_outcome_end_with_10(
@@ -376,12 +411,221 @@ def test_report_writes_the_same_results_again(trimtab: Any, done: Path) -> None:
     assert contents(done / "runs") == runs
 
 
-def test_report_of_an_unfinished_study_is_refused(trimtab: Any, done: Path, tmp_path: Path) -> None:
+def results_in(folder: Path) -> dict[str, Any]:
+    results = json.loads((folder / "results.json").read_text())
+    del results["provenance"]
+    return results
+
+
+def test_report_of_an_unfinished_study_says_so_and_the_study_goes_on_from_there(
+    trimtab: Any, done: Path, tmp_path: Path
+) -> None:
+    whole = results_in(done)
     victim = sorted((done / "runs").iterdir())[0]
     (victim / "outcome.json").unlink()
     before = contents(tmp_path)
-    assert_refused(trimtab("report", done), 2, "not finished")
+    ended = trimtab("report", done)
+    assert (ended.code, ended.err) == (0, "")
+    assert f"unfinished: {len(whole['runs']) - 1} runs are made, 1" in ended.out
+    after = contents(tmp_path)
+    written = {f"done/{name}" for name in ("results.json", "results.csv", "report.html")}
+    assert {k for k in after if after[k] != before.get(k)} == written | {"done"}
+    results = results_in(done)
+    assert (results["study"]["complete"], results["study"]["pending"]) == (False, 1)
+    assert len(results["runs"]) == len(whole["runs"]) - 1
+    assert "unfinished" in (done / "report.html").read_text()
+    ended = trimtab("study", tmp_path / "study.toml", "--out", done, "--workers", "0")
+    assert ended.code == 0
+    assert "unfinished" not in ended.out
+    assert results_in(done) == whole
+
+
+def test_report_can_be_written_elsewhere_and_leaves_the_study_as_it_is(
+    trimtab: Any, done: Path, tmp_path: Path
+) -> None:
+    before = contents(done)
+    ended = trimtab("report", done, "--out", "new/else where")
+    assert (ended.code, ended.err) == (0, "")
+    assert contents(done) == before
+    for name in ("results.json", "results.csv", "report.html"):
+        assert (tmp_path / "new" / "else where" / name).read_bytes() == (done / name).read_bytes()
+    assert {path.name for path in (tmp_path / "new" / "else where").iterdir()} == {
+        "results.json", "results.csv", "report.html",
+    }  # fmt: skip
+    assert "else where/report.html" in ended.out
+
+
+def test_report_judges_the_same_runs_by_other_settings(trimtab: Any, done: Path, tmp_path: Path) -> None:
+    before = contents(done)
+    plain = results_in(done)
+    ended = trimtab("report", done, "--out", "strict", "--set", "criterion.margin=0.001")
+    assert (ended.code, ended.err) == (0, "")
+    strict = results_in(tmp_path / "strict")
+    assert strict["study"]["spec"]["criterion"]["margin"] == 0.001
+    assert plain["study"]["spec"]["criterion"]["margin"] == 0.2
+    assert [run["id"] for run in strict["runs"]] == [run["id"] for run in plain["runs"]]
+    assert [run["label"] for run in strict["runs"]] != [run["label"] for run in plain["runs"]], "nothing changed"
+    again = trimtab("report", done, "--out", "plain", "--set", "criterion.margin=0.2")
+    assert again.code == 0
+    assert results_in(tmp_path / "plain") == plain
+    assert contents(done) == before
+
+
+def test_report_with_settings_needs_a_folder_of_its_own(trimtab: Any, done: Path, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    assert_refused(trimtab("report", done, "--set", "criterion.margin=0.1"), 2, "--out")
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("training.steps=21", ("training.steps=21", "changes the runs", "criterion.margin")),
+        ("arms.baseline.optimizer.beta1=0.5", ("changes the runs",)),
+        ("arms.soft_cap={}", ("changes the runs",)),
+        ("criterion.margn=0.1", ("criterion", "margn", "'margin'")),
+        ("criterion.margin=-1", ("criterion", "margin")),
+        ("criterion.margin", ("KEY=VALUE",)),
+    ],
+)
+def test_report_refuses_settings_that_change_the_runs_or_cannot_be(
+    trimtab: Any, done: Path, tmp_path: Path, setting: str, words: tuple[str, ...]
+) -> None:
+    before = contents(tmp_path)
+    assert_refused(trimtab("report", done, "--out", "other", "--set", setting), 2, *words)
+    assert contents(tmp_path) == before
+
+
+def test_report_into_a_file_is_a_storage_error(trimtab: Any, done: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    before = contents(tmp_path)
+    assert_refused(trimtab("report", done, "--out", "taken"), 32, "taken")
+    assert contents(tmp_path) == before
+
+
+# --keep and --retrain
+
+
+@pytest.fixture
+def moved_on(trimtab: Any, tmp_path: Path, tiny_tables: Tables) -> tuple[Path, Path]:
+    """A finished study whose data changed since: its file and its folder."""
+    import numpy as np
+
+    data = tmp_path / "circle.bin"
+    np.tile(np.arange(8), 2000).astype("<u2").tofile(data)
+    source = {"train": str(data), "held_out": str(data), "vocab_size": 8}
+    file = tmp_path / "study.toml"
+    tables = tiny_tables(learning_rates=SMALL, data={"token_files": source})
+    file.write_text(tomli_w.dumps(tables), encoding="utf-8")
+    assert trimtab("study", file, "--out", "done", "--workers", "0").code == 0
+    np.tile(np.arange(8)[::-1], 2000).astype("<u2").tofile(data)
+    return file, tmp_path / "done"
+
+
+def test_runs_of_other_data_stop_the_study_with_both_ways_on(trimtab: Any, moved_on: tuple[Path, Path]) -> None:
+    file, folder = moved_on
+    before = contents(folder)
+    ended = trimtab("study", file, "--out", folder, "--workers", "0")
+    assert_refused(ended, 2, str(folder), "baseline: other data", "qk_norm: other data", "--keep", "--retrain")
+    after = contents(folder)
+    assert {k: v for k, v in after.items() if k != ".lock"} == {k: v for k, v in before.items() if k != ".lock"}
+
+
+def test_runs_of_other_data_can_be_kept_and_the_page_says_so(trimtab: Any, moved_on: tuple[Path, Path]) -> None:
+    file, folder = moved_on
+    runs, whole = contents(folder / "runs"), results_in(folder)
+    assert whole["study"]["notes"] == []
+    ended = trimtab("study", file, "--out", folder, "--workers", "0", "--keep")
+    assert (ended.code, ended.err) == (0, "")
+    assert contents(folder / "runs") == runs, "a run was made again"
+    notes = results_in(folder)["study"]["notes"]
+    assert [note.split(" (")[0] for note in notes] == ["baseline: other data", "qk_norm: other data"]
+    assert results_in(folder)["arms"] == whole["arms"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for note in notes:
+        assert f"warning: {note}" in ended.out
+        assert note in page
+    # The choice is made: neither the same command without it nor the report asks again.
+    assert trimtab("study", file, "--out", folder, "--workers", "0").code == 0
+    assert "warning: baseline: other data" in trimtab("report", folder).out
+    assert results_in(folder)["study"]["notes"] == notes
+
+
+def test_runs_of_other_data_can_be_made_again(trimtab: Any, moved_on: tuple[Path, Path]) -> None:
+    file, folder = moved_on
+    old = {run["id"] for run in results_in(folder)["runs"]}
+    ended = trimtab("study", file, "--out", folder, "--workers", "0", "--retrain")
+    assert (ended.code, ended.err) == (0, "")
+    results = results_in(folder)
+    assert old.isdisjoint(run["id"] for run in results["runs"])
+    assert results["study"]["notes"] == []
+    assert "other data" not in ended.out
+    fresh = trimtab("study", file, "--out", "fresh", "--workers", "0")
+    assert fresh.code == 0
+    assert results_in(folder.parent / "fresh") == results
+
+
+@pytest.mark.parametrize("option", ["--keep", "--retrain"])
+def test_a_study_that_did_not_change_is_the_same_with_either(trimtab: Any, done: Path, option: str) -> None:
+    whole, runs = results_in(done), contents(done / "runs")
+    assert trimtab("study", done.parent / "study.toml", "--out", done, "--workers", "0", option).code == 0
+    assert results_in(done) == whole
+    assert contents(done / "runs") == runs
+
+
+def test_keep_and_retrain_exclude_each_other(trimtab: Any, study_file: Callable[..., Path], tmp_path: Path) -> None:
+    file = study_file()
+    before = contents(tmp_path)
+    ended = trimtab("study", file, "--out", "out", "--workers", "0", "--keep", "--retrain")
+    assert ended.code == 2
+    assert "--retrain" in ended.err
+    assert "Traceback" not in ended.err
+    assert contents(tmp_path) == before
+
+
+# A reader that leaves
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "study {file} --out out --workers 0",
+        "study {file} --out out --workers 1",
+        "study {file} --plan --workers 0",
+        "report done",
+        "methods",
+    ],
+)
+def test_a_reader_that_leaves_ends_the_program_quietly(
+    trimtab: Any, study_file: Callable[..., Path], tmp_path: Path, command: str
+) -> None:
+    file = study_file(learning_rates=SMALL)
+    if "done" in command:
+        assert trimtab("study", file, "--out", "done", "--workers", "0").code == 0
+    arguments = [part.format(file=file) for part in command.split()]
+    reading, writing = os.pipe()
+    os.close(reading)  # it left before the first word
+    with os.fdopen(writing, "wb") as output:
+        ended = subprocess.run(
+            [sys.executable, "-m", "trimtab", *arguments],
+            stdout=output, stderr=subprocess.PIPE, cwd=tmp_path, timeout=120, text=True,
+        )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_a_study_whose_reader_has_enough_goes_on_from_there(
+    trimtab: Any, study_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = study_file(learning_rates=SMALL)
+    script = f"'{sys.executable}' -m trimtab study '{file}' --out out --workers 0 | head -1; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, cwd=tmp_path, timeout=120, text=True)
+    assert (ended.returncode, ended.stderr) == (141, "")
+    assert ended.stdout.startswith("sweep: ")
+    assert ended.stdout.count("\n") == 1
+    assert not (tmp_path / "out" / "results.json").exists(), "the study went on with nobody listening"
+    assert trimtab("study", file, "--out", "out", "--workers", "0").code == 0
+    assert trimtab("study", file, "--out", "whole", "--workers", "0").code == 0
+    assert results_in(tmp_path / "out") == results_in(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "."])
@@ -494,7 +738,7 @@ def test_help_works_and_lists_every_exit_code(trimtab: Any, command: tuple[str, 
     assert ended.err == ""
     assert "usage: trimtab" in ended.out
     if not command:
-        for code in ("0", "1", "2", "10", "30", "31", "32", "33", "75", "130"):
+        for code in ("0", "1", "2", "10", "30", "31", "32", "33", "75", "130", "141"):
             assert f"\n  {code} " in ended.out
 
 

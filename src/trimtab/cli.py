@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.text import Text
+from typing_extensions import override
 
 from trimtab import __version__
 from trimtab.config import ConfigError, Raw, apply_settings, load_toml, printable, unknown
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_command(options: argparse.Namespace) -> int:
-    console = Console(highlight=False)
+    console = _Output(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH_OF_FILES  # a log has no width of its own; 80 columns would fold the table
     # Imported here, so that --help and a mistyped command answer at once; none of it takes torch.
@@ -94,6 +95,14 @@ def _run_command(options: argparse.Namespace) -> int:
             raise
         line = f"internal error ({type(error).__name__}: {' '.join(str(error).split())[:500]})"
         return _complain(f"{line}; this is a bug: report it with the output under TRIMTAB_TRACEBACK=1", INTERNAL)
+
+
+class _Output(Console):
+    """A console that says when its reader left; rich would end the program with code 1."""
+
+    @override
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def _reader_left(console: Console) -> int:

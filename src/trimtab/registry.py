@@ -45,7 +45,7 @@ class Catalogue(Generic[T]):
 
     def all(self) -> dict[str, T]:
         """Every entry; an entry point that cannot be used is left out with a warning that names it."""
-        entries: dict[str, T] = dict(self._ours())
+        entries: dict[str, T] = dict(self.ours())
         for slug, point in self._points().items():
             try:
                 entries[slug] = self._loaded(point, entries)
@@ -60,12 +60,13 @@ class Catalogue(Generic[T]):
             KeyError: if there is no such slug.
             CatalogueError: if the entry point of that name cannot be used.
         """
-        ours = self._ours()
+        ours = self.ours()
         if slug in ours:
             return ours[slug]
         return self._loaded(self._points()[slug], ours)
 
-    def _ours(self) -> Mapping[str, T]:
+    def ours(self) -> Mapping[str, T]:
+        """The entries that come with trimtab, in the order of their modules."""
         package = importlib.import_module(self.package)
         entries: dict[str, T] = {}
         for found in pkgutil.iter_modules(package.__path__):

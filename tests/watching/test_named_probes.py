@@ -182,7 +182,7 @@ def test_two_probes_by_name_read_what_the_full_preset_reads_of_them_and_nothing_
         assert set(few) == {"step", *wanted}
 
 
-@pytest.mark.parametrize("slug", [probe.slug for probe in probes.CATALOGUE])
+@pytest.mark.parametrize("slug", list(probes.catalogue()))
 def test_every_probe_can_be_read_alone_and_says_what_it_says_among_all(slug: str) -> None:
     rows: list[dict[str, float]] = []
     for preset in (probes.named(slug), probes.named("training_map", of=replace(probes.full, query_rows=32))):

@@ -1,54 +1,35 @@
-"""The catalogue of probes, one quantity per file, and three presets by cost."""
+"""The catalogue of probes, one quantity per file, and three presets by cost.
+
+A new file in this folder, or an entry point ``trimtab.probes`` of another package, is all it takes: a probe of another
+package is read where it is asked for by its slug, and is in no preset.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 from trimtab.probe import Cost, Preset, Probe
-from trimtab.probes.attention_entropy import ATTENTION_ENTROPY
-from trimtab.probes.below_eps import BELOW_EPS
-from trimtab.probes.gradient_variance import GRADIENT_VARIANCE
-from trimtab.probes.kurtosis import KURTOSIS
-from trimtab.probes.l2_norm import L2_NORM
-from trimtab.probes.log_partition import LOG_PARTITION
-from trimtab.probes.max_abs import MAX_ABS
-from trimtab.probes.max_attention_logit import MAX_ATTENTION_LOGIT
-from trimtab.probes.mean import MEAN
-from trimtab.probes.non_finite import NON_FINITE
-from trimtab.probes.rms import RMS
-from trimtab.probes.spectral_norm import SPECTRAL_NORM
-from trimtab.probes.stable_rank import STABLE_RANK
-from trimtab.probes.token_embedding_variability import TOKEN_EMBEDDING_VARIABILITY
-from trimtab.probes.training_map import TRAINING_MAP
-from trimtab.probes.update_ratio import UPDATE_RATIO
-from trimtab.probes.update_rms import UPDATE_RMS
+from trimtab.registry import Catalogue
 from trimtab.stats.spike_score import median_spikes, spike_share
 
-__all__ = ["CATALOGUE", "PRESETS", "cheap", "full", "median_spikes", "named", "spike_share", "standard"]
+__all__ = ["PRESETS", "catalogue", "cheap", "full", "median_spikes", "named", "spike_share", "standard"]
 
-CATALOGUE: tuple[Probe, ...] = (
-    RMS,
-    L2_NORM,
-    MAX_ABS,
-    MEAN,
-    NON_FINITE,
-    UPDATE_RATIO,
-    LOG_PARTITION,
-    KURTOSIS,
-    UPDATE_RMS,
-    BELOW_EPS,
-    MAX_ATTENTION_LOGIT,
-    ATTENTION_ENTROPY,
-    TOKEN_EMBEDDING_VARIABILITY,
-    SPECTRAL_NORM,
-    STABLE_RANK,
-    GRADIENT_VARIANCE,
-    TRAINING_MAP,
-)
+_CATALOGUE = Catalogue[Probe](__name__, lambda value: isinstance(value, Probe), lambda probe: probe.slug)
+
+
+def catalogue() -> dict[str, Probe]:
+    """Every probe by slug, also those of other packages, the cheapest first."""
+    return {probe.slug: probe for probe in sorted(_CATALOGUE.all().values(), key=_order)}
+
+
+def _order(probe: Probe) -> tuple[int, str]:
+    return get_args(Cost).index(probe.cost), probe.slug
 
 
 def _of(*costs: Cost) -> tuple[Probe, ...]:
-    return tuple(probe for probe in CATALOGUE if probe.cost in costs)
+    """Ours of these costs: a package that is installed must not change what a preset reads."""
+    return tuple(probe for probe in sorted(_CATALOGUE.ours().values(), key=_order) if probe.cost in costs)
 
 
 cheap = Preset(
@@ -82,7 +63,7 @@ def named(*slugs: str, of: Preset | None = None) -> Preset:
     Raises:
         ValueError: for a slug that no probe has.
     """
-    known = {probe.slug: probe for probe in CATALOGUE}
+    known = catalogue()
     for slug in slugs:
         if slug not in known:
             raise ValueError(f"no probe is called '{slug}'; there are {', '.join(known)}")

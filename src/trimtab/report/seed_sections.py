@@ -12,6 +12,7 @@ from trimtab.section import Chart, Section, Table
 from trimtab.stats.components import Component
 from trimtab.study.seed_facts import SPIKES
 from trimtab.study.seed_groups import NOT_READ, SeedGroup, SeedRun
+from trimtab.watching import MetricKey
 
 MOST_DRAWN = 6
 SINGULAR = "all_weights/model/singular_variance"
@@ -129,7 +130,7 @@ def _map_section(group: SeedGroup, chart: Chart) -> Section:
 
 def _short(name: str) -> str:
     """'singular_variance', or 'mean of biases'."""
-    what, _, statistic = name.split("/")
+    what, _, statistic = MetricKey.parse(name)
     return statistic if what == "all_weights" else f"{statistic} of biases"
 
 

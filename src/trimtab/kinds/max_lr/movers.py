@@ -12,6 +12,7 @@ from trimtab.run.folder import load_readings, load_steps
 from trimtab.section import Finite
 from trimtab.stats.intervals import mean_interval
 from trimtab.study.labels import FAILURES, Label
+from trimtab.watching import MetricKey
 
 # The output norms, input gradients, logits, entropy and embedding spread of the papers, by the keys of the probes.
 FOLLOWED = {
@@ -162,12 +163,13 @@ def read_series(findings: LimitFindings, run: LabelledRun) -> Series:
     series: Series = {}
     for row in load_readings(findings.evidence.folder / "runs" / run.run_id):
         heads: dict[tuple[str, str], list[float]] = {}
-        for key, value in row.items():
-            what, _, rest = key.partition("/")
-            where, _, statistic = rest.rpartition("/")
-            quantity = f"{what}/*/{statistic}"
+        for text, value in row.items():
+            if "/" not in text:
+                continue  # the number of the step
+            key = MetricKey.parse(text)
+            quantity = f"{key.what}/*/{key.statistic}"
             if quantity in FOLLOWED:
-                heads.setdefault((quantity, where.partition(".head.")[0]), []).append(float(value))
+                heads.setdefault((quantity, key.without_head.where), []).append(float(value))
         for (quantity, place), values in heads.items():
             # Of several heads the largest logit, and the mean entropy.
             value = max(values) if quantity.endswith("max_logit") else statistics.fmean(values)

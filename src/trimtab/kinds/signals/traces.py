@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.run.folder import TOKENS, load_arrays, load_readings, load_steps, load_times
+from trimtab.watching import MetricKey
 
 Floats = NDArray[np.float64]
 GROUPS = ("frequent", "rare", "unseen")
@@ -91,7 +92,7 @@ def _plain(key: str) -> str:
     """'variance', 'variance_embedding', 'variance_layer_3', 'tev_mean'; '' for what is none of the signals."""
     if "/" not in key:
         return key
-    what, where, statistic = key.split("/", 1)[0], key.split("/", 1)[1].rsplit("/", 1)[0], key.rsplit("/", 1)[1]
+    what, where, statistic = MetricKey.parse(key)
     if statistic != "variance":
         return statistic if what.startswith("embedding") else ""
     if not what.endswith("_grad"):
