@@ -436,7 +436,7 @@ def test_report_of_an_unfinished_study_says_so_and_the_study_goes_on_from_there(
     assert "unfinished" in (done / "report.html").read_text()
     ended = trimtab("study", tmp_path / "study.toml", "--out", done, "--workers", "0")
     assert ended.code == 0
-    assert "unfinished" not in ended.out
+    assert "this study is unfinished" not in ended.out
     assert results_in(done) == whole
 
 

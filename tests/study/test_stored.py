@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import tomli_w
 
 from trimtab import Study, cli
 from trimtab.config import ConfigError
 from trimtab.report import report_of, write_report
+from trimtab.report.schema import schema
 from trimtab.run.files import IntegrityError
 from trimtab.study.executors.contract import Job, Progress, train_job
 from trimtab.study.executors.inline import InlineExecutor
@@ -122,6 +124,7 @@ def test_a_committed_study_gives_the_numbers_that_are_committed(folder: Path, tm
     assert COMMITTED
     old = json.loads((folder / "results.json").read_text())
     new = write_report(load_stored(folder).findings(), tmp_path)
+    jsonschema.validate(new, schema(new["kind"]))
     if old["schema"] == 1 and "sizes" in old:
         for size, one in new["sizes"].items():
             one |= {**one["limits"], "study": {**old["sizes"][size]["study"], **one["study"]}}

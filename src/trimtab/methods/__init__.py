@@ -16,9 +16,7 @@ _CATALOGUE = Catalogue[Method](
 
 def catalogue() -> dict[str, Method]:
     """Every method by slug, also those of other packages; the baseline first, the rest in alphabetical order."""
-    methods = _CATALOGUE.all()
-    globals().update(methods)
-    return methods
+    return _CATALOGUE.all()
 
 
 def __getattr__(name: str) -> Method:
@@ -30,4 +28,6 @@ def __getattr__(name: str) -> Method:
     return methods[name]
 
 
-catalogue()  # after it a slug is the method: loading a file binds its name to the module
+# Loading a file binds its name to the module; after this it is the method. Those of other packages come when asked for:
+# such a package may be importing this one.
+globals().update(_CATALOGUE.ours())
