@@ -13,7 +13,7 @@ from torch import nn
 from trimtab.run.execute import execute
 from trimtab.run.folder import IntegrityError, load_outcome, load_readings, load_steps
 from trimtab.run.reading import read_run
-from trimtab.run.spec import RunSpec
+from trimtab.run.spec import RunSpec, UserCode
 from trimtab.testing.families import hugging_face
 
 
@@ -48,7 +48,7 @@ def test_changed_readings_are_noticed(tiny_tables: Any, tmp_path: Path) -> None:
 
 
 def test_a_negative_cadence_is_refused(tiny_tables: Any) -> None:
-    with pytest.raises(Exception, match=r"probes.*every must not be negative"):
+    with pytest.raises(Exception, match=r"probes: every must lie between 0 and .*, got -1$"):
         spec_of(tiny_tables(), probes={"every": -1})
 
 
@@ -66,7 +66,7 @@ def test_models_of_others_run_with_probes(builder: Any, tiny_tables: Any, tmp_pa
     from dataclasses import replace
 
     method = "qk_norm" if builder is small_llama else "baseline"
-    spec = replace(spec_of(tiny_tables(), probes={"preset": "standard"}, method=method), build_model=builder)
+    spec = replace(spec_of(tiny_tables(), probes={"preset": "standard"}, method=method), code=UserCode(model=builder))
     outcome = execute(spec, tmp_path)
     (first, *_) = load_readings(tmp_path / outcome.run_id)
     wanted = "attention/layer.1.head.3/entropy" if builder is small_llama else "output/1/l2_norm"

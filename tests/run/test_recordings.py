@@ -20,11 +20,12 @@ from torch import nn
 from trimtab import cli
 from trimtab.config import ConfigError, dump_toml
 from trimtab.data.batches import held_out_batch, training_batch
+from trimtab.run.build import build
 from trimtab.run.check import check_run
-from trimtab.run.execute import build, execute
+from trimtab.run.execute import execute
 from trimtab.run.folder import IntegrityError, Outcome, load_arrays, load_outcome, load_readings, load_steps, load_times
 from trimtab.run.reading import read_run
-from trimtab.run.spec import ProbesConfig, RunSpec
+from trimtab.run.spec import ProbesConfig, RunSpec, UserCode
 from trimtab.run.trained import load_trained
 
 Raw = dict[str, Any]
@@ -105,7 +106,7 @@ def unknown(config: Any) -> nn.Module:
 
 def test_tokens_of_a_model_that_no_host_knows_are_refused_before_anything_is_written(tiny_tables: Tables) -> None:
     asked = spec_of(tiny_tables, probes={"named": ["tev"], "tokens": True}, method="baseline")
-    spec = replace(asked, build_model=unknown)
+    spec = replace(asked, code=UserCode(model=unknown))
     with pytest.raises(ConfigError, match=r"^run\.toml: probes\.tokens: .*Sequential") as caught:
         check_run(spec, spec.protocol.data.load(), "run.toml")
     assert "\n" not in str(caught.value)
@@ -113,14 +114,14 @@ def test_tokens_of_a_model_that_no_host_knows_are_refused_before_anything_is_wri
 
 def test_the_refusal_of_tokens_of_an_unknown_model_names_the_key(tiny_tables: Tables) -> None:
     asked = spec_of(tiny_tables, probes={"named": ["tev"], "tokens": True}, method="baseline")
-    spec = replace(asked, build_model=unknown)
+    spec = replace(asked, code=UserCode(model=unknown))
     with pytest.raises(ConfigError, match=r"probes\.tokens"):
         check_run(spec, spec.protocol.data.load(), "run.toml")
 
 
 def test_a_model_that_no_host_knows_can_be_read_by_names_without_tokens(tiny_tables: Tables, tmp_path: Path) -> None:
     asked = spec_of(tiny_tables, probes={**ALL, "tokens": False}, method="baseline")
-    spec = replace(asked, build_model=unknown)
+    spec = replace(asked, code=UserCode(model=unknown))
     check_run(spec, spec.protocol.data.load(), "run.toml")
     run = tmp_path / execute(spec, tmp_path).run_id
     first, *_ = load_readings(run)

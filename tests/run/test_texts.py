@@ -19,9 +19,10 @@ from trimtab.data.classics import documents
 from trimtab.data.tokenizer import encode
 from trimtab.loop import held_out_loss, next_token_loss
 from trimtab.models.gpt import GPT, GPTConfig
+from trimtab.run.build import build
 from trimtab.run.check import check_run
 from trimtab.run.cost import cost_of
-from trimtab.run.execute import build, execute
+from trimtab.run.execute import execute
 from trimtab.run.folder import IntegrityError, load_outcome, load_texts
 from trimtab.run.reading import read_run
 from trimtab.run.spec import EvaluationConfig, RunSpec

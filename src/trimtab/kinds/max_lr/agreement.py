@@ -45,7 +45,10 @@ def order_agreement(findings: LimitFindings) -> OrderAgreement | None:
     known = {
         name: (arm, REPORTED[arm.method])
         for name, arm in findings.arms.items()
-        if arm.method in REPORTED and arm.posterior.log2_lr50 and not REPORTED[arm.method].disputed
+        if arm.method in REPORTED
+        and arm.posterior.log2_lr50
+        and not REPORTED[arm.method].disputed
+        and findings.spec.comparable(name)  # the paper's learning rates are of one optimizer
     }
     if len(known) < LEAST_REPORTED:
         return None

@@ -49,7 +49,7 @@ def result_table(findings: LimitFindings, agreement: OrderAgreement | None) -> T
             ]
         )
         if agreement is not None:
-            rows[-1].append(reported(arm.method))
+            rows[-1].append(reported(arm.method) if findings.spec.comparable(name) else "")
     return Table(columns + (["reported: trains, breaks"] if agreement is not None else []), rows)
 
 
