@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= trimtab-demo
 
-.PHONY: demo test quick check format setup tables clean bench
+.PHONY: demo test nightly quick check format setup tables clean bench
 
 demo: .venv/.installed
 	$(BIN)/trimtab study --preset demo --out $(OUT)
@@ -12,8 +12,11 @@ test: .venv/.dev
 	sh tests/chromium.sh
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+nightly: .venv/.dev
+	TRIMTAB_TEST_KILLS=20 $(BIN)/python -m pytest -n 2 --dist worksteal -m "nightly or slow"
+
 quick: .venv/.dev
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not nightly"
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
