@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,9 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from trimtab.study.spec import read_study
 
 from trimtab.host import Host
+from trimtab.study.kind import read_any_study
 from trimtab.testing import HostContract
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,7 @@ def test_an_example_does_what_it_says(name: str, tmp_path: Path):
     assert EXAMPLES[name] in done.stdout
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_study_of_a_hugging_face_configuration_runs(tmp_path: Path):
     done = subprocess.run(
@@ -58,19 +60,20 @@ def test_a_study_of_a_hugging_face_configuration_runs(tmp_path: Path):
     assert "qk_norm: best loss" in done.stdout
 
 
-# Runs an example with a study that only prints what it is asked for.
+# Runs an example several times, with a study that only prints what it is asked for.
 STUBBED = """
-import runpy, sys, types
+import json, runpy, sys, types
 import trimtab
 class Study:
     def __init__(self, **settings):
         self.steps = settings["training"]["steps"]
     def run(self, folder):
-        print("folder", folder, "steps", self.steps)
+        print(f"{folder}, {self.steps} steps")
         return types.SimpleNamespace(arms={})
 trimtab.Study = Study
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+for arguments in json.loads(sys.argv[2]):
+    sys.argv = [sys.argv[0], *arguments]
+    runpy.run_path(PATH, run_name="__main__")
 """
 
 
@@ -78,15 +81,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     ("name", "folder", "steps"), [("own_model", "own-model-study", 300), ("hf_study", "llama-study", 400)]
 )
 def test_folder_and_steps_of_a_study_are_optional_arguments(name: str, folder: str, steps: int, tmp_path: Path):
-    def printed(*arguments: str) -> str:
-        command = [sys.executable, "-c", STUBBED, ROOT / f"examples/{name}.py", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    assert printed() == f"folder {folder} steps {steps}"
-    assert printed("my folder") == f"folder my folder steps {steps}"
-    assert printed("out", "40") == "folder out steps 40"
+    path = str(ROOT / f"examples/{name}.py")
+    arguments = json.dumps([[], ["my folder"], ["out", "40"]])
+    command = [sys.executable, "-c", f"PATH = {path!r}\n{STUBBED}", path, arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{folder}, {steps} steps", f"my folder, {steps} steps", "out, 40 steps"]
 
 
 def test_every_file_in_examples_is_run_by_a_test():
@@ -157,7 +157,7 @@ def snippets(language: str) -> list[str]:
 
 def test_the_study_file_of_the_readme_is_valid():
     (snippet,) = snippets("toml")
-    spec = read_study(tomllib.loads(snippet), "README")
+    spec = read_any_study(tomllib.loads(snippet), "README")
     assert list(spec.arms) == ["baseline", "qk_norm", "qk_norm, cap 30", "long warm-up"]
     assert spec.arms["long warm-up"].protocol.schedule.warmup_steps == 100
 

@@ -11,7 +11,7 @@ with install_import_hook(["trimtab.models.gpt", "trimtab.loop", "trimtab.data.ba
     import trimtab.data.batches, trimtab.loop, trimtab.models.gpt
 import numpy as np, torch
 from trimtab.data.batches import held_out_batch, training_batch
-from trimtab.loop import held_out_loss, next_token_loss, train
+from trimtab.loop import Evaluation, held_out_loss, next_token_loss, train
 from trimtab.models.gpt import GPT, GPTConfig
 model = GPT(GPTConfig(width=16, num_layers=1, num_heads=2, context=8, positions="rotary"))
 tokens = np.arange(500, dtype=np.uint16) % 256
@@ -31,17 +31,19 @@ assert model(batch[:, :-1]).shape == (3, 8, 256)
 assert next_token_loss(model, batch).shape == ()
 held_out_loss(model, held_out, 2)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-records = list(train(model, [(batch,)], optimizer, learning_rate=lambda step: 0.1,
-                     evaluate=lambda: held_out_loss(model, held_out, 2), evaluate_after=(0, 1)))
+evaluation = Evaluation(loss=lambda: held_out_loss(model, held_out, 2), after=(0, 1))
+records = list(train(model, [(batch,)], optimizer, evaluation=evaluation))
 assert [record.step for record in records] == [0, 1]
 """)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_wrong_shape_or_type_is_caught():
-    for call in ("model(torch.zeros(8, dtype=torch.long))", "model(torch.zeros(1, 8))", "next_token_loss(model, 3)"):
-        done = run(
-            f"\ntry:\n    {call}\nexcept Exception as error:\n    assert 'jaxtyp' in type(error).__module__, error\n"
-            "else:\n    raise SystemExit('not caught')"
-        )
-        assert done.returncode == 0, f"{call}: {done.stderr}"
+    calls = ("model(torch.zeros(8, dtype=torch.long))", "model(torch.zeros(1, 8))", "next_token_loss(model, 3)")
+    attempts = [
+        f"\ntry:\n    {call}\nexcept Exception as error:\n    assert 'jaxtyp' in type(error).__module__, error\n"
+        f"else:\n    raise SystemExit({call!r} + ' was not caught')"
+        for call in calls
+    ]
+    done = run("".join(attempts))
+    assert done.returncode == 0, done.stderr

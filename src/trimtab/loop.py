@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,7 @@ class StepRecord:
     verdict: Verdict = Verdict.APPLY
 
 
+@runtime_checkable
 class LossTerm(Protocol):
     """A scalar in nats that is added to the loss of every micro-batch."""
 
@@ -60,6 +61,7 @@ class LossTerm(Protocol):
     def load_state_dict(self, state: dict[str, object]) -> None: ...
 
 
+@runtime_checkable
 class Gate(Protocol):
     """Decides from the loss and the gradient norm (nan where no rule measures it) whether the optimizer steps."""
 
@@ -70,6 +72,7 @@ class Gate(Protocol):
     def load_state_dict(self, state: dict[str, object]) -> None: ...
 
 
+@runtime_checkable
 class UpdateRule(Protocol):
     """Alters parameters in place after the optimizer has stepped."""
 

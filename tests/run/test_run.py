@@ -615,6 +615,7 @@ def test_a_compiled_run_gives_nearly_the_numbers_of_an_eager_one(tmp_path: Path,
     assert outcome.final_loss == pytest.approx(finished.final_loss, abs=1e-3)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_compiled_run_gives_the_same_bits_before_and_after_runs_of_other_shapes(tmp_path: Path) -> None:
     torch._dynamo.reset()

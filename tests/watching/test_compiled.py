@@ -75,7 +75,9 @@ def test_a_compiled_model_of_any_family_keeps_its_bits_and_gives_the_readings_of
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", [probes.cheap, probes.full], ids=["cheap", "full"])
+@pytest.mark.parametrize(
+    "preset", [probes.cheap, pytest.param(probes.full, marks=pytest.mark.nightly)], ids=["cheap", "full"]
+)
 def test_inductor_keeps_the_bits_too(preset: Preset) -> None:
     plain, _ = trained(small, None, "inductor")
     watched, watching = trained(small, preset, "inductor", every=2)
@@ -86,6 +88,7 @@ def test_inductor_keeps_the_bits_too(preset: Preset) -> None:
         assert torch.equal(mine, other)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["olmo2", "gemma2"])
 def test_inductor_keeps_the_bits_of_rotary_models_where_it_always_vectorises(family: str) -> None:
