@@ -342,3 +342,38 @@ def test_a_damaged_record_of_failures_is_refused_by_name(tmp_path: Path) -> None
 def test_fixtures_hold_what_they_are_for() -> None:
     assert {path.name.removesuffix(".tar.xz") for path in FOLDERS.iterdir()} == {f"0.1.0_{kind}" for kind in KINDS}
     assert math.isfinite(sum(path.stat().st_size for path in FOLDERS.iterdir()))
+
+
+# What the stored runs rest on
+
+
+def test_runs_of_another_numerics_version_are_named_and_kept_only_when_told(
+    tiny: Make, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trimtab.run.identity.NUMERICS", 2)
+    with pytest.raises(ConfigError, match=r"the version of the numbers is 1 there and 2 here.*--keep.*--retrain"):
+        tiny().run(finished, workers=0)
+    before = set(load_index(finished).runs.values())
+    kept = tiny().run(finished, workers=0, on_change="keep")
+    assert {run.run_id for run in kept.runs} == before
+    assert cli.main(["report", str(finished)]) == 0
+    assert "version of the numbers is 1 there and 2 here" in capsys.readouterr().out
+    assert "version of the numbers is 1 there" in (finished / "report.html").read_text()
+    more = tiny(search={"replicates": 1, "probes_per_round": 2, "most_runs": 11}).run(finished, workers=0)
+    assert before < {run.run_id for run in more.runs}
+    again = tiny().run(finished, workers=0, on_change="retrain")
+    assert {run.run_id for run in again.runs} <= {run.run_id for run in more.runs}, "nothing differs any more"
+
+
+def test_another_version_of_a_users_library_is_named(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_code: Any
+) -> None:
+    rates = {"low": "2^-6", "high": "2^0", "octaves_apart": 6}
+    study = tiny(build_model=user_code.build_with_library, arms={"baseline": {}}, learning_rates=rates)
+    study.run(tmp_path / "study", workers=0)
+    (basis,) = load_index(tmp_path / "study").bases.values()
+    assert basis is not None
+    assert list(basis["code"]["model"]["distributions"]) == ["tomli_w"]
+    monkeypatch.setattr("trimtab.run.user_code.importlib.metadata.version", lambda name: "99.0")
+    with pytest.raises(ConfigError, match=r"tomli_w is [\d.]+ there and 99\.0 here"):
+        study.run(tmp_path / "study", workers=0)

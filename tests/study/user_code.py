@@ -38,6 +38,13 @@ def build_bigram(config: GPTConfig) -> nn.Module:
     return Bigram(config.vocab_size)
 
 
+def build_with_library(config: GPTConfig) -> nn.Module:
+    import tomli_w  # inside the function, as a slow library often is
+
+    assert tomli_w.dumps({"vocab_size": config.vocab_size})
+    return Bigram(config.vocab_size)
+
+
 def build_broken(config: GPTConfig) -> nn.Module:
     raise FileNotFoundError("vocabulary.json")
 
