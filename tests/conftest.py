@@ -1,4 +1,4 @@
-"""A study so small that a run takes a tenth of a second, yet whose runs learn, degrade and explode."""
+"""A study so small that a run takes 0.1 s, with runs that learn, degrade and explode."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY_STUDY: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight ids in an endless circle: unigram entropy is ln 8, and a few steps learn the order."""
+    """A file that repeats eight ids in order: unigram entropy is ln 8, and a model learns the order in a few steps."""
     path = tmp_path_factory.mktemp("tokens") / "circle.bin"
     np.tile(np.arange(8), 2000).astype("<u2").tofile(path)
     return path
@@ -31,7 +31,7 @@ def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_tables(token_file: Path):
-    """The tables of the tiny study, with changes laid over: ``tiny_tables(training={"steps": 30})``."""
+    """The tables of the tiny study, overridden by the arguments: ``tiny_tables(training={"steps": 30})``."""
 
     def tables(**changes: Any) -> dict[str, Any]:
         raw = copy.deepcopy(TINY_STUDY)

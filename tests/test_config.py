@@ -141,7 +141,7 @@ def test_a_method_can_be_named_and_a_run_needs_only_a_learning_rate() -> None:
         ({"model": {"init_std": math.inf}}, "model.init_std", "must be finite"),
         ({"model": {"init_std": 10**400}}, "model.init_std", "too large"),
         ({"model": {"widht": 3}}, "model", "it takes 'width'"),
-        ({"model": {"vocab_size": 300}}, "", "model.vocab_size 300 differs from the 256 of the data"),
+        ({"model": {"vocab_size": 300}}, "", "model.vocab_size 300 differs from the vocabulary size of the data, 256"),
         ({"data": {"clasics": {}}}, "data", "unknown 'clasics'; did you mean 'classics'?"),
         ({"data": {}}, "data", "expected a table of one key, one of classics"),
         ({"data": {"classics": {}, "zipf_markov": {}}}, "data", "expected a table of one key"),

@@ -31,7 +31,7 @@ STORAGE = 32
 OUT_OF_MEMORY = 33
 PREEMPTED = 75
 INTERRUPTED = 130
-READER_LEFT = 141  # as a program that SIGPIPE ended
+READER_LEFT = 141  # the exit code of a program that SIGPIPE ended
 WIDTH_OF_FILES = 175
 NO_MEMORY = "out of memory; use fewer --workers or a smaller model"
 ALLOCATION = ("can't allocate memory", "not enough memory", "CUDA out of memory")
@@ -44,13 +44,13 @@ EXIT_CODES = """exit codes:
   31  another process works on the study folder
   32  storage is full, read-only or failing
   33  out of memory
-  75  stopped by SIGTERM; the same command goes on from there
-  130 interrupted; the same command goes on from there
-  141 whoever read the output left, as in 'trimtab study ... | head'"""
+  75  stopped by SIGTERM; run the same command again to continue
+  130 interrupted; run the same command again to continue
+  141 the reader of the output closed the pipe, as in 'trimtab study ... | head'"""
 
 
 class PreemptedError(BaseException):
-    """SIGTERM arrived."""
+    """The process received SIGTERM."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,16 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _preempt)
         return _run_command(_parser().parse_args(arguments))
     except PreemptedError:
-        return _complain("stopped by SIGTERM; the same command goes on from there", PREEMPTED)
+        return _complain("stopped by SIGTERM; run the same command again to continue", PREEMPTED)
     except KeyboardInterrupt:
-        return _complain("interrupted; the same command goes on from there", INTERRUPTED)
+        return _complain("interrupted; run the same command again to continue", INTERRUPTED)
 
 
 def _run_command(options: argparse.Namespace) -> int:
     console = _Output(highlight=False)
     if not console.is_terminal:
-        console.width = WIDTH_OF_FILES  # a log has no width of its own; 80 columns would fold the table
-    # Imported here, so that --help and a mistyped command answer at once; none of it takes torch.
+        console.width = WIDTH_OF_FILES  # a file has no width; the default of 80 columns would wrap the table
+    # Imported here, so that --help and a wrong command respond immediately. None of these modules imports torch.
     from trimtab.data import CorpusError
     from trimtab.registry import CatalogueError
     from trimtab.run.files import IntegrityError
@@ -84,12 +84,12 @@ def _run_command(options: argparse.Namespace) -> int:
         return _complain(str(error), LOCKED)
     except BrokenPipeError:
         return _reader_left(console)
-    except OSError as error:  # StorageError is one
+    except OSError as error:  # including StorageError
         return _complain(_named(error), STORAGE)
     except MemoryError:
         return _complain(NO_MEMORY, OUT_OF_MEMORY)
     except Exception as error:
-        if any(words in str(error) for words in ALLOCATION):  # torch raises a RuntimeError of its own
+        if any(words in str(error) for words in ALLOCATION):  # torch raises RuntimeError when memory is exhausted
             return _complain(NO_MEMORY, OUT_OF_MEMORY)
         if os.environ.get("TRIMTAB_TRACEBACK"):
             raise
@@ -98,7 +98,7 @@ def _run_command(options: argparse.Namespace) -> int:
 
 
 class _Output(Console):
-    """A console that says when its reader left; rich would end the program with code 1."""
+    """A console that raises BrokenPipeError when its reader closes the pipe; rich would exit with code 1."""
 
     @override
     def on_broken_pipe(self) -> None:
@@ -106,8 +106,8 @@ class _Output(Console):
 
 
 def _reader_left(console: Console) -> int:
-    """Whoever read the output, such as ``head``, has enough of it: nothing is wrong, and nobody listens."""
-    # What is still buffered must not be written at exit, where it would be a traceback.
+    """Exit without a message, because the reader of the output, such as ``head``, closed the pipe."""
+    # Python would flush the buffered output at exit and print a traceback.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return READER_LEFT
 
@@ -140,32 +140,49 @@ def _parser() -> argparse.ArgumentParser:
     study = commands.add_parser("study", help="find the learning rate at which training breaks, for each arm")
     study.add_argument("file", nargs="?", metavar="FILE", help="a study file (TOML)")
     study.add_argument("--preset", metavar="NAME", help=f"a study that comes with trimtab: {', '.join(presets())}")
-    study.add_argument("--out", metavar="DIR", type=Path, help="the study folder; running it again goes on there")
+    study.add_argument(
+        "--out", metavar="DIR", type=Path, help="the study folder; the same command continues an unfinished study"
+    )
     study.add_argument(
         "--reuse",
         metavar="DIR",
         type=Path,
         action="append",
         default=[],
-        help="another study folder; its finished runs are copied where they are the same",
+        help="another study folder, from which finished runs with the same id are copied",
     )
     change = study.add_mutually_exclusive_group()
     change.add_argument(
-        "--keep", action="store_true", help="go on with stored runs of other data, code or numerics; the page says so"
+        "--keep", action="store_true", help="keep stored runs of other data, code or numerics; the report says so"
     )
-    change.add_argument("--retrain", action="store_true", help="make stored runs of other data, code or numerics again")
-    study.add_argument("--plan", action="store_true", help="print runs, hours and disk, and train nothing")
-    study.add_argument("--workers", type=int, metavar="N", help="processes; 0 trains in this one (default: per core)")
-    study.add_argument("--workers-per-gpu", type=int, default=1, metavar="N", help="with training.device = cuda")
+    change.add_argument(
+        "--retrain", action="store_true", help="train stored runs of other data, code or numerics again"
+    )
+    study.add_argument(
+        "--plan", action="store_true", help="print an estimate of runs, hours and disk space, and train nothing"
+    )
+    study.add_argument(
+        "--workers", type=int, metavar="N", help="number of processes; 0 trains in this process (default: one per core)"
+    )
+    study.add_argument(
+        "--workers-per-gpu", type=int, default=1, metavar="N", help="processes per GPU, if training.device is cuda"
+    )
     study.set_defaults(command=_study)
 
     run = commands.add_parser("run", help="train one run and keep its weights")
     run.add_argument("file", metavar="FILE", help="a run file (TOML)")
-    run.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="holds the run's folder")
+    run.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="the folder that holds run folders")
     run.set_defaults(command=_run)
-    report = commands.add_parser("report", help="write table, page, JSON and CSV of a study again, finished or not")
+    report = commands.add_parser(
+        "report", help="write table, page, JSON and CSV of a finished or unfinished study again"
+    )
     report.add_argument("folder", metavar="DIR", type=Path)
-    report.add_argument("--out", metavar="DIR", type=Path, help="where to write; with --set it must be named")
+    report.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="the folder to write to (default: the study folder); required with --set",
+    )
     report.set_defaults(command=_report)
 
     for command in (study, run, report):
@@ -178,30 +195,30 @@ def _parser() -> argparse.ArgumentParser:
             help="change one setting, such as training.steps=200",
         )
 
-    inspect = commands.add_parser("inspect", help="what stored weights say: TEV, sizes, spectra, outlier layers")
+    inspect = commands.add_parser("inspect", help="measure stored weights: TEV, sizes, spectra, outlier layers")
     inspect.add_argument(
         "paths",
         nargs="+",
         type=Path,
         metavar="PATH",
-        help="safetensors or GGUF file, model folder or run folder; in order",
+        help="a safetensors or GGUF file, a model folder or a run folder; several are compared in the given order",
     )
     inspect.add_argument(
-        "--tev", action="store_true", help="only TEV, of every checkpoint in the folders given, against step or size"
+        "--tev", action="store_true", help="only TEV, of every checkpoint in the given folders, against step or size"
     )
-    inspect.add_argument("--embedding", metavar="NAME", help="the token embedding, where it has an unusual name")
-    inspect.add_argument("--json", metavar="FILE", type=Path, help="write everything there")
-    inspect.add_argument("--html", metavar="FILE", type=Path, help="write charts there")
+    inspect.add_argument("--embedding", metavar="NAME", help="the name of the token embedding, if it is unusual")
+    inspect.add_argument("--json", metavar="FILE", type=Path, help="write all results to this file")
+    inspect.add_argument("--html", metavar="FILE", type=Path, help="write charts to this file")
     inspect.set_defaults(command=_inspect)
 
-    methods = commands.add_parser("methods", help="the catalogue: equation, paper, deviations")
-    methods.add_argument("slug", nargs="?", help="one method only")
+    methods = commands.add_parser("methods", help="print the catalogue of methods: equation, paper, deviations")
+    methods.add_argument("slug", nargs="?", help="print only this method")
     methods.set_defaults(command=_methods)
     return parser
 
 
 def presets() -> list[str]:
-    """The studies that come with the package, by name."""
+    """The names of the studies that come with the package."""
     folder = files("trimtab") / "presets"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
@@ -273,7 +290,9 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from trimtab.study.stored import load_stored
 
     if options.settings and options.out is None:
-        raise ConfigError("--out: name a folder for a report with other settings; that of the study stays as it is")
+        raise ConfigError(
+            "--out: name a folder for a report with other settings; the report in the study folder is not changed"
+        )
     findings = load_stored(options.folder, options.settings).findings()
     target = options.out or options.folder
     write_report(findings, target)
@@ -301,7 +320,7 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
 
 
 def _pages() -> Any:
-    from trimtab.inspection import page  # with the report's charts comes torch
+    from trimtab.inspection import page  # imports the charts of the report, and so torch
 
     return page
 

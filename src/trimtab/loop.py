@@ -1,4 +1,4 @@
-"""The training loop, readable top to bottom: one optimizer step a turn, one record a step."""
+"""The training loop, which yields one record per optimizer step."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from trimtab.intervention import RunningRule
 
 MicroBatches = Sequence[Tensor]
 Parameters = Mapping[str, nn.Parameter]
-BASE_LR = "initial_lr"  # as torch's own schedulers call the LR that a multiplier is applied to
+BASE_LR = "initial_lr"  # the key that torch's schedulers use for the LR before the multiplier
 
 
 class Verdict(StrEnum):
-    """What a gate decides about a step."""
+    """The decision of a gate about a step."""
 
     APPLY = "apply"
-    SKIP = "skip"  # the optimizer does not step; the schedule goes on
+    SKIP = "skip"  # the optimizer does not step; the schedule advances
     STOP = "stop"  # the optimizer does not step, and training ends
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What one step did. Tensors are 0-dim and stay on their device until they are read.
+    """The record of one step. Tensors are 0-dim and stay on their device until they are read.
 
     Attributes:
-        step: steps taken, from 1; the record of step 0 is the evaluation before training.
-        multiplier: of every group's base LR; 0 for step 0.
-        loss: mean training loss of the step's tokens, before the update, in nats, with the loss terms; nan for step 0.
-        grad_norm: global L2 norm of the gradients before any rule; nan where no rule measures it.
-        held_out_loss: loss on the held-out batch after the update, in nats; None where not evaluated.
-        verdict: whether the optimizer stepped.
+        step: number of the step, from 1. Step 0 is the evaluation before training.
+        multiplier: factor of every group's base LR; 0 for step 0.
+        loss: mean training loss of the step's tokens before the update, in nats, including the loss terms; nan for step
+            0.
+        grad_norm: global L2 norm of the gradients before any rule; nan if no rule measures it.
+        held_out_loss: loss on the held-out batch after the update, in nats; None if it was not evaluated.
+        verdict: the decision of the gate.
     """
 
     step: int
@@ -63,7 +64,7 @@ class LossTerm(Protocol):
 
 @runtime_checkable
 class Gate(Protocol):
-    """Decides from the loss and the gradient norm (nan where no rule measures it) whether the optimizer steps."""
+    """Decides from the loss and the gradient norm (nan if no rule measures it) whether the optimizer steps."""
 
     def __call__(self, step: int, loss: Float[Tensor, ""], grad_norm: Float[Tensor, ""]) -> Verdict: ...
 
@@ -74,7 +75,7 @@ class Gate(Protocol):
 
 @runtime_checkable
 class UpdateRule(Protocol):
-    """Alters parameters in place after the optimizer has stepped."""
+    """Modifies parameters in place after the optimizer step."""
 
     def __call__(self, step: int, parameters: Parameters) -> None: ...
 
@@ -85,13 +86,13 @@ class UpdateRule(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What happens inside a step, in this order.
+    """The rules of a training step, in the order in which they apply.
 
     Attributes:
-        loss_terms: added to the loss.
-        gradient: alter ``.grad`` between backward and the optimizer step.
-        gate: asked after the gradient rules; it sees the gradient norm from before them.
-        update: alter parameters after the optimizer step; not called where the gate refuses the step.
+        loss_terms: terms that are added to the loss.
+        gradient: rules that modify ``.grad`` between backward and the optimizer step.
+        gate: called after the gradient rules, with the gradient norm before them.
+        update: rules that modify parameters after the optimizer step; not called if the gate refuses the step.
     """
 
     loss_terms: Sequence[LossTerm] = ()
@@ -104,14 +105,14 @@ class Rules:
         return {name: rule.state_dict() for name, rule in self._named().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` gave.
+        """Load a state from ``state_dict``.
 
         Raises:
-            ValueError: if the state is of other rules; nothing was loaded.
+            ValueError: if the state belongs to other rules; nothing is loaded.
         """
         rules = self._named()
         if set(state) != set(rules):
-            raise ValueError(f"the state is of the rules {sorted(state)}, these are {sorted(rules)}")
+            raise ValueError(f"the state belongs to the rules {sorted(state)}, but these rules are {sorted(rules)}")
         for name, rule in rules.items():
             rule.load_state_dict(state[name])
 
@@ -131,11 +132,11 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """When the held-out loss is taken, and how.
+    """When and how the held-out loss is computed.
 
     Attributes:
-        loss: gives the held-out loss, 0-dim, in nats.
-        after: the steps after which it is called; 0 means before training.
+        loss: returns the held-out loss, 0-dim, in nats.
+        after: the steps after which ``loss`` is called; step 0 is before training.
     """
 
     loss: Callable[[], Tensor]
@@ -153,29 +154,29 @@ def train(
     after_backward: Callable[[], None] = lambda: None,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Iterator[StepRecord]:
-    """Train a model that maps tokens (B, T) to logits (B, T, V), or to an object with ``logits``; one record per step.
+    """Train a model, and yield one record per step.
 
     Args:
-        model: called with tokens; it is put in training mode.
-        batches: per step, one or more micro-batches of token ids (B, T + 1); their gradients are averaged.
-        optimizer: the LR of each of its groups is its base LR times the multiplier. The base LR is the group's LR now,
-            or ``initial_lr`` where the group has it, as after a restart.
+        model: maps tokens (B, T) to logits (B, T, V), or to an object with ``logits``. It is put in training mode.
+        batches: for each step, one or more micro-batches of token ids (B, T + 1). Their gradients are averaged.
+        optimizer: the LR of each group becomes its base LR times the multiplier. The base LR is ``initial_lr`` if the
+            group has it, as after a restart; otherwise it is the current LR of the group.
         schedule: the multiplier of a step counted from 0.
-        rules: what else happens inside a step.
-        evaluation: when and how the held-out loss is taken.
-        after_backward: called when the gradients of a step are complete, before any rule, such as a watch's
-            ``see_gradients``.
-        precision: of forward and backward; the held-out loss is always in fp32.
+        rules: the rules of a step; None for no rules.
+        evaluation: when and how the held-out loss is computed; None for no evaluation.
+        after_backward: called when the gradients of a step are complete, before any gradient rule; for example
+            ``see_gradients`` of a watch.
+        precision: precision of forward and backward. The held-out loss is always computed in fp32.
     """
     rules = rules or Rules()
     nan = torch.tensor(float("nan"))
     if evaluation is not None and 0 in evaluation.after:
         yield StepRecord(0, 0.0, nan, nan, evaluation.loss())
     model.train()
-    parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for group in optimizer.param_groups:
         group.setdefault(BASE_LR, group["lr"])
-    optimizer.zero_grad(set_to_none=True)  # gradients that the caller left are not of these batches
+    optimizer.zero_grad(set_to_none=True)  # the caller's gradients do not belong to these batches
     for step, micro_batches in enumerate(batches, start=1):
         multiplier = schedule(step - 1)
         for group in optimizer.param_groups:
@@ -220,14 +221,14 @@ def logits_of(model: nn.Module, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B 
 
 
 def token_losses(model: nn.Module, tokens: Int[Tensor, "B T_plus_1"]) -> Float[Tensor, "B T"]:
-    """Cross-entropy of each next token, in nats; logits are taken to fp32 first. NaN in, NaN out."""
+    """Cross-entropy of each next token, in nats, computed from logits in fp32. NaN logits give NaN losses."""
     logits = logits_of(model, tokens[:, :-1])
     losses = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     return losses.view(len(tokens), -1)
 
 
 def next_token_loss(model: nn.Module, tokens: Int[Tensor, "B T_plus_1"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy of each next token, in nats; logits are taken to fp32 first. NaN in, NaN out."""
+    """Mean cross-entropy of the next tokens, in nats, computed from logits in fp32. NaN logits give a NaN loss."""
     return _loss(model, tokens, (), 0)
 
 
@@ -239,7 +240,7 @@ def held_out_loss(model: nn.Module, tokens: Int[Tensor, "B T_plus_1"], batch_siz
 
 
 def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """bf16 autocast, or nothing."""
+    """The context of bf16 autocast; for fp32, a context that does nothing."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -1,7 +1,7 @@
-"""One discovery for every catalogue: our own files, and the entry points of other packages, under one rule.
+"""Discovery of the entries of every catalogue: modules of trimtab and entry points of other packages.
 
-An entry is an object with a slug. Ours lie in the modules of the catalogue's package, ``trimtab.methods`` say; those of
-another distribution are declared as entry points of the group of the same name:
+An entry is an object with a slug. The entries of trimtab are in the modules of the catalogue's package, such as
+``trimtab.methods``. Another distribution declares its entries as entry points of the group with the same name:
 
 .. code-block:: toml
 
@@ -24,18 +24,18 @@ T = TypeVar("T")
 
 
 class CatalogueError(ValueError):
-    """An entry of a catalogue cannot be used; the message names it and the package that it comes from."""
+    """An entry of a catalogue cannot be used. The message names the entry point, its value and its group."""
 
 
-@dataclass(frozen=True)  # no slots: typing writes to an instance of a generic class
+@dataclass(frozen=True)  # no slots, because typing sets an attribute on instances of a generic class
 class Catalogue(Generic[T]):
     """The entries of one catalogue by slug.
 
     Attributes:
-        package: that holds ours, and the group of the entry points of others.
-        accepts: whether an object is an entry.
-        slug_of: the slug of an entry.
-        first: a slug that comes before all others, which are in alphabetical order.
+        package: the package with the entries of trimtab, and the group of the entry points of other packages.
+        accepts: returns whether an object is an entry.
+        slug_of: returns the slug of an entry.
+        first: the slug of the entry that comes first; the others are in alphabetical order.
     """
 
     package: str
@@ -44,7 +44,7 @@ class Catalogue(Generic[T]):
     first: str = ""
 
     def all(self) -> dict[str, T]:
-        """Every entry; an entry point that cannot be used is left out with a warning that names it."""
+        """Every entry, by slug. An entry point that cannot be used is omitted, with a warning that names it."""
         entries: dict[str, T] = dict(self.ours())
         for slug, point in self._points().items():
             try:
@@ -54,11 +54,11 @@ class Catalogue(Generic[T]):
         return dict(sorted(entries.items(), key=lambda entry: (entry[0] != self.first, entry[0])))
 
     def get(self, slug: str) -> T:
-        """One entry.
+        """The entry with a slug.
 
         Raises:
-            KeyError: if there is no such slug.
-            CatalogueError: if the entry point of that name cannot be used.
+            KeyError: if no entry has the slug.
+            CatalogueError: if the entry point with that name cannot be used.
         """
         ours = self.ours()
         if slug in ours:
@@ -66,13 +66,13 @@ class Catalogue(Generic[T]):
         return self._loaded(self._points()[slug], ours)
 
     def ours(self) -> Mapping[str, T]:
-        """The entries that come with trimtab, in the order of their modules."""
+        """The entries of trimtab, by slug, in the alphabetical order of their modules."""
         package = importlib.import_module(self.package)
         entries: dict[str, T] = {}
-        for found in pkgutil.iter_modules(package.__path__):
-            module = importlib.import_module(f"{self.package}.{found.name}")
+        for info in pkgutil.iter_modules(package.__path__):
+            module = importlib.import_module(f"{self.package}.{info.name}")
             for value in vars(module).values():
-                # A class counts where it is defined, not where it is imported.
+                # A class is an entry of the module that defines it, not of a module that imports it.
                 imported = isinstance(value, type) and value.__module__ != module.__name__
                 if not imported and self.accepts(value):
                     entries[self.slug_of(value)] = cast(T, value)
@@ -84,10 +84,10 @@ class Catalogue(Generic[T]):
     def _loaded(self, point: EntryPoint, ours: Mapping[str, T]) -> T:
         origin = f"entry point {point.name} = {point.value} of group {self.package}"
         if point.name in ours:
-            raise CatalogueError(f"{origin}: '{point.name}' is taken; choose another name")
+            raise CatalogueError(f"{origin}: '{point.name}' is taken by an entry of trimtab; choose another name")
         try:
             value = point.load()
-        except Exception as error:  # whatever another package raises is news of that entry
+        except Exception as error:  # any error of another package concerns only that entry
             raise CatalogueError(f"{origin}: cannot be loaded ({type(error).__name__}: {error})") from error
         if not self.accepts(value):
             raise CatalogueError(f"{origin}: a {type(value).__name__} is not an entry of this catalogue")

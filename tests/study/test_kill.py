@@ -216,7 +216,7 @@ def test_signals_end_with_their_codes_and_the_study_goes_on(
     (os.killpg if whole_group else os.kill)(driver.process.pid, number)
     assert driver.wait(60) == code, driver.errors()
     assert driver.errors().count("\n") == 1, driver.errors()
-    assert "goes on from there" in driver.errors()
+    assert "run the same command again" in driver.errors()
     driver.assert_nobody_left()
     driver = Driver(study_file, folder)
     assert driver.wait() == 0, driver.errors()

@@ -223,7 +223,7 @@ def test_tokens_of_a_model_that_no_host_knows_are_refused_before_the_folder_is_m
 ) -> None:
     raw = tables("signals", arms={"baseline": {}})
     study = Study.of(read_any_study(raw, "study.toml", UserCode(model=user_code.build_bigram)))
-    with pytest.raises(ConfigError, match=r"probes\.tokens: which table of a Bigram"):
+    with pytest.raises(ConfigError, match=r"probes\.tokens: the token embedding of a Bigram"):
         study.run(tmp_path / "study", workers=0)
     assert not (tmp_path / "study").exists()
 

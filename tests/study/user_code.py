@@ -1,4 +1,4 @@
-"""What a user brings along, and what goes wrong in it: importable in workers, where test modules are not."""
+"""User code for tests, with and without errors. Workers can import this module, but not the test modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTH = 16
 
 
 class Bigram(nn.Module):
-    """The next token from the last one alone."""
+    """A model that predicts the next token only from the current token."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def sgd(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Halved(ModelEdit):
-    """Halve both branches."""
+    """Halves the outputs of attention and of the MLP."""
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -77,7 +77,7 @@ def own_method() -> Method:
 
 
 def mark(name: str) -> int:
-    """How often this was called with the name, over all processes, this call included."""
+    """The number of calls with this name in all processes, including this call."""
     with (Path(os.environ[MARKS]) / name).open("a+b") as file:
         file.write(b"x")
         return file.tell()

@@ -1,7 +1,7 @@
-"""Optimizers, one file each, read by tag like data sources; and the learning-rate schedule.
+"""Optimizers, one per file, and the learning-rate schedule.
 
-An optimizer is found by its slug; a new file in this folder, or an entry point ``trimtab.optim`` of another package, is
-all it takes.
+An optimizer is looked up by its slug, which is its tag in a config file. To add an optimizer, add a file to this
+folder, or an entry point of the group ``trimtab.optim`` to another package.
 """
 
 from __future__ import annotations
@@ -36,5 +36,5 @@ _CATALOGUE = Catalogue[type[OptimizerConfig]](
 
 
 def catalogue() -> dict[str, type[OptimizerConfig]]:
-    """Every optimizer by slug, also those of other packages; adamw first, the rest in alphabetical order."""
+    """Every optimizer by slug, including those of other packages; adamw first, the others in alphabetical order."""
     return _CATALOGUE.all()

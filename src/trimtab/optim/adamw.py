@@ -1,4 +1,4 @@
-"""AdamW (arXiv 1711.05101): Adam with weight decay apart from the gradient."""
+"""AdamW (arXiv 1711.05101): Adam with weight decay that is decoupled from the gradient."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from trimtab.optim.contract import OptimizerConfig, TrainedParameter, by_rate, c
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdamW(OptimizerConfig):
-    """torch's AdamW over matrices, which decay, and everything else, which does not.
+    """torch's AdamW, with weight decay on matrices of the model family and no decay on other parameters.
 
     Attributes:
-        weight_decay: on matrices of the family only; biases, norms and gains of methods never decay.
-        decay: ``coupled`` shrinks a weight by LR x weight_decay a step (torch's AdamW); ``independent`` by weight_decay
-            x LR / peak LR, so that the shrinkage does not depend on the peak LR.
+        weight_decay: coefficient of the decay. Biases, norms and gains of methods never decay.
+        decay: ``coupled`` shrinks a weight by the factor 1 - LR x weight_decay per step, as torch does; ``independent``
+            by the factor 1 - weight_decay x LR / peak LR, so that the decay does not depend on the peak LR.
 
     Raises:
         ValueError: if a beta is outside [0, 1), or eps or weight_decay is negative or not finite.
@@ -48,18 +48,21 @@ class AdamW(OptimizerConfig):
     def build(self, parameters: Sequence[TrainedParameter], learning_rate: float) -> torch.optim.Optimizer:
         groups = [
             {
-                "params": [one.parameter for one in members],
+                "params": [member.parameter for member in members],
                 "lr": learning_rate * rate,
                 "weight_decay": decayed(self.weight_decay, self.decay, learning_rate * rate) if decays else 0.0,
             }
             for rate, decays, members in by_rate(parameters, self.rates)
         ]
-        # Fused: one kernel for all parameters, on the CPU too.
+        # fused: one kernel updates all parameters, also on the CPU.
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
 
 
 def decayed(weight_decay: float, decay: Literal["coupled", "independent"], learning_rate: float) -> float:
-    """The decay that torch multiplies with the LR of the step; 0 for a group whose LR is 0."""
+    """The ``weight_decay`` of torch, which torch multiplies by the LR of the step.
+
+    Independent decay gives 0 for a group whose peak LR is 0.
+    """
     if decay == "coupled":
         return weight_decay
     return weight_decay / learning_rate if learning_rate else 0.0

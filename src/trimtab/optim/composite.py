@@ -1,4 +1,4 @@
-"""Several optimizers as one: groups, state, hooks and checkpoints are those of a single ``torch.optim.Optimizer``."""
+"""Several optimizers as one ``torch.optim.Optimizer``, with common groups, state, hooks and checkpoints."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing_extensions import override
 
 
 class CompositeOptimizer(torch.optim.Optimizer):
-    """Optimizers over disjoint parameters that step together.
+    """Optimizers over disjoint sets of parameters that step together.
 
-    Its ``param_groups`` are the very groups of its parts, in their order, and its ``state`` is theirs, so that a change
-    of a group's LR reaches the part, and ``state_dict`` saves and loads all parts.
+    The composite and its parts share the same group dictionaries, in the order of the parts, and the same ``state``.
+    Therefore a change of a group's LR applies to the part, and ``state_dict`` saves all parts.
 
     Args:
         parts: the optimizers, in the order in which they step.
 
     Attributes:
-        parts: the same, for those who read the state of one of them.
+        parts: the optimizers, for code that reads the state of a part.
     """
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
@@ -47,12 +47,15 @@ class CompositeOptimizer(torch.optim.Optimizer):
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if hasattr(self, "parts"):
-            raise TypeError("add the group to one of the parts before they are joined")
+            raise TypeError("add the group to one of the parts before you create the CompositeOptimizer")
         super().add_param_group(param_group)
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "parts": self.parts}  # torch keeps its own three alone
+        return {
+            **super().__getstate__(),
+            "parts": self.parts,
+        }  # torch's __getstate__ returns only defaults, state and param_groups
 
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:

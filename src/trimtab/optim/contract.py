@@ -1,7 +1,7 @@
 """The contract of an optimizer: a frozen dataclass of settings that builds a ``torch.optim.Optimizer`` for a model.
 
-The peak LR is one number. Each parameter group has a base LR, that number times the group's own factor, and the loop
-multiplies every base LR by the schedule.
+The base LR of a parameter group is the peak LR times the factor of the group. The training loop multiplies every base
+LR by the schedule.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from trimtab.host import Part
 
 
 class OptimizerError(ValueError):
-    """An optimizer cannot be built for this model; the message says why."""
+    """An optimizer cannot be built for this model. The message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedParameter:
-    """One trained parameter and what an optimizer needs to know of it.
+    """One trained parameter, with the properties that an optimizer depends on.
 
     Attributes:
-        name: as in ``named_parameters``.
-        parts: the roles of the modules that own it; several where parts share or tie one matrix, none where no host
-            knows the model or the parameter has no role.
-        decays: whether weight decay applies: matrices of the family do, biases, norms and gains of methods do not.
-        hidden: whether it is a matrix between two activations, (out, in): neither an embedding nor the head.
+        name: the name in ``named_parameters``.
+        parts: the parts of the model that own the parameter. There are several if parts share or tie one matrix, and
+            none if no host knows the model or the parameter belongs to no part.
+        decays: whether weight decay applies. Matrices of the family decay; biases, norms and gains of methods do not.
+        hidden: whether it is a matrix (out, in) of a hidden layer, which excludes embedding and head.
     """
 
     name: str
@@ -44,7 +44,7 @@ class TrainedParameter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """Factors on the peak LR by part; a parameter without a part has factor 1.
+    """Factors of the peak LR by part. A parameter that belongs to no part has factor 1.
 
     Raises:
         ValueError: if a factor is negative or not finite.
@@ -68,7 +68,7 @@ class Rates:
                 raise ValueError(f"{part.name} must be finite and not negative, got {getattr(self, part.name)}")
 
     def of(self, parts: Sequence[Part]) -> float:
-        """The factor of a parameter that plays these parts.
+        """The factor of a parameter that belongs to these parts.
 
         Raises:
             OptimizerError: if the parts share one matrix and their factors differ.
@@ -89,7 +89,7 @@ class OptimizerConfig(ABC):
     """Settings of an optimizer.
 
     Attributes:
-        rates: factors on the peak LR by part, such as ``{ embedding = 0.5 }``.
+        rates: factors of the peak LR by part, such as ``{ embedding = 0.5 }``.
     """
 
     rates: Rates = field(default_factory=Rates, metadata={"neutral": Rates()})
@@ -101,20 +101,20 @@ class OptimizerConfig(ABC):
 
     @abstractmethod
     def build(self, parameters: Sequence[TrainedParameter], learning_rate: float) -> torch.optim.Optimizer:
-        """The optimizer over these parameters, at a peak LR.
+        """The optimizer of these parameters at a peak LR.
 
         Raises:
-            OptimizerError: if it cannot train them, or a part that ``rates`` names has no parameters.
+            OptimizerError: if the optimizer cannot train them, or a part that ``rates`` names has no parameters.
         """
 
 
 def by_rate(parameters: Sequence[TrainedParameter], rates: Rates) -> list[tuple[float, bool, list[TrainedParameter]]]:
-    """Parameters grouped by their factor on the LR and by whether they decay; decaying groups first.
+    """Triples (factor of the LR, whether the group decays, parameters); groups that decay come first.
 
     Raises:
         OptimizerError: if a part that ``rates`` changes has no parameters.
     """
-    present = {part for one in parameters for part in one.parts}
+    present = {part for parameter in parameters for part in parameter.parts}
     for part in rates.changed():
         if part not in present:
             names = ", ".join(sorted(present)) or "none"
@@ -122,17 +122,17 @@ def by_rate(parameters: Sequence[TrainedParameter], rates: Rates) -> list[tuple[
                 f"optimizer.rates.{part.value}: the model has no parameters of this part; it has {names}"
             )
     groups: dict[tuple[bool, float], list[TrainedParameter]] = {}
-    for one in parameters:
-        groups.setdefault((not one.decays, rates.of(one.parts)), []).append(one)
+    for parameter in parameters:
+        groups.setdefault((not parameter.decays, rates.of(parameter.parts)), []).append(parameter)
     order = sorted(groups, key=lambda key: key[0])
     return [(rate, not spared, groups[spared, rate]) for spared, rate in order]
 
 
 def check_range(config: object, name: str, low: float, high: float) -> None:
-    """Refuse a setting outside ``low`` (included) to ``high`` (excluded).
+    """Refuse a setting outside the interval [low, high).
 
     Raises:
-        ValueError: naming the setting.
+        ValueError: if the setting is outside the interval; the message names it.
     """
     value: Any = getattr(config, name)
     if not low <= value < high:

@@ -1,8 +1,8 @@
-r"""Muon (Keller Jordan, 2024): momentum, made orthogonal, for hidden matrices; AdamW for all other parameters.
+r"""Muon (Keller Jordan, 2024): orthogonalized momentum for hidden matrices, AdamW for all other parameters.
 
 .. math:: W \leftarrow W - \eta\, c\, \mathrm{NewtonSchulz}(\mu B + G)
 
-Every singular value of the update is near 1, so that no direction of a matrix is left behind.
+Every singular value of the orthogonalized momentum is near 1, so the update has a similar size in every direction.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from trimtab.optim.contract import OptimizerConfig, OptimizerError, TrainedParam
 class Muon(OptimizerConfig):
     """torch's Muon for the hidden matrices, AdamW for embedding, head, norms, biases and gains of methods.
 
-    Where a family keeps queries, keys and values in one matrix, that matrix is made orthogonal as one.
+    If a model family stores queries, keys and values in one matrix, that matrix is orthogonalized as a whole.
 
     Attributes:
-        momentum: of the gradient ("mu").
-        ns_steps: Newton-Schulz iterations, in bf16.
-        match_rms: scale each update to the root mean square of an AdamW update (arXiv 2502.16982), so that one LR
-            serves both; false scales by sqrt(max(1, rows / columns)), and the LR is in Muon's own unit.
-        weight_decay, decay: of the hidden matrices, as in ``adamw``.
-        adamw_rate: peak LR of the AdamW part, over that of the hidden matrices.
-        adamw: settings of the AdamW part. Its own ``rates`` stay 1: use those of ``muon``.
+        momentum: momentum of the gradient ("mu").
+        nesterov: whether the momentum is Nesterov momentum, as in the equation.
+        ns_steps: number of Newton-Schulz iterations, which run in bf16.
+        match_rms: true scales each update to the root mean square of an AdamW update (arXiv 2502.16982), so that one LR
+            suits both optimizers; false scales it by sqrt(max(1, rows / columns)), and the LR has the scale of the
+            original Muon.
+        weight_decay, decay: weight decay of the hidden matrices, as in ``adamw``.
+        adamw_rate: peak LR of the AdamW part, divided by that of the hidden matrices.
+        adamw: settings of the AdamW part. Its ``rates`` must stay 1; set ``rates`` of ``muon``.
 
     Raises:
         ValueError: if momentum is outside [0, 1), ns_steps is not 1 to 99, or a number is negative or not finite.
@@ -59,9 +61,11 @@ class Muon(OptimizerConfig):
 
     @override
     def build(self, parameters: Sequence[TrainedParameter], learning_rate: float) -> torch.optim.Optimizer:
-        hidden = [one for one in parameters if one.hidden]
+        hidden = [parameter for parameter in parameters if parameter.hidden]
         if not hidden:
-            raise OptimizerError("optimizer.muon: no hidden matrix is known in this model: no host knows it; use adamw")
+            raise OptimizerError(
+                "optimizer.muon: this model has no known hidden matrix, because no host knows the model; use adamw"
+            )
         groups = by_rate(parameters, self.rates)
         matrices = [
             {
@@ -69,8 +73,8 @@ class Muon(OptimizerConfig):
                 "lr": learning_rate * rate,
                 "weight_decay": decayed(self.weight_decay, self.decay, learning_rate * rate) if decays else 0.0,
             }
-            for rate, decays, some in groups
-            if (members := [one.parameter for one in some if one.hidden])
+            for rate, decays, group in groups
+            if (members := [member.parameter for member in group if member.hidden])
         ]
         peak = learning_rate * self.adamw_rate
         others = [
@@ -79,8 +83,8 @@ class Muon(OptimizerConfig):
                 "lr": peak * rate,
                 "weight_decay": decayed(self.adamw.weight_decay, self.adamw.decay, peak * rate) if decays else 0.0,
             }
-            for rate, decays, some in groups
-            if (members := [one.parameter for one in some if not one.hidden])
+            for rate, decays, group in groups
+            if (members := [member.parameter for member in group if not member.hidden])
         ]
         muon = torch.optim.Muon(
             matrices,

@@ -1,4 +1,4 @@
-"""The learning-rate schedule: what the peak LR is multiplied by at each step."""
+"""The learning-rate schedule: the factor of the peak LR at each step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ScheduleConfig:
             raise ValueError(f"floor must lie between 0 and 1, got {self.floor}")
 
     def factor(self, step: int, num_steps: int) -> float:
-        """LR over peak LR at a step counted from 0; the peak falls on step ``warmup_steps``."""
+        """LR divided by peak LR, at a step counted from 0. Step ``warmup_steps`` has the peak LR."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         progress = (step - self.warmup_steps) / max(1, num_steps - 1 - self.warmup_steps)

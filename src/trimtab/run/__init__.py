@@ -1,1 +1,1 @@
-"""One run: its complete specification, its identity, its folder, and how it is carried out."""
+"""One run: its specification, its identity, its folder, and its execution."""

@@ -1,4 +1,4 @@
-"""From a specification to the model, its optimizer and its rules."""
+"""Build the model, the optimizer and the rules of a run from its specification."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HIDDEN = (Part.Q, Part.K, Part.V, Part.PROJ, Part.FC1, Part.FC2)
 
 
 def build(spec: RunSpec, device: torch.device) -> nn.Module:
-    """The model with its method installed; initial weights depend on ``seeds.init`` alone."""
+    """The model with its method installed. The initial weights depend only on ``seeds.init``."""
     torch.manual_seed(spec.seeds.init)
     builder = spec.code.model or GPT
     model = builder(spec.protocol.model).to(device)
@@ -32,15 +32,17 @@ def build(spec: RunSpec, device: torch.device) -> nn.Module:
 
 
 def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.Optimizer:
-    """The user's optimizer, or that of the specification.
+    """The optimizer that user code builds, if the specification has such code; otherwise the configured optimizer.
 
     Raises:
-        OptimizerError: if it cannot train this model.
+        OptimizerError: if the optimizer cannot train this model, or ``optimizer.rates`` is set and user code builds the
+            optimizer.
     """
     if spec.code.optimizer is not None:
         if spec.protocol.optimizer.rates.changed():
             raise OptimizerError(
-                "optimizer.rates: the optimizer is built by your own code, which sets the LR of its groups"
+                "optimizer.rates: the optimizer is built by your own code, which sets the LR of its groups; "
+                "remove optimizer.rates"
             )
         return spec.code.optimizer(model, spec.learning_rate)
     return spec.protocol.optimizer.build(trained_parameters(model, spec.interventions), spec.learning_rate)
@@ -48,28 +50,29 @@ def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.Optimizer:
 
 def start_rules(model: nn.Module, spec: RunSpec) -> Rules:
     """The rules of the interventions, in order of installation."""
-    parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     return Rules(gradient=[rule.start(parameters) for rule in spec.interventions if isinstance(rule, GradientRule)])
 
 
 def trained_parameters(model: nn.Module, interventions: Sequence[Intervention] = ()) -> list[TrainedParameter]:
-    """Every parameter that is trained, with the parts it plays.
+    """Every trained parameter, with the parts of the model that it belongs to.
 
     Args:
-        model: with its method installed.
-        interventions: of the method: they say which of their matrices are hidden ones.
+        model: the model with its method installed.
+        interventions: the interventions of the method. They declare whether the matrices that they add are hidden
+            matrices.
     """
     parts = _parts_of(model)
-    spared = method_parameters(model)
+    of_methods = method_parameters(model)
     added = _hidden_of_methods(model, interventions)
     return [
         TrainedParameter(
             name=name,
             parameter=parameter,
             parts=parts.get(id(parameter), ()),
-            decays=parameter.ndim >= 2 and parameter not in spared,
+            decays=parameter.ndim >= 2 and parameter not in of_methods,
             hidden=parameter.ndim == 2
-            and parameter not in spared
+            and parameter not in of_methods
             and (id(parameter) in added or any(part in HIDDEN for part in parts.get(id(parameter), ()))),
         )
         for name, parameter in model.named_parameters()
@@ -91,13 +94,13 @@ def _parts_of(model: nn.Module) -> dict[int, tuple[Part, ...]]:
 
 
 def _hidden_of_methods(model: nn.Module, interventions: Sequence[Intervention]) -> set[int]:
-    """Matrices of linear layers that methods add and declare to be hidden ones."""
+    """Identifiers of the weights of linear layers that methods add and declare as hidden matrices."""
     declared = {i.slug() for i in interventions if isinstance(i, ModelIntervention) and i.adds_hidden_matrices}
     linears = [
         module
-        for one in installed_in(model)
-        if one.slug in declared
-        for change in one.changes
+        for installed in installed_in(model)
+        if installed.slug in declared
+        for change in installed.changes
         for owner in change.own_modules()
         for module in owner.modules()
         if isinstance(module, nn.Linear)
@@ -106,7 +109,7 @@ def _hidden_of_methods(model: nn.Module, interventions: Sequence[Intervention]) 
 
 
 def weight_matrices(model: nn.Module) -> Callable[[], Sequence[Tensor]]:
-    """A reading of the effective weight matrices; of every matrix where no host knows the model."""
+    """A function that returns the effective weight matrices, or every matrix if no host knows the model."""
     try:
         host = host_for(model)
     except UnknownFamilyError:
@@ -115,6 +118,6 @@ def weight_matrices(model: nn.Module) -> Callable[[], Sequence[Tensor]]:
 
 
 def weight_norm(model: nn.Module, matrices: Callable[[], Sequence[Tensor]]) -> Tensor:
-    """L2 norm over all entries of all matrices, in fp32; eval mode, so that reading a weight alters no state."""
+    """L2 norm over all entries of all matrices, in fp32. In eval mode, reading a weight changes no state."""
     with evaluating(model), torch.no_grad():
         return torch.nn.utils.get_total_norm([matrix.float() for matrix in matrices()])

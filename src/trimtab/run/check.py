@@ -1,4 +1,4 @@
-"""Whether a run can be carried out at all, found out before anything is written."""
+"""Check, before anything is written, whether a run can be carried out."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LEAST_BLOCKS = 2
 
 
 def check_run(spec: RunSpec, data: TokenData, where: str) -> None:
-    """Build the model once, on the CPU, and hold the data and the device against the settings.
+    """Build the model once on the CPU, and check the data and the device against the settings.
 
     Raises:
-        ConfigError: naming ``where`` and what does not fit.
-        CorpusError: if a further text cannot be used.
+        ConfigError: if the run cannot be carried out. The message names ``where`` and the setting.
+        CorpusError: if a file of ``evaluation.texts`` cannot be used.
     """
     if spec.protocol.training.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{where}: training.device is cuda, but torch sees no CUDA device")
@@ -35,7 +35,7 @@ def check_run(spec: RunSpec, data: TokenData, where: str) -> None:
                 "lower model.context or give more text"
             )
     evaluation = spec.protocol.evaluation
-    blocks = sum(len(found) for found in text_blocks(data, evaluation, context).values())
+    blocks = sum(len(windows) for windows in text_blocks(data, evaluation, context).values())
     if evaluation.final_blocks and blocks < LEAST_BLOCKS:
         raise ConfigError(
             f"{where}: the held-out text has room for {blocks} blocks of {evaluation.block_bytes} bytes, and "
@@ -50,5 +50,6 @@ def check_run(spec: RunSpec, data: TokenData, where: str) -> None:
         token_recorder(model, spec.protocol.probes, data)
     except (SiteUnavailableError, UnknownFamilyError) as error:
         raise ConfigError(
-            f"{where}: probes.tokens: which table of a {type(model).__name__} holds tokens is not known; leave it out"
+            f"{where}: probes.tokens: the token embedding of a {type(model).__name__} is not known; "
+            "remove probes.tokens"
         ) from error

@@ -1,4 +1,4 @@
-"""What a model costs before it is trained: parameters, and FLOPs per token, counted on one forward pass."""
+"""The cost of a model: its parameters, and its FLOPs per token, counted on one forward pass without training."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from trimtab.hosts import UnknownFamilyError, host_for, parameter_counts
 from trimtab.run.build import build
 from trimtab.run.spec import RunSpec
 
-BACKWARD = 2  # the backward pass has two matrix products for each of the forward pass
+BACKWARD = 2  # the backward pass has two matrix products for each matrix product of the forward pass
 OUTSIDE = frozenset({Part.EMBEDDING, Part.FINAL_NORM, Part.HEAD})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
-    """The size of a model.
+    """The number of parameters of a model and its FLOPs per token.
 
     Attributes:
-        parameters: all that are trained.
-        of_method: how many more those are than without the method.
-        of_blocks: those of the blocks, without embedding, positions, final norm and head; all where no host knows the
-            model.
-        flops_per_token: of forward and backward at full context, matrix products and attention; without what a
-            parametrization spends on weights, which does not grow with the tokens.
+        parameters: number of trained parameters.
+        of_method: ``parameters`` minus the number of trained parameters without the method.
+        of_blocks: number of trained parameters in the blocks, without embedding, positions, final norm and head; equal
+            to ``parameters`` if no host knows the model.
+        flops_per_token: FLOPs of the matrix products and of attention, forward and backward, at full context. The work
+            of a parametrization on the weights is excluded, because it does not grow with the number of tokens.
     """
 
     parameters: int
@@ -41,12 +41,15 @@ class ModelCost:
 
 
 def cost_of(spec: RunSpec) -> ModelCost:
-    """Build the model of a run without values, and count; on the CPU where it cannot be built without."""
+    """The cost of a run's model, counted on the meta device.
+
+    It is counted on the CPU if user code builds the model, or a method needs values of its weights.
+    """
     if spec.code.model is None:
         try:
             return _counted(spec, torch.device("meta"))
         except (NotImplementedError, RuntimeError):
-            pass  # a method that looks at weights, such as one with a spectral norm
+            pass  # a method reads values of weights, for example to compute a spectral norm
     return _counted(spec, torch.device("cpu"))
 
 

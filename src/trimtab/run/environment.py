@@ -1,4 +1,4 @@
-"""What may differ between two equal runs: versions and the machine."""
+"""The environment of a run: versions and the machine. It is not part of a run's identity."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-VERSIONS = ("trimtab", "torch", "numpy", "python")  # by which the page lists the runs of a study
+VERSIONS = ("trimtab", "torch", "numpy", "python")  # the page groups the runs of a study by these versions
 
 
 def environment(device: torch.device) -> dict[str, object]:
-    """Versions, processor, and the commit of the working folder where there is one."""
+    """Versions, the processor, and the git commit of the working folder, if it has one."""
     return {
         "trimtab": import_module("trimtab").__version__,
         "torch": torch.__version__,
@@ -32,7 +32,7 @@ def environment(device: torch.device) -> dict[str, object]:
 
 
 def versions_in(environment: Mapping[str, object]) -> str:
-    """'torch 2.13.0, numpy 2.4.0, python 3.12.3' of a stored environment, as far as it says."""
+    """The versions that a stored environment records, such as 'torch 2.13.0, numpy 2.4.0, python 3.12.3'."""
     return ", ".join(f"{name} {environment[name]}" for name in VERSIONS if name in environment) or "not recorded"
 
 
@@ -50,7 +50,7 @@ def _processor() -> str:
 def _commit() -> dict[str, str]:
     command = ["git", "rev-parse", "HEAD"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {"commit": found.stdout.strip()}
+    return {"commit": done.stdout.strip()}

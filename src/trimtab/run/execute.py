@@ -1,4 +1,4 @@
-"""Carry out one run: build, install, train, evaluate, record. The place where catalogues, data and loop meet."""
+"""Carry out one run: build the model, install the method, train, evaluate and record."""
 
 from __future__ import annotations
 
@@ -43,32 +43,33 @@ def execute(
 ) -> Outcome:
     """Train one run into ``runs/<run id>`` and return its outcome.
 
-    An interrupted attempt starts over; a finished run is left as it is.
+    An interrupted run starts again from step 0. A finished run is not changed.
 
     Args:
         spec: the run.
         runs: the folder that holds run folders.
-        progress: called with step and training loss after every step.
+        progress: called with the step and the training loss after every step.
         keep_weights: also write ``checkpoints/final.safetensors``.
-        expected: the run id that the caller knows the run by; "" if none.
+        expected: the run id that the caller expects; "" if the caller expects no particular id.
 
     Raises:
         CorpusError: if the data cannot be used.
-        IntegrityError: if the run has another id than expected, or a finished one is damaged or lacks its weights.
+        IntegrityError: if the run id differs from ``expected``, or if a finished run is damaged, or has no weights
+            although ``keep_weights`` is true.
         SiteUnavailableError: if the model lacks what the method needs.
     """
     with _settings_of_torch(spec):
         data = spec.protocol.data.load()
         name = run_id(spec, fingerprint_of(data, spec.protocol.evaluation))
         if expected not in ("", name):
-            raise IntegrityError("the code or the data changed since the study was started; start it again")
+            raise IntegrityError("the code or the data changed since the study was started; start the study again")
         finished = load_outcome(runs / name)
         folder = RunFolder(runs / name)
         if finished is not None and (folder.has_weights or not keep_weights):
             return finished
         if finished is not None:
             raise IntegrityError(
-                f"{folder.path}: this run is finished and kept no weights; use another --out to train it again "
+                f"{folder.path}: this run is finished and has no weights; use another --out to train it again "
                 "with weights"
             )
         folder.begin(dump_toml(spec.table()), environment(torch.device(spec.protocol.training.device)))
@@ -94,7 +95,7 @@ def _train(
     recorder = token_recorder(model, protocol.probes, data)
     watching = attach_probes(model, optimizer, protocol.probes, folder, recorder)
     if training.compile and watching is not None:
-        torch.compiler.reset()  # a graph of an unwatched model of the same shape would be taken for this one's
+        torch.compiler.reset()  # otherwise torch would reuse the graph of an unwatched model of the same shape
     called = cast(nn.Module, torch.compile(model)) if training.compile else model
     facts = Facts(protocol, data)
     times = StepTimes()
@@ -145,7 +146,7 @@ def _train(
 
 @contextlib.contextmanager
 def _settings_of_torch(spec: RunSpec) -> Generator[None]:
-    """What a run sets for the whole process, put back after it: threads, determinism, the state of every generator."""
+    """Set threads and determinism of torch for a run; restore them and the state of every generator afterwards."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -167,7 +168,10 @@ def attach_probes(
     folder: RunFolder,
     recorder: TokenRecorder | None = None,
 ) -> Watch | None:
-    """The probes of the specification, writing into the run folder; a model that no host knows is read by names."""
+    """Attach the probes of the specification; they write into the run folder.
+
+    If no host knows the model, its modules are read by name.
+    """
     preset = config.probes()
     if preset is None:
         return None
@@ -178,7 +182,7 @@ def attach_probes(
 
 
 class _FolderSink:
-    """Readings go beside the step rows."""
+    """Writes the readings of the probes into the run folder, and records the token table at each reading."""
 
     def __init__(self, folder: RunFolder, recorder: TokenRecorder | None) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""From the rows of a run to its outcome, and the decision to give a run up."""
+"""Compute the outcome of a run from its rows, and decide whether the run stops early."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPIKE_WINDOW = 201
 
 
 class Facts:
-    """Gathers from the rows what the outcome states, and says when a run is to be given up."""
+    """Accumulates the facts of the outcome row by row, and decides whether the run stops early."""
 
     def __init__(self, protocol: Protocol, data: TokenData) -> None:
         steps = protocol.training.steps
@@ -35,7 +35,7 @@ class Facts:
         self.stopped: Literal["non_finite", "exploded"] | None = None
 
     def see(self, row: dict[str, int | float | None]) -> bool:
-        """Take one row in; True if the run must stop here."""
+        """Add one row; returns True if the run must stop after it."""
         step = int(row["step"] or 0)
         loss = float(row["loss"] or 0.0)
         self.steps = step
@@ -62,9 +62,9 @@ class Facts:
         return self.stopped is not None
 
     def outcome(self, name: str, data: TokenData, seconds: float) -> Outcome:
-        """The facts so far."""
+        """The outcome, from the rows so far."""
         final = [loss for step, loss in self.held_out if step in self.final_steps]
-        if len(final) < len(self.final_steps):  # given up before its end
+        if len(final) < len(self.final_steps):  # the run stopped early
             final = [loss for _, loss in self.held_out][-len(self.final_steps) :]
         broken = self.stopped == "non_finite"
         return Outcome(

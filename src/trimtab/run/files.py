@@ -1,7 +1,7 @@
-"""Files written whole or not at all, and hashes of what was written.
+"""Atomic writes of files, and hashes of their content.
 
-A file is written under an unpredictable name that is made exclusively, synchronised, and renamed, so that no link that
-somebody planted is followed and no reader meets half a file.
+A file is created exclusively under an unpredictable temporary name, synchronised to disk, and renamed. Therefore a
+symbolic link at the target is never followed, and a reader never sees a partial file.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class IntegrityError(RuntimeError):
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a text file atomically and durably; a link in its place is replaced, not followed."""
+    """Replace a text file atomically and durably. A link at ``path`` is replaced, not followed."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file atomically and durably; a link in its place is replaced, not followed."""
+    """Replace a file atomically and durably. A link at ``path`` is replaced, not followed."""
     number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
@@ -48,20 +48,20 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_sealed(path: Path, record: Mapping[str, object]) -> None:
-    """Write a JSON file that carries the SHA-256 of its own content."""
+    """Write a JSON file that contains the SHA-256 of its content."""
     write_json(path, {**record, "sha256": _own_hash(record)})
 
 
 def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
-    """The content of a file of ``write_sealed``.
+    """The content of a file that ``write_sealed`` wrote.
 
     Raises:
-        IntegrityError: if it is no such file or was changed.
+        IntegrityError: if ``write_sealed`` did not write the file, or the file was changed.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -89,7 +89,8 @@ def hash_of(path: Path) -> str:
     """SHA-256 of a plain file, in hexadecimal.
 
     Raises:
-        IntegrityError: if it is a link, a pipe, a device or a folder: reading those may block or lead elsewhere.
+        IntegrityError: if it is a pipe or a device, because reading it may block.
+        OSError: if it is a folder, or a link, which could point to another place, or it cannot be read.
     """
     digest = hashlib.sha256()
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
@@ -102,7 +103,7 @@ def hash_of(path: Path) -> str:
 
 
 def encode_number(value: Any) -> Any:
-    """JSON has no NaN or infinity: they are written as text."""
+    """Convert NaN and infinity to text, because JSON cannot represent them."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,4 +1,4 @@
-"""The folder of one run, and the rule that a folder counts only when its outcome, written last, is whole."""
+"""The folder of one run. A run is finished if its outcome, which is written last, is complete."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA = 3
-READABLE = (2, 3)  # 2 has no hash of spec.toml, environment.json and weights
+READABLE = (2, 3)  # schema 2 has no hashes of spec.toml, environment.json and the weights
 SPEC = "spec.toml"
 ENVIRONMENT = "environment.json"
 HEARTBEAT = "heartbeat"
@@ -53,17 +53,17 @@ REMEDY = "delete that folder to train the run again"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a run came to, as facts; a label is derived from them elsewhere. Losses in nats.
+    """The facts of a finished run. Labels are derived from them elsewhere. Losses are in nats.
 
     Attributes:
-        stopped: why it ended before its last step; None if it did not.
+        stopped: why the run ended before its last step; None if it did not end early.
         steps: optimizer steps taken.
         initial_loss: held-out loss before training.
         final_loss: median held-out loss of the last evaluations; nan after a non-finite value.
-        norm_ratio: largest L2 norm of the family's weight matrices, all together, over the initial one.
+        norm_ratio: largest L2 norm over all weight matrices of the family together, divided by its initial value.
         spike: largest excess of a training loss over the trailing 201-step median, after warm-up.
         held_out: (step, loss) of every evaluation.
-        seconds: wall time of the training, for planning only.
+        seconds: wall time of training, used only for planning.
     """
 
     run_id: str
@@ -81,7 +81,7 @@ class Outcome:
 
 
 class RunFolder:
-    """Writes one run. ``begin`` clears what an interrupted attempt wrote."""
+    """Writes one run. ``begin`` deletes the files of an interrupted attempt."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -90,7 +90,7 @@ class RunFolder:
         self._beat = 0.0
 
     def begin(self, spec_toml: str, environment: Mapping[str, object]) -> None:
-        """Start the folder afresh with the run's specification and environment."""
+        """Delete the folder and create it again, with the specification and the environment of the run."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
         write_whole(self.path / SPEC, spec_toml)
@@ -99,7 +99,7 @@ class RunFolder:
         self.beat()
 
     def beat(self) -> None:
-        """Touch the heartbeat file, at most once a second: it tells others that the run goes on."""
+        """Touch the heartbeat file, at most once a second, to show other processes that the run makes progress."""
         now = time.monotonic()
         if now - self._beat >= BEAT_SECONDS:
             self._beat = now
@@ -111,22 +111,22 @@ class RunFolder:
         self._steps.write(json.dumps({k: encode_number(v) for k, v in row.items()}, allow_nan=False) + "\n")
 
     def append_reading(self, row: Mapping[str, float]) -> None:
-        """Add one row of probes, written as ``append`` does; the file begins with the first."""
+        """Add one row of probes, in the format of ``append``; the first row creates the file."""
         if self._readings is None:
             self._readings = (self.path / READINGS).open("w", encoding="utf-8")
         self._readings.write(json.dumps({k: encode_number(v) for k, v in row.items()}, allow_nan=False) + "\n")
 
     def write_texts(self, losses: Mapping[str, Sequence[float]]) -> None:
-        """Keep the final loss of every block of each held-out part, in nats."""
-        plain = {name: [encode_number(loss) for loss in some] for name, some in losses.items()}
+        """Write the final loss of every block of each held-out part, in nats."""
+        plain = {name: [encode_number(loss) for loss in values] for name, values in losses.items()}
         write_json(self.path / TEXTS, plain)
 
     def write_times(self, times: Mapping[str, float]) -> None:
-        """Keep what readings took."""
+        """Write the durations of readings, in seconds."""
         write_json(self.path / TIMES, times)
 
     def write_arrays(self, name: str, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-        """Keep arrays by name in one file."""
+        """Write arrays by name into one compressed file."""
         np.savez_compressed(self.path / name, allow_pickle=False, **arrays)
 
     @property
@@ -135,15 +135,15 @@ class RunFolder:
         return (self.path / WEIGHTS).is_file()
 
     def write_weights(self, state: Mapping[str, Tensor], name: str) -> None:
-        """Keep the weights of the trained model."""
-        from safetensors.torch import save  # the command line reads folders and needs no torch for it
+        """Write the weights of the trained model."""
+        from safetensors.torch import save  # safetensors.torch imports torch, which reading a folder does not need
 
         (self.path / WEIGHTS).parent.mkdir()
         plain = {key: value.detach().cpu().clone() for key, value in state.items()}
         write_bytes(self.path / WEIGHTS, save(plain, metadata={"run_id": name}))
 
     def finish(self, outcome: Outcome) -> None:
-        """Make the rows durable, then write the outcome, atomically."""
+        """Synchronise the rows to disk, then write the outcome atomically."""
         assert self._steps is not None, "begin() comes first"
         for file in (self._steps, self._readings):
             if file is not None:
@@ -156,7 +156,7 @@ class RunFolder:
         (self.path / HEARTBEAT).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for file in (self._steps, self._readings):
             if file is not None:
                 file.close()
@@ -164,14 +164,14 @@ class RunFolder:
 
 
 def load_outcome(path: Path, *, named: bool = True) -> Outcome | None:
-    """The outcome of a run folder; None if the run never finished.
+    """The outcome of a run folder; None if the run is not finished.
 
     Args:
         path: the folder.
-        named: whether it must bear the run's id, as it does where it was made; a copy may have another name.
+        named: whether the name of the folder must be the run id. A copy of a run folder may have another name.
 
     Raises:
-        IntegrityError: if the outcome cannot be read, or a file that it lists was changed or is missing.
+        IntegrityError: if the outcome cannot be read, or a file that it lists is changed or missing.
     """
     file = path / OUTCOME
     if not file.exists():
@@ -184,7 +184,7 @@ def load_outcome(path: Path, *, named: bool = True) -> Outcome | None:
         outcome = outcome_of(record)
         for name in {STEPS: "", **files}:
             if name not in WRITTEN:
-                raise IntegrityError(f"{file}: lists '{name}', which is no file of a run; {REMEDY}")
+                raise IntegrityError(f"{file}: lists '{name}', which is not a file of a run; {REMEDY}")
             if hash_of(path / name) != files[name]:
                 raise IntegrityError(f"{path / name}: SHA-256 differs from that in {OUTCOME}; {REMEDY}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -207,7 +207,7 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
 
 
 def load_environment(path: Path) -> Mapping[str, Any]:
-    """What a run was made on; nothing if that was not recorded.
+    """The recorded environment of a run; empty if it was not recorded.
 
     Raises:
         IntegrityError: if the file cannot be read.
@@ -227,15 +227,15 @@ def load_steps(path: Path) -> Sequence[dict[str, Any]]:
 
 
 def load_readings(path: Path) -> Sequence[dict[str, Any]]:
-    """The rows of probes of a finished run, in order; none if it had no probes."""
+    """The rows of probes of a finished run, in order; empty if the run had no probes."""
     return _rows(path / READINGS) if (path / READINGS).exists() else []
 
 
 def load_texts(path: Path) -> Mapping[str, Sequence[float]]:
-    """The final losses by held-out part and block, in nats; nothing if the run kept none.
+    """The final losses by held-out part and block, in nats; empty if the run has none.
 
     Raises:
-        IntegrityError: as all that follow here, if the file is damaged.
+        IntegrityError: if the file is damaged.
     """
     with _damage_named(path / TEXTS):
         if not (path / TEXTS).exists():
@@ -245,7 +245,11 @@ def load_texts(path: Path) -> Mapping[str, Sequence[float]]:
 
 
 def load_times(path: Path) -> Mapping[str, float]:
-    """What readings took, in seconds; nothing if the run had none."""
+    """The durations of readings, in seconds; empty if the run had none.
+
+    Raises:
+        IntegrityError: if the file is damaged.
+    """
     with _damage_named(path / TIMES):
         if not (path / TIMES).exists():
             return {}
@@ -253,7 +257,11 @@ def load_times(path: Path) -> Mapping[str, float]:
 
 
 def load_arrays(path: Path, name: str) -> Mapping[str, NDArray[Any]]:
-    """The arrays of one file of a finished run; nothing if the run kept none."""
+    """The arrays of one file of a finished run; empty if the run has no such file.
+
+    Raises:
+        IntegrityError: if the file is damaged.
+    """
     with _damage_named(path / name):
         if not (path / name).exists():
             return {}

@@ -1,9 +1,10 @@
-"""The name of a run: a hash of what determines its numbers.
+"""The run id: a hash of everything that determines the numbers of a run.
 
-That is its specification, its data by content, the version of the numbers, and the user's code. A field that was added
-later is left out while it holds its neutral value, which the field declares (``metadata={"neutral": value}``); a field
-that names a place or only steers the machine is left out altogether (``metadata={"identity": False}``). So a new
-field, a moved data file, a renamed variable or another torch gives no run another name.
+The hash covers the specification, the content of the data, the version of the numbers, and the user's code. A field
+that was added in a later version is omitted while it has its neutral value, which the field declares with
+``metadata={"neutral": value}``. A field that names a path or only controls the machine is always omitted
+(``metadata={"identity": False}``). Therefore a new field, a moved data file or another version of torch does not change
+the id of a run.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from trimtab.run.user_code import CodeIdentity, code_identity
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What the numbers of an arm's runs rest on beside its specification.
+    """Everything besides the specification that determines the numbers of an arm's runs.
 
     Attributes:
         numerics: the version of the numbers.
         data: fingerprint of all text or tokens that a run reads.
-        code: the user's code by what it is for.
+        code: identity of the user's code, by role.
     """
 
     numerics: int
@@ -34,19 +35,19 @@ class Basis:
     code: Mapping[str, CodeIdentity]
 
     def table(self) -> dict[str, Any]:
-        """As plain values; nothing of code where there is none."""
+        """As plain values."""
         return {
             "numerics": self.numerics,
             "data": self.data,
-            "code": {role: one.table() for role, one in sorted(self.code.items())},
+            "code": {role: identity.table() for role, identity in sorted(self.code.items())},
         }
 
 
 def basis_of(spec: RunSpec, data_fingerprint: str) -> Basis:
-    """The basis of a run, as it is now.
+    """The basis of a run, from the current code and data.
 
     Raises:
-        ValueError: if the user's own code has no source or holds what has no stable value.
+        ValueError: if user code has no source, or holds an object that has no stable value.
     """
     code: dict[str, CodeIdentity] = {}
     for role, thing in _foreign(spec).items():
@@ -55,21 +56,21 @@ def basis_of(spec: RunSpec, data_fingerprint: str) -> Basis:
 
 
 def run_id(spec: RunSpec, data_fingerprint: str) -> str:
-    """20 hexadecimal digits that name a run's folder; equal runs have equal names.
+    """The run id: 20 hexadecimal digits. Equal runs have equal ids.
 
     Raises:
-        ValueError: as ``basis_of``.
+        ValueError: as for ``basis_of``.
     """
     return id_on(spec, basis_of(spec, data_fingerprint))
 
 
 def id_on(spec: RunSpec, basis: Basis) -> str:
-    """The name of a run on a given basis."""
+    """The id of a run on a given basis."""
     return hashlib.sha256(canonical({"spec": settled(spec), **basis.table()}).encode()).hexdigest()[:20]
 
 
 def same_settings(one: RunSpec, other: RunSpec) -> bool:
-    """Whether two runs have the same specification, wherever their data lie."""
+    """Whether two runs have the same specification, apart from the paths of their data."""
     return canonical(settled(one)) == canonical(settled(other))
 
 
@@ -108,7 +109,7 @@ def _neutral(metadata: Mapping[str, Any], value: object) -> bool:
 
 
 def _foreign(spec: RunSpec) -> dict[str, Callable[..., Any]]:
-    """Code that is not ours, by what it is for."""
+    """Code from outside trimtab, by role."""
     things: dict[str, Callable[..., Any]] = {}
     for role, builder in (("model", spec.code.model), ("optimizer", spec.code.optimizer)):
         if builder is not None:

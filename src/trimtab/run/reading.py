@@ -1,4 +1,4 @@
-"""From the tables of a run file to a ``RunSpec``."""
+"""Read a ``RunSpec`` from the tables of a run file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Path = tuple[str | int, ...]
 
 @cache
 def reader() -> Reader:
-    """The reader that knows data sources, interventions and methods by their slugs."""
+    """The reader that knows data sources, interventions and optimizers by their slugs."""
     made = Reader()
     made.accept_tagged(TokenSource, data.catalogue)
     made.accept_tagged(Intervention, interventions.catalogue)
@@ -27,10 +27,12 @@ def reader() -> Reader:
 
 
 def read_protocol(raw: Raw, where: str, at: Path = ()) -> Protocol:
-    """A protocol from its sections, found at the path ``at``; a model without vocab_size takes that of the data.
+    """A protocol from its sections, which are at the path ``at`` of the file.
+
+    A model without ``vocab_size`` takes that of the data.
 
     Raises:
-        ConfigError: as ``Reader.read``.
+        ConfigError: as for ``Reader.read``.
     """
     source = reader().read(raw["data"], TokenSource, where, (*at, "data")) if "data" in raw else Classics()
     model = raw.get("model", {})
@@ -43,14 +45,17 @@ def read_protocol(raw: Raw, where: str, at: Path = ()) -> Protocol:
 
 
 def tagged_optimizer(raw: Any) -> Any:
-    """The table of an optimizer under its tag; one without a tag is of AdamW, as in older files."""
+    """The table of an optimizer under its tag. A table without a tag is that of AdamW, as in older files."""
     if not isinstance(raw, dict):
         return raw
     return raw if is_tagged(cast(Raw, raw)) else {AdamW.slug(): raw}
 
 
 def lay_over(base: Raw, over: Raw) -> Raw:
-    """Sections with those of ``over`` laid over them, key by key; a tagged optimizer replaces the other one whole."""
+    """The sections of ``base``, overridden key by key by those of ``over``.
+
+    A tagged optimizer in ``over`` replaces the optimizer of ``base`` completely.
+    """
     merged = merge(base, {key: value for key, value in over.items() if key != "optimizer"})
     if "optimizer" not in over:
         return merged
@@ -63,14 +68,14 @@ def lay_over(base: Raw, over: Raw) -> Raw:
 
 
 def is_tagged(table: Raw) -> bool:
-    """Whether a table of an optimizer has one key, the slug of an optimizer or what may be a misspelt one."""
+    """Whether an optimizer's table is tagged: it has one key, which is a slug, possibly misspelt, and not a setting."""
     key = next(iter(table), "")
     settings = {f.name for f in fields(AdamW)}
     return len(table) == 1 and key not in settings and isinstance(table[key], dict)
 
 
 def read_method(raw: Any, where: str, at: Path = ()) -> tuple[Intervention, ...]:
-    """A method's slug, or a list of interventions, found at the path ``at``.
+    """The interventions of a method, from its slug or from a list of interventions at the path ``at`` of the file.
 
     Raises:
         ConfigError: for an unknown slug or a bad setting.

@@ -1,4 +1,4 @@
-"""Arrays that a run keeps beside its rows: what the trained model predicts, every token's spread at each reading."""
+"""Arrays that a run stores besides its rows: top predictions of the trained model, and statistics of every token."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from trimtab.run.spec import ProbesConfig
 
 
 def top_predictions(model: nn.Module, tokens: Int[Tensor, "B T_plus_1"], batch_size: int) -> NDArray[np.uint32]:
-    """The likeliest next token after each prefix, (B, T), in eval mode; the mode of every submodule is restored."""
+    """The most likely next token after each prefix, (B, T), in eval mode; the mode of every submodule is restored."""
     with evaluating(model), torch.no_grad():
-        found = [logits_of(model, piece[:, :-1]).argmax(-1).cpu() for piece in tokens.split(batch_size)]
-    return torch.cat(found).numpy().astype(np.uint32)
+        predictions = [logits_of(model, piece[:, :-1]).argmax(-1).cpu() for piece in tokens.split(batch_size)]
+    return torch.cat(predictions).numpy().astype(np.uint32)
 
 
 @dataclass(slots=True)
 class TokenRecorder:
-    """Takes the deviation and the root mean square of every row of a token table, (V, D), at each reading."""
+    """Records the standard deviation and the root mean square of every row of a token table (V, D) at each reading."""
 
     table: nn.Parameter
     train: Tokens
@@ -37,7 +37,7 @@ class TokenRecorder:
     sizes: list[NDArray[np.float32]] = field(default_factory=list[NDArray[np.float32]])
 
     def read(self, step: int) -> None:
-        """Take the table as it is after ``step``; 0 is before training."""
+        """Record the table after ``step``; step 0 is before training."""
         with torch.no_grad():
             table = self.table.detach().float()
             self.steps.append(step)
@@ -45,7 +45,7 @@ class TokenRecorder:
             self.sizes.append(table.square().mean(-1).sqrt().cpu().numpy())
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """``steps`` (R,), ``deviation`` and ``rms`` (R, V), and ``count`` (V,), of a token in the training text."""
+        """``steps`` (R,), ``deviation`` and ``rms`` (R, V), and ``count`` (V,) of each token in the training text."""
         return {
             "steps": np.array(self.steps),
             "deviation": np.stack(self.deviations),
@@ -55,7 +55,7 @@ class TokenRecorder:
 
 
 def token_recorder(model: nn.Module, config: ProbesConfig, data: TokenData) -> TokenRecorder | None:
-    """What keeps every token's spread, if the specification asks for it; it begins with the initial table.
+    """The recorder of the token table, if the specification asks for it; it starts with the initial table.
 
     Raises:
         SiteUnavailableError: if the model's family, or the token table in it, is not known.
@@ -65,7 +65,7 @@ def token_recorder(model: nn.Module, config: ProbesConfig, data: TokenData) -> T
     tables = [view.stored for view in host_for(model).find_parts() if view.part is Part.EMBEDDING]
     table = next((table for table in tables if table is not None), None)
     if table is None:
-        raise SiteUnavailableError("probes.tokens: the model has no token embedding of its own; leave it out")
+        raise SiteUnavailableError("probes.tokens: the model has no token embedding of its own; remove probes.tokens")
     recorder = TokenRecorder(table, data.train)
     recorder.read(0)
     return recorder

@@ -1,4 +1,4 @@
-"""What one run is: every setting that determines its numbers, defaults included."""
+"""The specification of one run: every setting that determines its numbers, defaults included."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trimtab.probes import PRESETS, named
 
 ModelBuilder = Callable[[GPTConfig], nn.Module]
 OptimizerBuilder = Callable[[nn.Module, float], torch.optim.Optimizer]
-# More than any run has: larger numbers are mistakes, and would end in a hang or in exhausted memory.
+# Upper bounds that no real run reaches. Larger numbers are mistakes; they would cause a hang or exhaust the memory.
 _MOST_OF_TRAINING = {"steps": 10**8, "batch_size": 1 << 20, "accumulate": 1 << 20, "threads": 1024}
 _MOST_OF_EVALUATION = {
     "evaluations": 100_000,
@@ -34,10 +34,10 @@ _MOST_OF_EVALUATION = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserCode:
-    """Code of the user's own in place of ours; it is part of a run's identity.
+    """User code that replaces a builder of trimtab. It is part of a run's identity.
 
     Attributes:
-        model: called with a ``GPTConfig``; None builds our GPT.
+        model: called with a ``GPTConfig``; None builds the GPT of trimtab.
         optimizer: called with the model and the peak LR; None builds the configured optimizer.
     """
 
@@ -47,15 +47,15 @@ class UserCode:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
-    """How long, how much at a time, and on what.
+    """The number of steps, the batch size, and the device.
 
     Attributes:
         steps: optimizer steps.
         batch_size: sequences per optimizer step.
-        accumulate: micro-batches the step is split into; must divide batch_size.
-        threads: of one run on the CPU; another number gives other bits, so it is part of the run's identity.
-        silent_seconds: a worker that reports no step for so long is taken for stuck and replaced; no part of a run's
-            identity.
+        accumulate: micro-batches per optimizer step; must divide batch_size.
+        threads: CPU threads of one run. The number changes the rounding, so it is part of the run's identity.
+        silent_seconds: a worker that reports no step for this time is considered stuck and is replaced. Not part of a
+            run's identity.
 
     Raises:
         ValueError: if a count is not positive, or accumulate does not divide batch_size.
@@ -82,17 +82,20 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
-    """When the held-out loss is taken, and when a run that exploded is given up.
+    """When the held-out loss is computed, and when a run that exploded is stopped.
 
     Attributes:
-        evaluations: spread over the run.
-        final_evaluations: more of them within the last 5 % of steps; their median is the final loss.
-        num_sequences: held-out windows, the same every time.
-        explosion_margin: a held-out loss above ln V + this counts as exploded, in nats.
-        explosion_patience: exploded evaluations in a row, after half the steps, that end the run.
-        final_blocks: stretches of each held-out part on which the trained model is evaluated one by one; 0 for none.
-        texts: UTF-8 files, relative to the working folder, each a further text for those stretches alone.
-        block_bytes: length of such a stretch, in bytes of text; in tokens where there is no text.
+        evaluations: number of evaluations, evenly spaced over the run.
+        final_evaluations: number of additional evaluations within the last 5 % of steps; the median of their losses is
+            the final loss.
+        num_sequences: number of held-out windows; every evaluation uses the same windows.
+        explosion_margin: a held-out loss above ln V plus this margin counts as exploded, in nats.
+        explosion_patience: the run stops after this number of consecutive exploded evaluations in its second half.
+        final_blocks: number of blocks of each held-out part on which the trained model is evaluated separately; 0 turns
+            this evaluation off.
+        texts: paths of UTF-8 files, relative to the working folder. Each file is a further held-out part, used only for
+            blocks.
+        block_bytes: length of a block, in bytes of text; in tokens if the data have no text.
 
     Raises:
         ValueError: if a count is not positive or the margin is negative.
@@ -118,7 +121,7 @@ class EvaluationConfig:
             raise ValueError(f"explosion_margin must not be negative, got {self.explosion_margin}")
 
     def steps_of(self, num_steps: int) -> tuple[int, ...]:
-        """The steps after which to evaluate, ascending; 0 is before training."""
+        """The steps after which the held-out loss is computed, ascending; step 0 is before training."""
         spread = {round(i * num_steps / self.evaluations) for i in range(self.evaluations + 1)}
         return tuple(sorted(spread | set(self.final_steps_of(num_steps))))
 
@@ -133,16 +136,18 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbesConfig:
-    """Which probes run inside a run; they change none of its numbers.
+    """The probes that observe a run. They do not change its numbers.
 
     Attributes:
-        preset: how much is read, see the catalogue of probes.
-        named: slugs of probes that are read besides those of the preset.
-        every: steps from one reading to the next; 0 takes the preset's cadence, 10 where there is none.
-        tokens: keep the spread and size of every token's vector at each reading: 8 bytes a token.
+        preset: a preset of probes; see the catalogue of probes.
+        named: slugs of probes that are added to those of the preset.
+        every: number of steps between readings; 0 takes the interval of the preset, or 10 without a preset.
+        tokens: store the standard deviation and the root mean square of every token's vector at each reading, 8 bytes
+            per token.
 
     Raises:
-        ValueError: if every is negative, a slug is unknown, or tokens are to be kept and nothing is read.
+        ValueError: if ``every`` is negative or above 10^8, a slug is unknown, or ``tokens`` is true and there are no
+            probes.
     """
 
     preset: Literal["none", "cheap", "standard", "full"] = "none"
@@ -155,17 +160,17 @@ class ProbesConfig:
             raise ValueError(f"every must lie between 0 and 100,000,000, got {self.every}")
         self.probes()
         if self.tokens and self.probes() is None:
-            raise ValueError('tokens are kept at readings; name a preset, or named = ["tev"]')
+            raise ValueError('tokens are stored at readings, but there are no probes; set a preset, or named = ["tev"]')
 
     def probes(self) -> Preset | None:
-        """What is read; None if nothing."""
+        """The probes of the run; None if there are none."""
         preset = PRESETS.get(self.preset)
         return named(*self.named, of=preset) if self.named else preset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seeds:
-    """Separate random streams: initial weights, order of the data, everything else."""
+    """Seeds of separate random streams: initial weights, order of the data, and everything else."""
 
     init: int
     data: int
@@ -184,10 +189,10 @@ class Seeds:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Protocol:
-    """What the runs of one arm share: everything but method, learning rate and seed.
+    """The settings that the runs of one arm share: everything except method, learning rate and seeds.
 
     Attributes:
-        common: interventions that come before those of any method, such as global clipping.
+        common: interventions that are installed before those of the method, such as global clipping.
     """
 
     model: GPTConfig = field(default_factory=GPTConfig)
@@ -202,7 +207,8 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.model.vocab_size != self.data.vocab_size:
             raise ValueError(
-                f"model.vocab_size {self.model.vocab_size} differs from the {self.data.vocab_size} of the data"
+                f"model.vocab_size {self.model.vocab_size} differs from the vocabulary size of the data, "
+                f"{self.data.vocab_size}"
             )
         if self.schedule.warmup_steps >= self.training.steps:
             raise ValueError(
@@ -215,12 +221,12 @@ SECTIONS = tuple(f.name for f in fields(Protocol))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSpec:
-    """One run, completely.
+    """The complete specification of one run.
 
     Attributes:
         method: the interventions of the arm, after the common ones.
         learning_rate: peak LR.
-        code: the user's own builders.
+        code: builders from user code.
     """
 
     protocol: Protocol
@@ -239,7 +245,7 @@ class RunSpec:
         return (*self.protocol.common, *self.method)
 
     def table(self) -> Raw:
-        """The run as the TOML that ``read_run`` reads; user code is named by the identity, not here."""
+        """The run as the tables that ``read_run`` reads. User code is not included; the run id identifies it."""
         protocol = cast(Raw, to_plain(self.protocol))
         return protocol | {
             "method": to_plain(self.method),

@@ -1,4 +1,4 @@
-"""What readings cost inside a run, beside its ordinary steps."""
+"""The time that readings of probes take in a run, compared with ordinary steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trimtab.watching import Watch
 
 
 class StepTimes:
-    """Times of ordinary steps and of readings, as the host sees them."""
+    """Wall times of ordinary steps and of readings, measured by the Python process, not by the device."""
 
     def __init__(self) -> None:
         self.plain: list[float] = []
@@ -18,7 +18,7 @@ class StepTimes:
         self.last = time.perf_counter()
 
     def tick(self, watching: Watch | None, *, evaluated: bool) -> None:
-        """A step has ended."""
+        """Record the end of a step."""
         now = time.perf_counter()
         read = int(watching.last.get("step", 0)) if watching is not None else 0
         if read != self.read:
@@ -29,6 +29,6 @@ class StepTimes:
         self.last = now
 
     def table(self, watching: Watch) -> dict[str, float]:
-        """Median seconds of a step that was neither read nor evaluated, and mean seconds of each kind of reading."""
+        """Median seconds of a step without reading or evaluation, and mean seconds of each kind of reading."""
         per_reading = {what: seconds / max(1, self.readings) for what, seconds in sorted(watching.seconds.items())}
         return {"step": statistics.median(self.plain) if self.plain else 0.0} | per_reading

@@ -1,4 +1,4 @@
-"""The held-out loss of a finished run, block by block: what tells apart how sure it is over seeds and over text."""
+"""The held-out loss of a trained model by block of text, to separate the variance over text from that over seeds."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ BlockLosses = Mapping[str, list[float]]
 
 
 def further_texts(data: TokenData, config: EvaluationConfig) -> dict[str, Tokens]:
-    """The tokens of the user's own evaluation texts, by file name without its ending.
+    """The tokens of ``evaluation.texts``, by file name without its extension.
 
     Raises:
-        CorpusError: if a file cannot be used, two have the same name, or the data have no vocabulary of text.
+        CorpusError: if a file cannot be used, two parts have the same name, or the data have ids without text.
     """
-    found: dict[str, Tokens] = {}
+    texts: dict[str, Tokens] = {}
     for name in config.texts:
         path = Path(name)
         if data.encode is None:
             raise CorpusError(f"{name}: the data are ids without text, so evaluation.texts cannot be encoded")
-        if path.stem in found or path.stem in data.held_out:
+        if path.stem in texts or path.stem in data.held_out:
             raise CorpusError(f"{name}: a held-out text is named '{path.stem}' already; rename the file")
-        found[path.stem] = data.encode(read_text(path, "evaluation.texts"))
-    return found
+        texts[path.stem] = data.encode(read_text(path, "evaluation.texts"))
+    return texts
 
 
 def fingerprint_of(data: TokenData, config: EvaluationConfig) -> str:
-    """What names all text that a run reads: that of the data, and the contents of further texts."""
+    """Fingerprint of all text that a run reads: the data and the contents of ``evaluation.texts``."""
     if not config.texts:
         return data.fingerprint
     digest = hashlib.sha256(data.fingerprint.encode())
@@ -51,14 +51,14 @@ def fingerprint_of(data: TokenData, config: EvaluationConfig) -> str:
 
 
 def text_blocks(data: TokenData, config: EvaluationConfig, context: int) -> dict[str, Int[Tensor, "N W T_plus_1"]]:
-    """Evenly spaced stretches of about ``block_bytes`` of each held-out part, as windows of context + 1 tokens.
+    """Evenly spaced blocks of about ``block_bytes`` of each held-out part, as windows of context + 1 tokens.
 
-    A stretch that would run from one document into the next is left out. Parts shorter than a stretch have none.
+    A block that would cross the boundary between two documents is omitted. A part shorter than a block has no blocks.
     """
     per_byte = 1.0 if math.isnan(data.bytes_per_token) else data.bytes_per_token
     windows = max(1, round(config.block_bytes / per_byte / context))
-    length = windows * context + 1  # each token but the first is predicted once
-    found: dict[str, Tensor] = {}
+    length = windows * context + 1  # every token except the first is predicted once
+    blocks: dict[str, Tensor] = {}
     for name, tokens in {**data.held_out, **further_texts(data, config)}.items():
         room = len(tokens) - length
         if room < 0:
@@ -69,12 +69,12 @@ def text_blocks(data: TokenData, config: EvaluationConfig, context: int) -> dict
         whole = [start for start in starts if not ((breaks > start) & (breaks < start + length)).any()]
         if whole:
             cuts = np.array(whole)[:, None, None] + np.arange(windows)[:, None] * context + np.arange(context + 1)
-            found[name] = torch.from_numpy(tokens[cuts].astype(np.int64))
-    return found
+            blocks[name] = torch.from_numpy(tokens[cuts].astype(np.int64))
+    return blocks
 
 
 def block_losses(model: nn.Module, blocks: Mapping[str, Tensor], batch_size: int, device: torch.device) -> BlockLosses:
-    """Mean loss per token of each block, in nats, in fp32 and eval mode; modes are restored."""
+    """Mean loss per token of each block, in nats, in fp32 and eval mode; the mode of every submodule is restored."""
     losses: dict[str, list[float]] = {}
     with evaluating(model), torch.no_grad():
         for name, windows in blocks.items():

@@ -1,4 +1,4 @@
-"""The model of a run that kept its weights, as ``trimtab run`` does."""
+"""Load the trained model of a run that stored its weights, as ``trimtab run`` does."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from trimtab.run.spec import RunSpec
 
 
 def load_trained(folder: Path) -> tuple[nn.Module, RunSpec]:
-    """The trained model on the CPU in eval mode, its method installed, and the run it comes from.
+    """The trained model, on the CPU, in eval mode and with its method installed, and the specification of its run.
 
     Raises:
-        ConfigError: if the folder holds no finished run, or one without weights.
+        ConfigError: if the folder holds no finished run, or the run has no weights.
         IntegrityError: if the run is damaged.
     """
     weights = folder / "checkpoints" / "final.safetensors"
     if not (folder / "spec.toml").is_file() or load_outcome(folder) is None:
         raise ConfigError(f"{folder}: not the folder of a finished run")
     if not weights.is_file():
-        raise ConfigError(f"{folder}: the run kept no weights; train it with 'trimtab run'")
+        raise ConfigError(f"{folder}: the run has no weights; train it with 'trimtab run'")
     file = folder / "spec.toml"
     spec = read_run(load_toml(file), str(file))
     model = build(spec, torch.device("cpu"))

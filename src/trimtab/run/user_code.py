@@ -1,7 +1,8 @@
-"""The identity of code that is not ours: a user's functions and classes by their text, installed packages by version.
+"""The identity of user code: functions and classes by their source text, installed packages by version.
 
-Code is taken as syntax without docstrings, comments and layout, so that prose can be mended without training anything
-again. torch, numpy and trimtab are environment: they are recorded with a run and are no part of its identity.
+The source text is normalised: docstrings, comments and layout are removed, so that a change of prose does not change
+the identity. torch, numpy and trimtab belong to the environment: they are recorded with a run and are not part of its
+identity.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ ENVIRONMENT = frozenset({"torch", "numpy", "trimtab"})
 
 @dataclass(frozen=True, slots=True)
 class CodeIdentity:
-    """What some code is.
+    """The identity of a function or class.
 
     Attributes:
-        text: hash of the user's own text that it consists of; its name where it is part of an installed distribution.
-        distributions: version by name of the installed distributions that it uses.
+        text: hash of the user's source text that it consists of; its qualified name if it belongs to an installed
+            distribution.
+        distributions: versions of the installed distributions that it uses, by name.
     """
 
     text: str
@@ -44,14 +46,16 @@ class CodeIdentity:
 
 
 def code_identity(thing: Callable[..., Any]) -> CodeIdentity:
-    """The identity of a function or class, with all code and plain constants that it uses by name.
+    """The identity of a function or class, including all code and plain constants that it refers to by name.
 
     Raises:
-        ValueError: if the source cannot be found, as for a function typed at a prompt, or a closure holds what has no
-            stable value.
+        ValueError: if the source cannot be found, as for a function typed at a prompt, or if a closure holds an object
+            that has no stable value.
     """
     if not (inspect.isfunction(thing) or inspect.isclass(thing)):
-        raise ValueError(f"{thing!r} is neither a function nor a class, so its runs have no identity; wrap it in one")
+        raise ValueError(
+            f"{thing!r} is neither a function nor a class, so its runs have no identity; wrap it in a function"
+        )
     distributions: set[str] = set()
     installed = _distribution_of(_module_of(thing))
     if installed:
@@ -60,7 +64,7 @@ def code_identity(thing: Callable[..., Any]) -> CodeIdentity:
     waiting: list[Any] = [thing]
     while waiting:
         current = waiting.pop()
-        name = current.__qualname__  # not its module: a script is __main__ here and __mp_main__ in a worker
+        name = current.__qualname__  # without its module: a script is __main__ here and __mp_main__ in a worker
         if name in seen:
             continue
         try:
@@ -84,7 +88,7 @@ def normalised(source: str) -> str:
             node, clean=False
         ):
             node.body = node.body[1:] or [ast.Pass()]
-    # Unparsed, not dumped: the form of a dump changes from one Python to the next.
+    # ast.unparse instead of ast.dump: the format of a dump differs between versions of Python.
     return ast.unparse(tree)
 
 
@@ -92,14 +96,16 @@ def _source_of(thing: Any) -> str:
     text = textwrap.dedent(inspect.getsource(thing))
     try:
         return normalised(text)
-    except SyntaxError:  # a lambda inside a call: its line alone is no Python, but its bytecode says what it does
+    except (
+        SyntaxError
+    ):  # a lambda inside a call: its source line is not valid Python by itself, so its bytecode is used
         code = thing.__code__
         return repr((code.co_code.hex(), code.co_names, [c for c in code.co_consts if not isinstance(c, CodeType)]))
 
 
 @dataclass(slots=True)
 class _Uses:
-    """What a function or class refers to: constants by name, the user's code, installed distributions."""
+    """The objects that a function or class refers to: constants by name, user code, installed distributions."""
 
     constants: dict[str, object] = field(default_factory=dict[str, object])
     code: list[Any] = field(default_factory=list[Any])
@@ -107,7 +113,7 @@ class _Uses:
 
 
 def _uses_of(thing: Any) -> _Uses:
-    # Methods that dataclass and the like make are not in the file; their class's source says it all.
+    # Generated methods, such as those of dataclass, are not in the file; the source of their class determines them.
     file = inspect.getsourcefile(thing)
     methods = (getattr(v, "__func__", getattr(v, "fget", v)) for v in vars(thing).values())
     written = (m for m in methods if inspect.isfunction(m) and m.__code__.co_filename == file)
@@ -133,7 +139,7 @@ def _add_uses(uses: _Uses, function: FunctionType) -> None:
         module = sys.modules.get(imported)
         if module is not None and _is_users(module):
             found |= {name: getattr(module, name) for name in names if hasattr(module, name)}
-        uses.distributions |= {one for one in [_distribution_of(imported)] if one}
+        uses.distributions |= {name for name in [_distribution_of(imported)] if name}
     for name, value in {**inspect.getclosurevars(function).nonlocals, **_defaults(function)}.items():
         if not _is_users(value):
             uses.constants[f"{function.__qualname__}.{name}"] = _plain(value, f"{function.__qualname__}: {name}")
@@ -149,7 +155,7 @@ def _add_uses(uses: _Uses, function: FunctionType) -> None:
 
 
 def _imported_inside(function: FunctionType, codes: Iterable[CodeType]) -> list[str]:
-    """Modules that imports inside a function name, relative ones resolved."""
+    """Names of the modules that a function imports in its body; relative imports are resolved."""
     package = str(function.__globals__.get("__package__") or "")
     names: list[str] = []
     for code in codes:
@@ -180,7 +186,7 @@ def _module_of(value: object) -> str:
 
 
 def _distribution_of(module: str) -> str:
-    """The installed distribution that a module belongs to; "" for the user's own, Python's own, and environment."""
+    """The installed distribution of a module; "" for a module of the user, of Python or of the environment."""
     top = module.split(".")[0]
     loaded = sys.modules.get(top)
     file = getattr(loaded, "__file__", None)
@@ -219,7 +225,7 @@ def _plain(value: object, where: str) -> str:
 
 
 def _is_users(thing: object) -> bool:
-    """Whether this is a function, class or module of the user's: not built in, not installed, not ours."""
+    """Whether this is a function, class or module of the user: not built in, not installed, not part of trimtab."""
     if not (inspect.isfunction(thing) or inspect.isclass(thing) or inspect.ismodule(thing)):
         return False
     module = thing if inspect.ismodule(thing) else sys.modules.get(thing.__module__)

@@ -1,4 +1,4 @@
-"""Many runs, one question: how far can the learning rate be pushed before training breaks, per arm."""
+"""A study: many runs that measure, for each arm, how far the learning rate can be raised before training breaks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Study", "load_study"]
 
 
 def __getattr__(name: str) -> object:
-    """Import what trains when it is first used: the command line asks here for an error's name alone."""
+    """Import ``Study`` and ``load_study`` on first use, because they import torch, which is slow."""
     if name in __all__:
         return getattr(importlib.import_module("trimtab.study.study"), name)
     raise AttributeError(f"module 'trimtab.study' has no attribute '{name}'")

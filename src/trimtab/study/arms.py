@@ -1,4 +1,4 @@
-"""The arms of a study: lines of its table, each a method under a protocol."""
+"""The arms of a study. An arm is one line of its table: a method under a protocol."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Arm:
     """One line of the table: a method under a protocol.
 
     Attributes:
-        method: its slug where it has one, for display; "" for a list of interventions without a name.
-        code: the user's own builders.
-        code_names: names of the user's builders by what they build; those of an arm that was read from a file are names
-            alone, and such an arm cannot be trained.
-        learning_rates: the tested range of this arm, where it has one of its own.
+        method: slug of the method, for display; "" for a list of interventions without a name.
+        code: builders from user code.
+        code_names: pairs of role ("model" or "optimizer") and name of a builder. An arm that was read from a file has
+            the names without the builders, and cannot be trained.
+        learning_rates: the tested range of this arm; None if the arm uses the range of the study.
     """
 
     name: str
@@ -44,11 +44,14 @@ class Arm:
 
     @property
     def missing_code(self) -> list[str]:
-        """The user's builders that the arm needs and does not have."""
+        """Names of the builders that the arm needs and does not have."""
         return [name for role, name in self.code_names if getattr(self.code, role) is None]
 
     def run(self, tick: int, seed: int, data_seed: int | None = None) -> RunSpec:
-        """The run of this arm at an LR, given in sixteenths of an octave, and a seed; perhaps another for the data."""
+        """The run of this arm at an LR, in sixteenths of an octave, and a seed.
+
+        ``data_seed`` is the seed of the order of the data; None takes ``seed``.
+        """
         return RunSpec(
             protocol=self.protocol,
             method=self.interventions,
@@ -61,18 +64,18 @@ class Arm:
 def read_arms(
     raw: Any, sections: Raw, where: str, code: UserCode, *, over: Raw | None = None, own_rates: bool = True
 ) -> dict[str, Arm]:
-    """The arms of a study file, each laid over the sections that they share, and ``over``, such as a size, over each.
+    """The arms of a study file. Each overrides the shared sections, and ``over``, such as a size, overrides each arm.
 
     Args:
         raw: the tables of the arms.
         sections: the sections that they share.
         where: the file, for errors.
-        code: the user's code, for every arm that has none of its own.
-        over: sections that are laid over every arm.
-        own_rates: whether an arm may have learning rates of its own.
+        code: user code, for every arm that does not have its own.
+        over: sections that override those of every arm.
+        own_rates: whether an arm may set its own learning rates.
 
     Raises:
-        ConfigError: if there is none, or for a bad name, key or value, or an arm given twice.
+        ConfigError: if there are no arms, a name, key or value is invalid, or two arms are equal.
     """
     if not isinstance(raw, dict) or not raw:
         raise ConfigError(f"{where}: arms: expected at least one table such as [arms.baseline], got {shown(raw)}")
@@ -85,13 +88,13 @@ def read_arms(
 
 
 def text_of(arm: Arm) -> tuple[object, ...]:
-    """What determines the held-out text on which an arm is judged."""
+    """The settings that determine the held-out text on which an arm is evaluated."""
     protocol = arm.protocol
     return protocol.data, protocol.model.context, protocol.evaluation
 
 
 def protocol_table(protocol: Protocol) -> Raw:
-    """A protocol as tables, without the model's vocabulary: it is that of the data, whatever is laid over those."""
+    """A protocol as tables, without ``model.vocab_size``, which always follows from the data."""
     table = cast(Raw, to_plain(protocol))
     del table["model"]["vocab_size"]
     return table
@@ -99,15 +102,15 @@ def protocol_table(protocol: Protocol) -> Raw:
 
 def arm_table(arm: Arm, shared: Raw) -> Raw:
     """The arm as the table that ``read_arms`` reads."""
-    own = protocol_table(arm.protocol)
+    settings = protocol_table(arm.protocol)
     known = catalogue().get(arm.method)
     by_slug = known is not None and known.interventions == arm.interventions
     method: object = arm.method if by_slug else to_plain(arm.interventions)
     if arm.method and not by_slug:
         method = {"name": arm.method, "interventions": method}
-    table: Raw = {"method": method} | _changed(own, shared)
-    if own["optimizer"] != shared["optimizer"]:
-        table["optimizer"] = own["optimizer"]  # a tagged table replaces the shared one whole
+    table: Raw = {"method": method} | _changed(settings, shared)
+    if settings["optimizer"] != shared["optimizer"]:
+        table["optimizer"] = settings["optimizer"]  # a tagged table replaces the shared table completely
     if arm.learning_rates is not None:
         table["learning_rates"] = to_plain(arm.learning_rates)
     if arm.code_names:
@@ -115,9 +118,9 @@ def arm_table(arm: Arm, shared: Raw) -> Raw:
     return table
 
 
-def _changed(own: Raw, shared: Raw) -> Raw:
+def _changed(settings: Raw, shared: Raw) -> Raw:
     changed: Raw = {}
-    for key, value in own.items():
+    for key, value in settings.items():
         if isinstance(value, dict) and isinstance(shared.get(key), dict):
             below = _changed(cast(Raw, value), shared[key])
             if below:
@@ -135,7 +138,7 @@ def _read_arm(name: str, table: Any, sections: Raw, over: Raw, where: str, code:
     settings = dict(cast(Raw, table))
     named: Any = settings.pop("method", name if name in catalogue() else None)
     if named is None:
-        raise ConfigError(f"{at}: method is missing, and '{name}' is not the name of one")
+        raise ConfigError(f"{at}: method is missing, and '{name}' is not the name of a method")
     code, code_names = _code_of(settings, code, at)
     rates = settings.pop("learning_rates", None) if own_rates else None
     for key in settings:
@@ -158,7 +161,7 @@ def _read_arm(name: str, table: Any, sections: Raw, over: Raw, where: str, code:
 
 
 def _code_of(settings: Raw, shared: UserCode, at: str) -> tuple[UserCode, tuple[tuple[str, str], ...]]:
-    """The builders of an arm, its own or those of the study, and their names."""
+    """The builders of an arm and their names; a builder of the arm takes precedence over that of the study."""
     builders: dict[str, Callable[..., Any] | None] = {role: getattr(shared, role) for role in BUILDERS}
     for role in BUILDERS:
         if callable(settings.get(role)):
@@ -167,36 +170,38 @@ def _code_of(settings: Raw, shared: UserCode, at: str) -> tuple[UserCode, tuple[
     if not isinstance(given, dict) or not all(
         role in BUILDERS and isinstance(named, str) for role, named in cast(Raw, given).items()
     ):
-        raise ConfigError(f"{at}.code: expected names of your own builders, by model or optimizer, got {shown(given)}")
+        raise ConfigError(
+            f"{at}.code: expected a table of names of builders, with keys among model and optimizer, got {shown(given)}"
+        )
     names = {role: str(named) for role, named in cast(Raw, given).items()}
     names |= {role: _name_of(builder) for role, builder in builders.items() if builder is not None}
     return UserCode(**cast(Any, builders)), tuple(sorted(names.items()))
 
 
 def _name_of(builder: Callable[..., Any]) -> str:
-    # Not its module: that is __main__ in a script and another name where the script is imported.
+    # Without the module: it is __main__ in a script, and another name if the script is imported.
     return str(getattr(builder, "__qualname__", type(builder).__qualname__))
 
 
 def check_name(name: str, where: str, table: str) -> None:
-    """Refuse a name that would not show.
+    """Refuse a name that cannot be displayed.
 
     Raises:
-        ConfigError: if it is not 1 to 100 printable characters.
+        ConfigError: if the name is not 1 to 100 printable characters.
     """
     if not 1 <= len(name) <= 100 or any(not character.isprintable() for character in name):
         raise ConfigError(f"{where}: {dotted((table, name))}: a name has 1 to 100 printable characters")
 
 
 def refuse_twins(arms: Mapping[str, Arm], where: str) -> None:
-    """Refuse two names for the same runs.
+    """Refuse two arms that have the same runs.
 
     Raises:
-        ConfigError: naming both.
+        ConfigError: if two arms are equal; the message names both.
     """
     seen: dict[tuple[Any, ...], str] = {}
     for arm in arms.values():
         key = (arm.interventions, arm.protocol, arm.code, arm.code_names)
         if key in seen:
-            raise ConfigError(f"{where}: arms '{seen[key]}' and '{arm.name}' are the same arm twice")
+            raise ConfigError(f"{where}: arms '{seen[key]}' and '{arm.name}' are the same arm; remove one of the two")
         seen[key] = arm.name

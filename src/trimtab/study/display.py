@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: live bars on a terminal, plain lines elsewhere."""
+"""Progress of a running study: live bars on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trimtab.study.trial import Trial
 
 
 class Pace:
-    """Time left in a round, from the pace so far."""
+    """Estimates the remaining time of a round from the mean time per run so far."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()
@@ -24,13 +24,13 @@ class Pace:
         self.total = 0
 
     def start(self, total: int) -> None:
-        """A round of ``total`` runs begins."""
+        """Start a round of ``total`` runs."""
         self.started = time.monotonic()
         self.done = 0
         self.total = total
 
     def left(self) -> str:
-        """'2:05 left in this round', or nothing before the first run ended."""
+        """The remaining time, such as '2:05 left in this round'; "" before the first run has ended."""
         if not self.done:
             return ""
         seconds = (time.monotonic() - self.started) / self.done * (self.total - self.done)
@@ -38,33 +38,33 @@ class Pace:
 
 
 class PlainDisplay:
-    """One line a finished run."""
+    """Prints one line per finished run."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.pace = Pace()
 
     def round_started(self, name: str, total: int, to_train: int) -> None:
-        """A heading for the round."""
+        """Print a heading for the round."""
         self.pace.start(to_train)
         self.console.print(Text(f"{name}: {total} runs, {to_train} to train"))
 
     def progress(self, trial: Trial, step: int, loss: float) -> None:
-        """Too much for plain lines."""
+        """Print nothing: one line per step would be too many lines."""
 
     def silent(self, trial: Trial, seconds: float, replaced: bool) -> None:
-        """A line on a run without news."""
+        """Print a line about a run that makes no progress."""
         self.console.print(Text(silence(trial, seconds, replaced=replaced)), soft_wrap=True)
 
     def finished(self, trial: Trial, outcome: Outcome | None, message: str) -> None:
-        """The run and what it came to."""
+        """Print a line with the result of the run."""
         self.pace.done += 1
         line = f"[{self.pace.done}/{self.pace.total}] {describe(trial)}: {result(outcome, message)}"
         self.console.print(Text(f"{line}  {self.pace.left()}".rstrip()), soft_wrap=True)
 
 
 class ProgressDisplay:
-    """A bar for the round and a line for each run at work."""
+    """Shows a bar for the round and a line for each active run."""
 
     def __init__(self, console: Console) -> None:
         self.pace = Pace()
@@ -80,7 +80,7 @@ class ProgressDisplay:
         self.live = Live(console=console, refresh_per_second=4, transient=True)
 
     def round_started(self, name: str, total: int, to_train: int) -> None:
-        """The bar starts over."""
+        """Reset the bar."""
         self.pace.start(to_train)
         self.at_work.clear()
         self.bar.reset(
@@ -89,16 +89,16 @@ class ProgressDisplay:
         self._show()
 
     def progress(self, trial: Trial, step: int, loss: float) -> None:
-        """The line of one run."""
+        """Update the line of the run."""
         self.at_work[trial] = f"  {describe(trial)}: step {step}, loss {loss:.3f}"
         self._show()
 
     def silent(self, trial: Trial, seconds: float, replaced: bool) -> None:
-        """A line above the bar on a run without news."""
+        """Print a line above the bar about a run that makes no progress."""
         self.live.console.print(Text(silence(trial, seconds, replaced=replaced)))
 
     def finished(self, trial: Trial, outcome: Outcome | None, message: str) -> None:
-        """The bar advances."""
+        """Advance the bar; print a line if the run has no outcome."""
         self.pace.done += 1
         self.at_work.pop(trial, None)
         self.bar.update(self.task, advance=1, left=self.pace.left())
@@ -120,18 +120,18 @@ class ProgressDisplay:
 
 
 def describe(trial: Trial) -> str:
-    """'qk_norm at LR 0.0312, seed 0'."""
+    """Name a trial, such as 'qk_norm at LR 0.0312, seed 0'."""
     return f"{printable(trial.arm)} at LR {trial.learning_rate:.3g}, {trial.seeds_named}"
 
 
 def silence(trial: Trial, seconds: float, *, replaced: bool) -> str:
-    """What is said of a run without news."""
+    """The message about a run that makes no progress."""
     done = "its worker is replaced" if replaced else "it may be stuck"
     return f"{describe(trial)}: no step for {seconds:.0f} s, {done}"
 
 
 def result(outcome: Outcome | None, message: str) -> str:
-    """'loss 2.153 in 7.1 s', or why there is no outcome."""
+    """The result of a run, such as 'loss 2.153 in 7.1 s', or the reason why there is no outcome."""
     if outcome is None:
         return f"no outcome: {message}"
     stopped = f" (stopped: {outcome.stopped})" if outcome.stopped else ""

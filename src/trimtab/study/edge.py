@@ -1,4 +1,4 @@
-"""The edge of an arm: the evidence of labelled runs on it, and where to probe it next."""
+"""The edge of an arm: the LR at which its runs begin to fail, estimated from labelled runs, and the next LRs to try."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from trimtab.study.trial import SIXTEENTH, Results, Tick, Trial, order_of
 def one_edge(
     arm: str, results: Results, yardstick: Yardstick, criterion: Criterion, margin: float | None = None
 ) -> bool:
-    """Whether, going up in LR, an arm's first sweep (seed by seed) fails once and for good."""
+    """Whether the failures of an arm's first sweep are monotone in LR for every seed.
+
+    They are monotone if every run above the lowest failed LR fails too.
+    """
     sweep = sorted((trial for trial in results if trial.arm == arm and trial.round == 0), key=order_of)
     for seed in sorted({trial.seed for trial in sweep}):
         labels = [
@@ -31,7 +34,7 @@ def one_edge(
 
 
 def edge_trials(arm: str, results: Results, yardstick: Yardstick, criterion: Criterion, margin: float) -> Trials:
-    """The evidence on one arm's edge."""
+    """The labelled runs of one arm, as evidence on its edge."""
     return trials_of(
         [
             (trial, label(results[trial], trial.tick, yardstick, criterion, margin))
@@ -42,7 +45,7 @@ def edge_trials(arm: str, results: Results, yardstick: Yardstick, criterion: Cri
 
 
 def trials_of(labelled: Sequence[tuple[Trial, Label]], *, strict: bool = False) -> Trials:
-    """Labels as evidence; those that are evidence of nothing are omitted."""
+    """Pairs of octave and failure; labels that are neither failure nor success are omitted."""
     pairs = [(trial.tick.octave, failed(its_label, strict=strict)) for trial, its_label in labelled]
     return Trials.of([(x, failure) for x, failure in pairs if failure is not None])
 

@@ -1,4 +1,4 @@
-"""What the machine did to the runs of a study: failed attempts and kills, counted over restarts of the driver."""
+"""Failed attempts and kills of the runs of a study, counted over restarts of the driver."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Failure:
 
     @property
     def given_up(self) -> bool:
-        """Whether the run is not tried again by itself."""
+        """Whether the driver no longer retries the run."""
         return self.attempts >= MOST_ATTEMPTS or self.kills >= MOST_KILLS
 
 
 class Failures:
-    """The failures of a study folder, by run id; each is on disk before it is acted on.
+    """The failures of a study folder, by run id. Each failure is written to disk before the driver reacts to it.
 
     Raises:
         IntegrityError: if the file is damaged.
@@ -47,11 +47,11 @@ class Failures:
                 raise IntegrityError(f"{self.file}: damaged ({error}); {REMEDY}") from error
 
     def give_another_chance(self) -> None:
-        """Forget the runs that were given up: whoever starts the study again has mended something."""
+        """Remove the runs that were given up, so that a restart of the study tries them again."""
         self.by_run = {name: failure for name, failure in self.by_run.items() if not failure.given_up}
 
     def add(self, name: str, error: str, *, killed: bool) -> bool:
-        """Count one failure; True if the run is given up."""
+        """Count one failure; returns True if the run is given up."""
         failure = self.by_run.setdefault(name, Failure())
         if killed:
             failure.kills += 1
@@ -62,7 +62,7 @@ class Failures:
         return failure.given_up
 
     def forget(self, name: str) -> None:
-        """The run has its outcome."""
+        """Remove the failures of a run that now has an outcome."""
         if self.by_run.pop(name, None) is not None:
             self._save()
 
@@ -71,4 +71,4 @@ class Failures:
         return {name: failure.error for name, failure in self.by_run.items() if failure.given_up}
 
     def _save(self) -> None:
-        write_sealed(self.file, {"schema": 1, "runs": {name: asdict(one) for name, one in self.by_run.items()}})
+        write_sealed(self.file, {"schema": 1, "runs": {name: asdict(failure) for name, failure in self.by_run.items()}})

@@ -1,4 +1,4 @@
-"""The folder of a study: made or recognised before anything is trained."""
+"""The folder of a study: it is created or checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from trimtab.study.stored import migrated
 
 
 class StorageError(OSError):
-    """A folder cannot be written; what was finished before is whole, and the same command goes on from there."""
+    """A folder cannot be written. Finished runs are complete, and the same command continues the study."""
 
 
 def make_folder(folder: Path) -> None:
-    """Make the study folder, or check that the one there is a study folder or empty.
+    """Create the study folder, or check that the existing folder is a study folder or empty.
 
     Raises:
-        ConfigError: if it holds other things.
-        StorageError: if it cannot be made or written.
+        ConfigError: if the folder holds other files, or a file has its name.
+        StorageError: if the folder cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise StorageError(f"{folder}: not writable; use another --out")
         if not any((folder / name).exists() for name in (INDEX, STUDY)):
-            # Hidden files are those of another driver that has just begun.
-            strangers = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
-            if strangers:
+            # Hidden files may belong to another driver that has just started.
+            others = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+            if others:
                 raise ConfigError(
-                    f"{folder}: not a study folder, yet it holds {sorted(strangers)[0]}; use another --out"
+                    f"{folder}: not a study folder, because it holds {sorted(others)[0]}; use another --out"
                 )
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{folder}: a file is in the way; use another --out") from error
@@ -46,10 +46,10 @@ def make_folder(folder: Path) -> None:
 
 
 def open_index(spec: StudySpec, folder: Path) -> Index:
-    """The index of the folder, for a study that is the same, or extends the one there; nothing is written.
+    """The index of the folder, if the study equals or extends the stored study. Nothing is written.
 
     Raises:
-        ConfigError: if the folder holds a study of another protocol, or an arm of the same name differs.
+        ConfigError: if the folder holds a study of another kind or protocol, or an arm of the same name differs.
         IntegrityError: if the index is damaged, or study.toml was changed.
     """
     if (folder / INDEX).exists():
@@ -66,7 +66,7 @@ def open_index(spec: StudySpec, folder: Path) -> Index:
         raise ConfigError(f"{folder}: holds a study of another protocol ({difference}); use another --out")
     for name in spec.arms:
         if name in stored.arms:
-            before, after = (settled(one.arms[name].run(0, 0)) for one in (stored, spec))
+            before, after = (settled(study.arms[name].run(0, 0)) for study in (stored, spec))
             difference = first_difference(before, after)
             if difference:
                 raise ConfigError(
@@ -76,7 +76,7 @@ def open_index(spec: StudySpec, folder: Path) -> Index:
 
 
 def write_study(spec: StudySpec, folder: Path, index: Index) -> None:
-    """Write study.toml and the index of a study that is about to go on."""
+    """Write study.toml and the index, before the study continues."""
     text = dump_toml(spec.table())
     if index.study != text:
         index.extend(folder, text)
@@ -88,7 +88,7 @@ def write_study(spec: StudySpec, folder: Path, index: Index) -> None:
 
 
 def first_difference(old: Mapping[str, object], new: Mapping[str, object]) -> str:
-    """'training.steps is 300 there and 400 here', or nothing."""
+    """The first difference in words, such as 'training.steps is 300 there and 400 here'; "" if there is none."""
     before: object = json.loads(canonical(old))
     after: object = json.loads(canonical(new))
     if before == after:

@@ -1,7 +1,8 @@
-"""The index of a study: which trial is which run, written once and read ever after.
+"""The index of a study, which maps every trial to its run.
 
-``index.json`` holds the text of ``study.toml``, the run of every trial, and what the runs of each arm rest on. Whoever
-reads a study reads the index; no name is derived again from today's code or data.
+``index.json`` holds the text of ``study.toml``, the run id of every trial, and the basis of each arm's runs (version of
+the numbers, data, and user code). A stored study is read from the index, so run ids are not computed again from the
+current code or data.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from trimtab.study.trial import Tick, Trial
 INDEX = "index.json"
 STUDY = "study.toml"
 SCHEMA = 1
-REMEDY = "restore it from a copy, or delete it: 'trimtab study' makes it again from the runs"
+REMEDY = "restore it from a copy, or delete it: 'trimtab study' writes it again from the runs"
 
 
 @dataclass(slots=True)
@@ -30,10 +31,10 @@ class Index:
     Attributes:
         study: the text of study.toml.
         runs: the run id of every trial that was asked for.
-        bases: by arm, what its runs rest on, as plain values; None for runs of version 0.1.0, which did not record it.
-        complete: whether the search was carried to its end.
-        notes: differences that were accepted, in words.
-        costs: what the models of the arms cost, as far as an analysis asked.
+        bases: the basis of each arm's runs as plain values; None for runs of version 0.1.0, which did not record it.
+        complete: whether the search is finished.
+        notes: differences of data, code or numbers that the user accepted, in words.
+        costs: the costs of the arms' models that an analysis has requested so far.
     """
 
     study: str
@@ -44,7 +45,7 @@ class Index:
     costs: dict[str, ModelCost] = field(default_factory=dict[str, ModelCost])
 
     def save(self, folder: Path, before: Sequence[str] = ()) -> None:
-        """Write it; ``before`` are hashes of study.toml that count as right until the next time."""
+        """Write the index. ``before`` are further hashes of study.toml that are accepted until the next ``save``."""
         write_sealed(
             folder / INDEX,
             {
@@ -60,7 +61,7 @@ class Index:
         )
 
     def extend(self, folder: Path, study: str) -> None:
-        """Take over another text of study.toml; killed at any moment, the folder stays readable."""
+        """Replace the text of study.toml. The folder stays readable if the process is killed at any moment."""
         before = [_hash(self.study)]
         self.study = study
         self.complete = False
@@ -91,7 +92,7 @@ def load_index(folder: Path) -> Index:
             notes=[str(note) for note in record["notes"]],
             costs={arm: ModelCost(**cost) for arm, cost in cast("dict[str, Any]", record["costs"]).items()},
         )
-        accepted = [str(one) for one in record["files"][STUDY]]
+        accepted = [str(digest) for digest in record["files"][STUDY]]
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{file}: damaged ({type(error).__name__}: {error}); {REMEDY}") from error
     study = folder / STUDY
@@ -104,7 +105,7 @@ def load_index(folder: Path) -> Index:
 
 
 def differences(stored: Mapping[str, dict[str, Any] | None], now: Mapping[str, Basis]) -> list[str]:
-    """What the runs of each arm rested on and rest on now, where the two differ, in words."""
+    """Differences between the stored and the current basis of each arm, in words."""
     lines: list[str] = []
     for arm, basis in now.items():
         old = stored.get(arm)
@@ -127,7 +128,7 @@ def _code_differences(role: str, old: Mapping[str, Any], new: Mapping[str, Any])
     lines = [f"the code of the {role} differs"] if before["text"] != after["text"] else []
     versions = {*before["distributions"], *after["distributions"]}
     for name in sorted(versions):
-        there, here = (one["distributions"].get(name, "not used") for one in (before, after))
+        there, here = (code["distributions"].get(name, "not used") for code in (before, after))
         if there != here:
             lines.append(f"{name} is {there} there and {here} here")
     return lines

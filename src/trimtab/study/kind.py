@@ -1,6 +1,6 @@
-"""The contract of a kind of study: how a file is read, which runs are made, what they say, and how it is shown.
+"""The contract of a kind of study: its specification, its runs, its analysis, and its presentation.
 
-A kind is found by its slug: a folder of ``trimtab.kinds`` whose ``KIND`` is a ``Kind``, or an entry point
+A kind is looked up by its slug. It is a folder of ``trimtab.kinds`` whose ``KIND`` is a ``Kind``, or an entry point
 ``trimtab.kinds`` of another package. It is imported when a study of that kind is opened.
 """
 
@@ -27,19 +27,19 @@ Rounds = Generator[Sequence[Trial], Results, None]
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a study has, wherever it comes from: a folder at work, a finished one, or a committed one without runs.
+    """The data of a study, from a folder that is in use, a finished folder, or a committed folder without runs.
 
     Attributes:
-        results: the outcome of every trial; None where the machine failed and the run was given up.
-        run_ids: the run of every trial; several trials may share one.
-        folder: the study folder, with run folders or with arrays kept of them.
-        errors: why a run has no outcome, by run id.
-        blocks: final losses by held-out part and block of a run, in nats; empty where none were kept.
-        cost: what the model of an arm costs.
-        versions: for each set of versions, the number of runs made with it.
-        pending: trials that were asked for and are not made yet.
-        complete: whether the search was carried to its end.
-        notes: what the reader must know of how the runs came together, such as that runs of other data were kept.
+        results: the outcome of every trial; None if the machine failed and the run was given up.
+        run_ids: the run id of every trial; several trials may share a run.
+        folder: the study folder, with run folders or with arrays that were saved from them.
+        errors: the reason why a run has no outcome, by run id.
+        blocks: returns the final losses of a run by held-out part and block, in nats; empty if the run has none.
+        cost: returns the cost of an arm's model.
+        versions: number of runs for each set of versions.
+        pending: number of requested trials that are not done yet.
+        complete: whether the search is finished.
+        notes: remarks about the runs for the reader, such as that runs of other data were kept.
     """
 
     results: Results
@@ -55,7 +55,7 @@ class Evidence:
 
 
 class StudyRun(Protocol):
-    """One run of a study, as every kind has it; it may say more."""
+    """The attributes that the runs of every kind of study have. A kind may add others."""
 
     @property
     def trial(self) -> Trial: ...
@@ -68,7 +68,7 @@ class StudyRun(Protocol):
 
 
 class Findings(Protocol):
-    """What every kind's findings have; they hold much more."""
+    """The attributes that the findings of every kind have. A kind adds others."""
 
     @property
     def spec(self) -> StudySpec: ...
@@ -92,16 +92,16 @@ class Kind(Generic[S, F]):
     """One kind of study.
 
     Attributes:
-        spec: the class of its specifications.
-        rounds: yields the trials of each round; is sent the results of all rounds so far. What it asks for must depend
-            on the results alone, so that a resumed study asks for the same trials again.
-        round_name: what a display calls a round.
-        analyse: the findings from the evidence. It must take evidence of an unfinished study.
+        spec: the class of the specification.
+        rounds: a generator that yields the trials of each round and receives the results of all rounds so far. The
+            trials must depend only on the results, so that a resumed study requests the same trials again.
+        round_name: the name of a round, for display.
+        analyse: computes the findings from the evidence. It must accept the evidence of an unfinished study.
         content: the findings as tables, charts, sentences and plain results.
         facts, results: the classes of ``Content.facts`` and ``Content.results``, for the schema of ``results.json``.
-        has_reference: whether one arm is what the others are compared with.
-        keep: writes the arrays that a study needs once its run folders are gone, into a folder.
-        adds_seeds: whether the view of seeds follows its sections.
+        has_reference: whether the other arms are compared with a reference arm.
+        keep: writes into a folder the arrays that the study needs after its run folders are deleted.
+        adds_seeds: whether the report adds the view of seeds after the sections of the kind.
     """
 
     slug: str
@@ -130,16 +130,16 @@ def kind_of(spec: StudySpec) -> AnyKind:
 
 
 def read_any_study(raw: Raw, where: str, code: UserCode | None = None) -> StudySpec:
-    """A study of the kind that its file names; ``max_lr`` where it names none.
+    """A study of the kind that its file names; ``max_lr`` if it names no kind.
 
     Args:
         raw: the tables of the file.
         where: the file, for errors.
-        code: the user's own builders, for every arm that has none of its own.
+        code: builders from user code, for every arm that does not have its own.
 
     Raises:
-        ConfigError: for an unknown kind, an unknown or missing key, a wrong type, a refused value, or an arm given
-            twice.
+        ConfigError: for an unknown kind, an unknown or missing key, a wrong type, a refused value, or two equal
+            arms.
     """
     slug = raw.get("kind", DEFAULT)
     if not isinstance(slug, str):

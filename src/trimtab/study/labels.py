@@ -1,4 +1,4 @@
-"""From the facts of a run to its label, by a rule fixed before the study starts; labels are never stored."""
+"""Label a run from its facts, by a rule that is fixed before the study starts. Labels are never stored."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from trimtab.study.settings import Criterion
 
 
 class Label(StrEnum):
-    """What became of a run; the first that matches, in this order."""
+    """The result of a run: the first label in this order that applies."""
 
-    NO_OUTCOME = "no_outcome"  # the machine's fault; never evidence
+    NO_OUTCOME = "no_outcome"  # the machine failed; not evidence about the arm
     NON_FINITE = "non_finite"
     EXPLODED = "exploded"
     STUCK = "stuck"
     DEGRADED = "degraded"
-    UNDERTRAINED = "undertrained"  # too slow, at an LR below the arm's best: no failure, and no success
+    UNDERTRAINED = "undertrained"  # learned too slowly, at an LR below the arm's best: neither failure nor success
     RECOVERED = "recovered"
     STABLE = "stable"
 
@@ -30,12 +30,12 @@ STRICT_FAILURES: Collection[Label] = (Label.NON_FINITE, Label.EXPLODED)
 
 @dataclass(frozen=True, slots=True)
 class Yardstick:
-    """What a run is measured against.
+    """The losses and the LR that a run is compared with.
 
     Attributes:
-        best_loss: the arm's own best for "breaks", the reference's for "usable".
+        best_loss: best loss of the arm for the limit "breaks"; best loss of the reference arm for the limit "usable".
         best_tick: the arm's best LR, in sixteenths of an octave; it separates degraded from undertrained.
-        reference_loss: best loss of the reference arm ("L*"), which says what stuck means.
+        reference_loss: best loss of the reference arm ("L*"), which defines stuck.
     """
 
     best_loss: float
@@ -62,13 +62,13 @@ def label(outcome: Outcome | None, tick: int, yardstick: Yardstick, criterion: C
     return Label.RECOVERED if outcome.spike > criterion.spike_margin else Label.STABLE
 
 
-def failed(one: Label, *, strict: bool = False) -> bool | None:
-    """Whether a label is a failure; None where it is evidence of nothing."""
-    if one in (Label.NO_OUTCOME, Label.UNDERTRAINED):
+def failed(run_label: Label, *, strict: bool = False) -> bool | None:
+    """Whether a label is a failure; None if it is neither failure nor success."""
+    if run_label in (Label.NO_OUTCOME, Label.UNDERTRAINED):
         return None
-    return one in (STRICT_FAILURES if strict else FAILURES)
+    return run_label in (STRICT_FAILURES if strict else FAILURES)
 
 
 def reference_never_learned(reference_loss: float, unigram_entropy: float) -> bool:
-    """Whether even the reference's best run is no better than unigram frequencies."""
+    """Whether the best loss of the reference arm is not finite or not below the unigram entropy."""
     return not math.isfinite(reference_loss) or reference_loss >= unigram_entropy

@@ -1,4 +1,4 @@
-"""One process owns a study folder, by a lock that the system releases when the process ends in whatever way."""
+"""The lock of a study folder. The operating system releases it when the process ends for any reason."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ LOCK = ".lock"
 
 
 class StudyLockedError(RuntimeError):
-    """Another live process works on the study folder."""
+    """Another live process has locked the study folder."""
 
 
 class StudyLock:
     """The lock of one study folder, held inside a ``with`` block.
 
     Raises:
-        StudyLockedError: on entry, if another live process holds the folder.
-        OSError: on entry, if the lock file cannot be made, or a link stands in its place.
+        StudyLockedError: on entry, if another live process has locked the folder.
+        OSError: on entry, if the lock file cannot be created, or is a link.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,7 +28,7 @@ class StudyLock:
         self._file = -1
 
     def __enter__(self) -> StudyLock:
-        # A link that somebody planted is refused: the file that it points to would be overwritten.
+        # A link is refused, because the file that it points to would be overwritten.
         file = self.folder / LOCK
         if file.is_symlink():
             raise OSError(errno.ELOOP, f"{LOCK} is a link; delete it")

@@ -1,4 +1,4 @@
-"""Folders of version 0.1.0, which had no index: each trial is found by the specification that its run folder holds."""
+"""Folders of version 0.1.0, which have no index. The specification in a run folder identifies the run of a trial."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ NOTE = "these runs were made by version 0.1.0, which did not record the data and
 
 
 def migrate(folder: Path, study: str, spec: StudySpec) -> Index:
-    """The index of a folder of version 0.1.0; nothing is written.
+    """Compute the index of a folder of version 0.1.0. Nothing is written.
 
     Args:
-        folder: with run folders below ``runs``.
-        study: the text of its study.toml.
-        spec: the same, read.
+        folder: the study folder, with run folders in ``runs``.
+        study: the text of study.toml.
+        spec: the specification that study.toml describes.
 
     Raises:
         IntegrityError: if a run is damaged.
@@ -59,11 +59,11 @@ def migrate(folder: Path, study: str, spec: StudySpec) -> Index:
 
 
 def errors_of(folder: Path) -> dict[str, str]:
-    """The last error of each run that was given up; nothing if there is no such record.
+    """The last error of each run that was given up; empty if the folder has no database of trials.
 
     Raises:
-        IntegrityError: if the record is damaged.
-        OSError: if another process holds it.
+        IntegrityError: if the database is damaged.
+        OSError: if another process has locked the database.
     """
     file = folder / LEDGER
     if not file.is_file():
@@ -78,13 +78,13 @@ def errors_of(folder: Path) -> dict[str, str]:
 
 
 def _runs_by_settings(runs: Path) -> Mapping[str, str]:
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for file in sorted(runs.glob(f"*/{SPEC}")):
         try:
-            found[_key(read_run(load_toml(file), str(file)))] = file.parent.name
+            names[_key(read_run(load_toml(file), str(file)))] = file.parent.name
         except ConfigError as error:
             raise IntegrityError(f"{error}; delete the folder of that run to train it again") from error
-    return found
+    return names
 
 
 def _key(run: RunSpec) -> str:
@@ -97,7 +97,9 @@ def _translated(file: Path) -> Generator[None]:
         yield
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
-            raise OSError(f"{file}: another process holds it; wait for that process to end") from error
+            raise OSError(f"{file}: another process has locked it; wait for that process to end") from error
         raise OSError(f"{file}: cannot be read ({error})") from error
     except sqlite3.DatabaseError as error:
-        raise IntegrityError(f"{file}: damaged ({error}); delete it, the runs say what they came to") from error
+        raise IntegrityError(
+            f"{file}: damaged ({error}); delete it; the outcomes of the runs are in their folders"
+        ) from error

@@ -1,4 +1,4 @@
-"""What a study will take, before anything starts: runs, hours and disk, from a few timed steps."""
+"""Estimate the runs, hours and disk space of a study before it starts, from a few timed steps."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from trimtab.study.trial import SIXTEENTH
 TIMED_STEPS = 5
 ROW_BYTES = 130
 FOLDER_BYTES = 8192
-TOKEN_BYTES = 8  # of one token at one reading
+TOKEN_BYTES = 8  # per token and reading
 
 
 def plan(spec: StudySpec, workers: int) -> str:
-    """Lines that say what the study will take.
+    """The estimate of runs, hours and disk space, as lines of text.
 
     Raises:
         ConfigError: if an arm cannot be built.
@@ -37,7 +37,7 @@ def plan(spec: StudySpec, workers: int) -> str:
     tokens = Tokens()
     check_arms(spec, tokens)
     timed: dict[Protocol, float] = {}
-    for arm in spec.arms.values():  # arms of one protocol take about the same time
+    for arm in spec.arms.values():  # arms with the same protocol take about the same time
         if arm.protocol not in timed:
             timed[arm.protocol] = seconds_per_run(arm, tokens)
     seconds = sum(timed[arm.protocol] for arm in spec.arms.values()) / len(spec.arms)
@@ -53,20 +53,20 @@ def plan(spec: StudySpec, workers: int) -> str:
             f"runs:  {first} in the first phase, at most {most} in all",
             f"hours: {first * seconds / workers / 3600:.2f} for the first phase, at most "
             f"{most * seconds / workers / 3600:.2f} in all ({workers} workers, {seconds:.1f} s a run on average, timed "
-            f"on {len(timed)} of the arms{_unread(spec)})",
+            f"on {len(timed)} of the arms{_without_probes(spec)})",
             f"disk:  at most {disk / 1e6:.0f} MB",
             *_costs(spec),
         ]
     )
 
 
-def _unread(spec: StudySpec) -> str:
+def _without_probes(spec: StudySpec) -> str:
     watched = any(arm.protocol.probes.probes() is not None for arm in spec.arms.values())
-    return "; what probes take comes on top" if watched else ""
+    return "; the time of probes is not included" if watched else ""
 
 
 def _bytes(protocol: Protocol) -> int:
-    """Of one run folder, about."""
+    """Approximate size of one run folder, in bytes."""
     evaluation, probes = protocol.evaluation, protocol.probes
     held = protocol.training.steps * ROW_BYTES + evaluation.num_sequences * protocol.model.context + FOLDER_BYTES
     preset = probes.probes()
@@ -77,7 +77,7 @@ def _bytes(protocol: Protocol) -> int:
 
 
 def _costs(spec: StudySpec) -> list[str]:
-    lines = ["arms:  parameters, of which the method's own, and FLOPs per token of forward and backward"]
+    lines = ["arms:  parameters, parameters that the method adds, and FLOPs per token of forward and backward"]
     for name, arm in spec.arms.items():
         cost = cost_of(arm.run(0, 0))
         lines.append(f"  {printable(name)}: {cost.parameters:,}, {cost.of_method:,}, {cost.flops_per_token:.4g}")
@@ -85,7 +85,7 @@ def _costs(spec: StudySpec) -> list[str]:
 
 
 def seconds_per_run(arm: Arm, tokens: Tokens) -> float:
-    """Time of one run of an arm, from a few steps and one evaluation on this machine."""
+    """Estimated seconds of one run of an arm, from a few steps and one evaluation on this machine."""
     run = arm.run(-8 * SIXTEENTH, 0)
     protocol, training = run.protocol, run.protocol.training
     threads = torch.get_num_threads()
@@ -104,8 +104,8 @@ def seconds_per_run(arm: Arm, tokens: Tokens) -> float:
     float(held_out_loss(model, held_out, EVALUATION_BATCH))
     evaluation = time.perf_counter() - times[-1]
     torch.set_num_threads(threads)
-    steps = [after - before for before, after in pairwise(times)][1:]  # the first warms up
+    steps = [after - before for before, after in pairwise(times)][1:]  # the first step includes warm-up costs
     whole = training.steps * min(steps) + len(protocol.evaluation.steps_of(training.steps)) * evaluation
     blocks = text_blocks(data, protocol.evaluation, protocol.model.context)
-    windows = sum(found.shape[0] * found.shape[1] for found in blocks.values())
+    windows = sum(part.shape[0] * part.shape[1] for part in blocks.values())
     return whole + evaluation * windows / len(held_out)

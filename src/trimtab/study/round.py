@@ -1,4 +1,4 @@
-"""One round of runs: hand them to the executor, hear what becomes of them, try again what the machine failed."""
+"""One round of runs: submit them to the executor, receive its reports, and retry runs that failed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from trimtab.study.failures import Failures
 from trimtab.study.trial import Trial
 
 POLL_SECONDS = 0.5
-SILENT_SECONDS = 60.0  # without news before a message
+SILENT_SECONDS = 60.0  # without a report, before a message is shown
 
 
 class Display(Protocol):
-    """Shows what goes on."""
+    """Shows the progress of a study."""
 
     def round_started(self, name: str, total: int, to_train: int) -> None: ...
 
@@ -45,7 +45,13 @@ class Silence:
 
 @dataclass(slots=True)
 class _AtWork:
-    """A job at work: when it was last known to move, by this process's clock, and whether its silence was shown."""
+    """An active job.
+
+    Attributes:
+        heard: time of its last sign of progress, on the monotonic clock of this process, in seconds.
+        beat: modification time of its heartbeat file, in seconds; 0 if there is no such file.
+        shown: whether the display was told that it makes no progress.
+    """
 
     heard: float
     beat: float = 0.0
@@ -53,12 +59,12 @@ class _AtWork:
 
 
 class Round:
-    """The runs of one round that are missing.
+    """The runs of one round that have no outcome yet.
 
     Args:
-        trials: by run id.
-        jobs: the specification of each.
-        runs: the folder of run folders.
+        trials: the trial of each run, by run id.
+        jobs: the specification of each run, by run id.
+        runs: the folder that holds run folders.
     """
 
     def __init__(
@@ -80,7 +86,12 @@ class Round:
         self.at_work: dict[str, _AtWork] = {}
 
     def carry_out(self) -> None:
-        """Until every run has its outcome or is given up."""
+        """Carry out the runs until every run has an outcome or is given up.
+
+        Raises:
+            OSError: if a worker reports that the storage refuses to be written.
+            ConfigError: if a worker cannot load the code of the study.
+        """
         while self.waiting or self.at_work:
             while self.waiting and len(self.at_work) < self.executor.capacity:
                 name = self.waiting.pop()
@@ -110,14 +121,14 @@ class Round:
                 'guard a script by if __name__ == "__main__", or use workers=0'
             )
         else:
-            report = report if report.message else replace(report, message="it ended without an outcome")
+            report = report if report.message else replace(report, message="the run ended without an outcome")
             if self.failures.add(report.name, report.message, killed=report.kind == "killed"):
                 self.display.finished(trial, None, report.message)
             else:
                 self.waiting.append(report.name)
 
     def _look_after_the_silent(self) -> None:
-        """A job whose heartbeat file stands still is named after a minute and replaced after the limit of its run."""
+        """Show a job whose heartbeat file does not change for a minute; replace its worker after ``silent_seconds``."""
         now = time.monotonic()
         for name, job in self.at_work.items():
             beat = _last_beat(self.runs / name / HEARTBEAT)

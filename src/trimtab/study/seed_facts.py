@@ -1,4 +1,4 @@
-"""What each run keeps for the view of seeds, as plain arrays: read from run folders, kept in one file."""
+"""The arrays of each run for the view of seeds: read from run folders, or saved in one file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SPIKES = ("loss, 7 sd", "gradient norm, 7 sd", "loss, above median")
 
 @dataclass(frozen=True, slots=True)
 class SeedFacts:
-    """One run.
+    """The arrays of one run.
 
     Attributes:
-        predictions: likeliest next tokens on the held-out windows, (N,); empty if they were not kept.
-        steps: of the readings of the weights, (R,).
-        names: of the statistics of all weights; empty if they were not read.
-        statistics: (R, F).
-        spikes: spike scores in the order of ``SPIKES``; nan if the steps are not there.
+        predictions: most likely next tokens on the held-out windows, (N,); empty if the run has none.
+        steps: steps at which the weights were read, (R,).
+        names: names of the statistics of all weights; empty if the weights were not read.
+        statistics: values of the statistics, (R, F).
+        spikes: spike scores in the order of ``SPIKES``; nan if the run has no rows of steps.
     """
 
     predictions: NDArray[np.integer]
@@ -39,7 +39,7 @@ NO_FACTS = SeedFacts(np.zeros(0, np.uint32), np.zeros(0, np.int64), (), np.zeros
 
 
 def read_facts(run: Path) -> SeedFacts:
-    """The facts of a finished run; nothing where there is no such folder."""
+    """The facts of a finished run; ``NO_FACTS`` if there is no finished run in the folder."""
     if not (run / OUTCOME).is_file():
         return NO_FACTS
     rows = [row for row in load_steps(run) if row["step"] > 0]
@@ -59,15 +59,15 @@ def read_facts(run: Path) -> SeedFacts:
 
 
 def save_facts(facts: Mapping[str, SeedFacts], file: Path) -> None:
-    """Keep facts by run id in one compressed file, statistics in single precision."""
+    """Save facts by run id in one compressed file, with the statistics in single precision."""
     arrays: dict[str, NDArray[Any]] = {}
-    for run_id, one in facts.items():
-        largest = int(one.predictions.max(initial=0))
-        arrays[f"{run_id}/predictions"] = one.predictions.astype(np.min_scalar_type(largest))
-        arrays[f"{run_id}/steps"] = one.steps
-        arrays[f"{run_id}/names"] = np.array(one.names, dtype=np.str_)
-        arrays[f"{run_id}/statistics"] = one.statistics.astype(np.float32)
-        arrays[f"{run_id}/spikes"] = np.array(one.spikes)
+    for run_id, run in facts.items():
+        largest = int(run.predictions.max(initial=0))
+        arrays[f"{run_id}/predictions"] = run.predictions.astype(np.min_scalar_type(largest))
+        arrays[f"{run_id}/steps"] = run.steps
+        arrays[f"{run_id}/names"] = np.array(run.names, dtype=np.str_)
+        arrays[f"{run_id}/statistics"] = run.statistics.astype(np.float32)
+        arrays[f"{run_id}/spikes"] = np.array(run.spikes)
     np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
@@ -80,11 +80,11 @@ def load_facts(file: Path) -> dict[str, SeedFacts]:
             parts.setdefault(run_id, {})[what] = stored[name]
     return {
         run_id: SeedFacts(
-            found["predictions"],
-            found["steps"],
-            tuple(str(name) for name in found["names"]),
-            found["statistics"].astype(float),
-            tuple(float(score) for score in found["spikes"]),
+            arrays["predictions"],
+            arrays["steps"],
+            tuple(str(name) for name in arrays["names"]),
+            arrays["statistics"].astype(float),
+            tuple(float(score) for score in arrays["spikes"]),
         )
-        for run_id, found in parts.items()
+        for run_id, arrays in parts.items()
     }

@@ -1,4 +1,4 @@
-"""The view of seeds, for a study of any kind: what runs that differ in nothing but their seed have in common."""
+"""The view of seeds, for a study of any kind: a comparison of runs that differ only in their seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trimtab.study.trial import Results, Trial
 
 FACTS = "seeds.npz"
 LEAST_SEEDS = 5
-FAR = 2.0  # standard deviations from the mean beyond which a run counts as an outlier
+FAR = 2.0  # a run is an outlier beyond this number of standard deviations from the mean
 NOT_READ = 'the weights were not read; set probes.named = ["training_map"]'
 
 
@@ -28,8 +28,8 @@ class SeedRun:
     """One run of a group.
 
     Attributes:
-        score: standard deviations of its final loss from the mean of its group; infinite if that is not finite.
-        fork: where it leaves the others on the training map; None if it does not, or there is no map.
+        score: final loss minus the mean of the group, in standard deviations; infinite if the loss is not finite.
+        fork: where the run leaves the other runs on the training map; None if it does not, or there is no map.
     """
 
     trial: Trial
@@ -41,36 +41,37 @@ class SeedRun:
 
     @property
     def name(self) -> str:
-        """Its seeds in words."""
+        """The seeds in words."""
         return self.trial.seeds_named
 
     @property
     def loss(self) -> float:
-        """Final held-out loss, nats; nan without one."""
+        """Final held-out loss, in nats; nan if the run has no outcome."""
         return self.outcome.final_loss if self.outcome is not None else math.nan
 
     @property
     def fork_step(self) -> int | None:
-        """The step at which it leaves the others on the training map."""
+        """The step at which the run leaves the other runs on the training map; None if it does not."""
         return None if self.fork is None else int(self.facts.steps[self.fork.checkpoint])
 
     @property
     def is_outlier(self) -> bool:
-        """Whether its final loss is far from the others'."""
+        """Whether ``score`` is beyond 2 standard deviations."""
         return abs(self.score) > FAR
 
 
 @dataclass(frozen=True, slots=True)
 class SeedGroup:
-    """Runs of one arm at one learning rate that differ in their seeds alone.
+    """Runs of one arm at one learning rate that differ only in their seeds.
 
     Attributes:
-        mean, deviation: of the final losses, nats.
-        limit: the score that the most extreme of so many normal values exceeds in 5 % of cases.
-        agreement: in the likeliest next token; None if predictions were not kept.
-        components: of the variance of the final loss by initial weights, order of the data, and the rest; None
-            where the seeds are no complete two-way design.
-        map: of training; None where there is none, and ``why_no_map`` says why.
+        mean, deviation: mean and standard deviation of the final losses, in nats.
+        limit: the score that the most extreme of as many normal values exceeds in 5 % of cases.
+        agreement: agreement in the most likely next token; None if predictions were not stored.
+        components: components of the variance of the final loss: initial weights, order of the data, and residual;
+            None if the seeds are not a complete two-way design.
+        map: the training map; None if there is none.
+        why_no_map: the reason why there is no training map; "" if there is one.
     """
 
     arm: str
@@ -91,35 +92,35 @@ class SeedGroup:
 
     @property
     def outliers(self) -> list[SeedRun]:
-        """The runs far from the others, farthest first."""
+        """The outliers, in descending order of the absolute score."""
         return sorted((run for run in self.runs if run.is_outlier), key=lambda run: -abs(run.score))
 
 
 def seed_groups(results: Results, names: Mapping[Trial, str], folder: Path) -> list[SeedGroup]:
-    """Every arm and rate of a study with at least 5 runs of different seeds.
+    """A group for every arm and learning rate of a study that has at least 5 runs with different seeds.
 
     Args:
         results: the outcomes of the study.
         names: the run id of each trial.
-        folder: of the study, with its runs or with the facts kept of them.
+        folder: the study folder, with its run folders or with the facts that were saved from them.
     """
     kept = load_facts(folder / FACTS) if (folder / FACTS).is_file() else {}
     members: dict[tuple[str, int], list[Trial]] = {}
     for trial in sorted(results, key=lambda t: (t.seed, -1 if t.data_seed is None else t.data_seed)):
         if results[trial] is not None:
             same = members.setdefault((trial.arm, trial.tick), [])
-            # A search may ask for one run in two rounds.
+            # A search may request the same run in two rounds.
             if (trial.seed, trial.data_seed) not in {(other.seed, other.data_seed) for other in same}:
                 same.append(trial)
-    found: list[SeedGroup] = []
+    groups: list[SeedGroup] = []
     for (arm, tick), trials in members.items():
         if len(trials) >= LEAST_SEEDS:
             facts: dict[Trial, SeedFacts] = {}
             for trial in trials:
                 run = folder / "runs" / names[trial]
                 facts[trial] = read_facts(run) if run.is_dir() else kept.get(names[trial], NO_FACTS)
-            found.append(_group(arm, tick, trials, results, names, facts))
-    return found
+            groups.append(_group(arm, tick, trials, results, names, facts))
+    return groups
 
 
 def _group(
@@ -141,7 +142,7 @@ def _group(
     ]
     sound = losses[np.isfinite(losses)]
     predictions = [run.facts.predictions for run in runs if run.facts.predictions.size]
-    alike = len({len(one) for one in predictions}) == 1
+    alike = len({len(tokens) for tokens in predictions}) == 1
     return SeedGroup(
         arm=arm,
         tick=tick,
@@ -157,18 +158,18 @@ def _group(
 
 
 def _map(facts: Sequence[SeedFacts]) -> tuple[TrainingMap | None, str]:
-    names = {one.names for one in facts if one.names}  # a run that broke before its first reading has none
+    names = {run.names for run in facts if run.names}  # empty if a run broke before its first reading
     if len(names) != 1:
         return None, NOT_READ
     width = len(next(iter(names)))
     try:
-        return training_map([one.statistics.reshape(-1, width) for one in facts]), ""
+        return training_map([run.statistics.reshape(-1, width) for run in facts]), ""
     except MapUnavailableError as error:
         return None, str(error)
 
 
 def _components(trials: Sequence[Trial], losses: NDArray[np.float64]) -> Components | None:
-    """Of a complete table of initial weights by orders of the data."""
+    """Variance components, if the trials are a complete table of initial weights x orders of the data."""
     rows = sorted({trial.seed for trial in trials})
     columns = sorted({trial.data_seed for trial in trials if trial.data_seed is not None})
     loss_of = {(trial.seed, trial.data_seed): loss for trial, loss in zip(trials, losses, strict=True)}

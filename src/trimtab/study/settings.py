@@ -1,4 +1,4 @@
-"""Settings that kinds of study share: the learning rates that are tried, and when a run counts as failed."""
+"""Settings that kinds of study share: the tested learning rates, and the criterion of failure."""
 
 from __future__ import annotations
 
@@ -55,11 +55,13 @@ class Criterion:
     """When a run counts as failed; see ``trimtab.study.labels``.
 
     Attributes:
-        margin: loss above the best that counts as degraded ("d"), in nats.
-        explosion_margin: loss above ln V that counts as exploded, in nats.
-        explosion_norm_ratio: growth of the weight matrices' norm that counts as exploded.
-        stuck_share: share of the way from unigram entropy to the reference's best that a run must get past.
-        spike_margin: training loss above its trailing median that counts as a spike, in nats.
+        margin: a final loss that exceeds the best loss by more counts as degraded ("d"), in nats.
+        explosion_margin: a final loss that exceeds ln V by more counts as exploded, in nats.
+        explosion_norm_ratio: a norm of the weight matrices that exceeds its initial value by a larger factor counts as
+            exploded.
+        stuck_share: a run counts as stuck if its final loss has fallen from the unigram entropy by less than this share
+            of the distance to the best loss of the reference arm.
+        spike_margin: a training loss that exceeds its trailing median by more counts as a spike, in nats.
 
     Raises:
         ValueError: if a number is not positive, or stuck_share is not below 1.

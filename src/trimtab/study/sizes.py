@@ -1,4 +1,4 @@
-"""Sizes of a study: settings laid over every arm, so that each line of its table stands at each of them."""
+"""Sizes of a study. A size is a set of settings that overrides those of every arm, so each arm exists at each size."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from trimtab.study.arms import Arm, check_name, read_arms, refuse_twins
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an arm of the study stands: the line of the file it comes from, and the size; "" where there are none."""
+    """The line of the study file that an arm comes from, and its size; the size is "" if the study has no sizes."""
 
     line: str
     size: str
 
 
 def read_sizes(raw: Any, where: str) -> dict[str, Raw]:
-    """By name, the sections that each size lays over those of every arm.
+    """The sections of each size by its name; they override the sections of every arm.
 
     Raises:
-        ConfigError: for a bad name, or a key that is no section.
+        ConfigError: if a name is invalid, a size is empty, or a key is not a section.
     """
     if not isinstance(raw, dict):
         raise ConfigError(f'{where}: sizes: expected tables such as [sizes."6 layers"], got {shown(raw)}')
@@ -48,10 +48,10 @@ def arms_at_sizes(
     *,
     own_rates: bool = True,
 ) -> tuple[dict[str, Arm], dict[str, Place]]:
-    """Every line of a study file at every size, under a name of both, and which is which.
+    """Every line of a study file at every size, as arms and places by a name that joins line and size.
 
     Raises:
-        ConfigError: as for arms, and if two of the names would be the same.
+        ConfigError: as for ``read_arms``, and if two names would be equal.
     """
     arms: dict[str, Arm] = {}
     places: dict[str, Place] = {}
@@ -59,7 +59,9 @@ def arms_at_sizes(
         for line, arm in read_arms(raw, sections, where, code, over=over, own_rates=own_rates).items():
             name = f"{line}, {size}" if size else line
             if name in arms:
-                raise ConfigError(f"{where}: arms and sizes: '{name}' would stand for two of them; rename one")
+                raise ConfigError(
+                    f"{where}: arms and sizes: '{name}' would be the name of two arms; rename an arm or a size"
+                )
             arms[name] = arm.named(name)
             places[name] = Place(line, size)
     refuse_twins(arms, where)

@@ -1,7 +1,7 @@
-"""What the specifications of all kinds of study share: arms under a protocol, how a file is read, how it is written.
+"""The base class of the specifications of all kinds of study, and how a specification is read and written.
 
-A kind subclasses ``StudySpec`` and declares its settings as fields, once. A setting that may change when a study is
-extended, such as the number of seeds, is declared by ``free``.
+A kind subclasses ``StudySpec`` and declares its settings as fields. A setting that may change when a study is extended,
+such as the number of seeds, has the metadata ``FREE``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ FREE: Mapping[str, Any] = {"free": True}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudySpec:
-    """A study, completely.
+    """The complete specification of a study.
 
     Attributes:
-        arms: every line at every size, by a name of both.
+        arms: every line at every size, by a name that joins line and size.
         places: the line and the size of every arm.
-        lines: the arms of the file, before a size is laid over them.
-        sizes: by name, the sections that each lays over every line; empty if all arms have one size.
-        protocol: what the lines share unless they override it.
+        lines: the arms of the file, before a size overrides their settings.
+        sizes: the sections of each size, by name; empty if the study has no sizes.
+        protocol: the settings of every line, unless the line overrides them.
     """
 
     kind: ClassVar[str]
@@ -46,32 +46,32 @@ class StudySpec:
 
     @abstractmethod
     def ticks(self) -> Sequence[Any]:
-        """The learning rates of the first round, all arms together, ascending."""
+        """The learning rates of the first round, over all arms, ascending."""
 
     @abstractmethod
     def first_runs(self) -> int:
-        """The number of runs of the first phase, all arms together."""
+        """The number of runs of the first phase, over all arms."""
 
     @abstractmethod
     def most_runs(self) -> int:
-        """An upper bound of the number of runs."""
+        """An upper bound on the number of runs."""
 
     @property
     def size_names(self) -> tuple[str, ...]:
-        """The sizes in order; one without a name where there are none."""
+        """The names of the sizes, in order; a single "" if the study has no sizes."""
         return tuple(self.sizes) or ("",)
 
     def name_of(self, line: str, size: str) -> str:
-        """The arm of a line at a size."""
+        """The name of the arm of a line at a size."""
         return next(name for name, place in self.places.items() if place == Place(line, size))
 
     def fixed(self) -> Raw:
-        """What a folder of results must share: all but name, arms, sizes and what is declared free."""
+        """The settings that may not change in an extended study: all except name, arms, sizes and ``FREE`` settings."""
         settings = {f.name: _without_free(getattr(self, f.name)) for f in settings_of(type(self)) if not _is_free(f)}
         return settled_protocol(self.protocol) | {"kind": self.kind} | settings
 
     def table(self) -> Raw:
-        """The study as the TOML that ``read_spec`` reads, defaults included."""
+        """The study as the tables that ``read_spec`` reads, defaults included."""
         shared = protocol_table(self.protocol)
         settings = {f.name: to_plain(getattr(self, f.name)) for f in settings_of(type(self))}
         plain = {name: value for name, value in settings.items() if not isinstance(value, dict)}
@@ -85,10 +85,10 @@ S = TypeVar("S", bound=StudySpec)
 
 
 def read_spec(kind: type[S], raw: Raw, where: str, code: UserCode) -> S:
-    """A study of one kind from the tables of a study file; the user's code, given from Python, applies to every arm.
+    """A study of one kind from the tables of a study file. ``code`` applies to every arm that has no code of its own.
 
     Raises:
-        ConfigError: for an unknown or missing key, a wrong type, a refused value, or an arm given twice.
+        ConfigError: for an unknown or missing key, a wrong type, a refused value, or two equal arms.
     """
     rest = {key: value for key, value in raw.items() if key not in SECTIONS}
     keys: Any = reader().read(rest, _keys_of(kind), where, also=SECTIONS)
@@ -126,14 +126,14 @@ def _keys_of(kind: type[StudySpec]) -> type[Any]:
     ]
     if kind.takes_sizes:
         keys.append(("sizes", Any, field(default_factory=dict)))
-    for one in settings_of(kind):
-        if one.default is not MISSING:
-            default = field(default=one.default)
-        elif one.default_factory is not MISSING:
-            default = field(default_factory=one.default_factory)
+    for setting in settings_of(kind):
+        if setting.default is not MISSING:
+            default = field(default=setting.default)
+        elif setting.default_factory is not MISSING:
+            default = field(default_factory=setting.default_factory)
         else:
             default = field()
-        keys.append((one.name, hints[one.name], default))
+        keys.append((setting.name, hints[setting.name], default))
     return make_dataclass(f"{kind.__name__}Keys", keys, frozen=True, kw_only=True)
 
 
@@ -144,5 +144,5 @@ def _without_free(value: object) -> object:
     return {f.name: plain[f.name] for f in fields(cast(Any, value)) if f.name in plain and not _is_free(f)}
 
 
-def _is_free(one: Any) -> bool:
-    return bool(one.metadata.get("free", False))
+def _is_free(setting: Any) -> bool:
+    return bool(setting.metadata.get("free", False))

@@ -1,6 +1,6 @@
-"""A study as it lies in a folder: one that was made here, one of an earlier version, or a committed one without runs.
+"""Read a study from a folder: of the current version, of an earlier version, or a committed folder without runs.
 
-Reading needs neither the data nor the code that made the runs, and writes nothing.
+Reading needs neither the data nor the code of the runs, and writes nothing.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ OUTCOMES = "outcomes.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class StoredStudy:
-    """A study that was read."""
+    """The specification and the evidence of a stored study."""
 
     spec: StudySpec
     evidence: Evidence
 
     def findings(self) -> Findings:
-        """What the study says."""
+        """The findings of the study."""
         return kind_of(self.spec).analyse(self.spec, self.evidence)
 
 
@@ -45,8 +45,9 @@ def load_stored(folder: Path, settings: Sequence[str] = ()) -> StoredStudy:
     """The study of a folder.
 
     Args:
-        folder: with ``index.json``, ``outcomes.jsonl``, or, of version 0.1.0, ``study.toml`` beside ``runs``.
-        settings: changes such as ``criterion.margin=0.1``; they may change how the runs are judged, not the runs.
+        folder: holds ``index.json``, or ``study.toml`` with ``outcomes.jsonl``, or, in version 0.1.0, ``study.toml``
+            with the folder ``runs``.
+        settings: changed settings such as ``criterion.margin=0.1``. They may change the labels of runs, not the runs.
 
     Raises:
         ConfigError: if the folder holds no study, or a setting changes the runs.
@@ -83,7 +84,7 @@ def migrated(folder: Path) -> Index:
 
 
 def evidence_of(folder: Path, spec: StudySpec, index: Index, errors: Mapping[str, str]) -> Evidence:
-    """The evidence of a folder with run folders; every file that a number depends on is checked.
+    """The evidence of a folder with run folders. Every file that a number depends on is checked.
 
     Raises:
         IntegrityError: if a run is damaged.
@@ -92,7 +93,9 @@ def evidence_of(folder: Path, spec: StudySpec, index: Index, errors: Mapping[str
     outcomes = {name: load_outcome(folder / "runs" / name) for name in dict.fromkeys(runs.values())}
     made = {trial: name for trial, name in runs.items() if outcomes[name] is not None or name in errors}
     versions = Counter(
-        versions_in(load_environment(folder / "runs" / name)) for name, found in outcomes.items() if found is not None
+        versions_in(load_environment(folder / "runs" / name))
+        for name, outcome in outcomes.items()
+        if outcome is not None
     )
     return Evidence(
         results={trial: outcomes[name] for trial, name in made.items()},
@@ -109,14 +112,14 @@ def evidence_of(folder: Path, spec: StudySpec, index: Index, errors: Mapping[str
 
 
 def cost_reader(spec: StudySpec, known: dict[str, ModelCost]) -> Callable[[str], ModelCost]:
-    """What the model of an arm costs: as it was recorded, or counted now and added to what is known."""
+    """A function that returns the cost of an arm's model, and adds it to ``known`` if it was not recorded."""
 
     def read(arm: str) -> ModelCost:
         if arm not in known:
             if spec.arms[arm].missing_code:
                 raise ConfigError(
-                    f"arms.{arm}: its model is built by your own code, which a folder does not hold; run the "
-                    "script again"
+                    f"arms.{arm}: your own code builds its model, and the folder does not hold that code; "
+                    "run your script again"
                 )
             known[arm] = cost_of(spec.arms[arm].run(0, 0))
         return known[arm]
@@ -125,7 +128,7 @@ def cost_reader(spec: StudySpec, known: dict[str, ModelCost]) -> Callable[[str],
 
 
 def _of_outcomes(folder: Path, spec: StudySpec) -> Evidence:
-    """The evidence of a committed study: one line a run with its outcome."""
+    """The evidence of a committed study, which has one line per run with its outcome."""
     file = folder / OUTCOMES
     results: dict[Trial, Outcome | None] = {}
     names: dict[Trial, str] = {}

@@ -1,4 +1,4 @@
-"""A study as a Python object: from arms and a model builder, from a file, or from a folder of results."""
+"""A study as a Python object, from arms and a model builder, from a file, or from a study folder."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ class Study:
     """A comparison of arms, ready to run.
 
     Args:
-        arms: slugs or methods, or a name for each: a slug, a method, or a table like those of a study file, in which
-            ``model`` and ``optimizer`` may be builders as below, for that arm alone.
-        learning_rates: a table with low, high and octaves_apart, for the kinds of study that take one.
-        model: the user's builder, called with a ``GPTConfig`` for its vocab_size and context; returns a module that
+        arms: a sequence of slugs or methods, or a mapping from names to arms. An arm is a slug, a method, or a table as
+            in a study file, in which ``model`` and ``optimizer`` may be builders as below, for that arm only.
+        learning_rates: a table with low, high and octaves_apart, for the kinds of study that have one.
+        model: a builder, which is called with a ``GPTConfig`` for its vocab_size and context and returns a module that
             maps tokens (B, T) to logits (B, T, V). Its code is part of every run's identity. None, or a table of
-            ``GPTConfig``, builds our GPT.
-        config: with a builder, the table of the ``GPTConfig`` that it is called with, such as ``{"context": 128}``.
-        optimizer: the user's builder, called with the model and the peak LR. None, or a table, builds AdamW.
-        settings: the other tables of a study file: training, schedule, criterion, search, data, ...
+            ``GPTConfig``, builds the GPT of trimtab.
+        config: if ``model`` is a builder, the table of the ``GPTConfig`` that it is called with, such as
+            ``{"context": 128}``.
+        optimizer: a builder, which is called with the model and the peak LR. None builds AdamW; a table builds the
+            optimizer that it describes.
+        settings: the other tables of a study file, such as training, schedule, criterion, search and data.
 
     Raises:
         ConfigError: as for a study file.
@@ -90,23 +92,24 @@ class Study:
         reuse: Sequence[str | Path] = (),
         on_change: OnChange = "stop",
     ) -> Any:
-        """Carry out the study, or what is missing of it, in the folder ``out``.
+        """Carry out the missing runs of the study in the folder ``out``, and analyse it.
 
         Args:
-            out: the study folder; the same study in the same folder trains nothing twice.
-            workers: processes; 0 trains in this process; None means one per core or, on CUDA, per device.
-            executor: anything that carries out jobs, in place of processes.
-            display: shows what goes on; silent by default.
-            reuse: other study folders, whose finished runs are copied where they are the same.
-            on_change: what to do with stored runs that rest on another version of the numbers, other data or other user
-                code than today's: "stop", "keep" or "retrain".
+            out: the study folder. The same study in the same folder trains no run twice.
+            workers: number of processes; 0 trains in this process; None means one per core or, on CUDA, per device.
+            executor: an executor that replaces the processes.
+            display: shows the progress; None shows nothing.
+            reuse: other study folders, from which finished runs with the same id are copied.
+            on_change: the action for stored runs whose version of the numbers, data or user code differs from the
+                current one: "stop", "keep" or "retrain".
 
         Returns:
-            The findings, of a type of the kind of study.
+            The findings; their type depends on the kind of study.
 
         Raises:
-            ConfigError: if an arm cannot be built, cannot be sent to a worker, or the folder holds something else.
-            StudyLockedError: if another live process works on the folder.
+            ConfigError: if an arm cannot be built or sent to a worker, the folder holds other files or another study,
+                or stored runs have changed and ``on_change`` is "stop".
+            StudyLockedError: if another live process has locked the folder.
             StorageError: if the folder cannot be written.
         """
         chosen = executor or executor_for(self.spec, workers)
@@ -117,15 +120,17 @@ class Study:
 def _has_reference(slug: object) -> bool:
     try:
         return isinstance(slug, str) and KINDS.get(slug).has_reference
-    except KeyError:  # the reader names what is unknown
+    except KeyError:  # the reader reports the unknown kind
         return False
 
 
 def executor_for(spec: StudySpec, workers: int | None, workers_per_gpu: int = 1) -> Executor:
-    """Processes for a study: one per core and thread asked for, or ``workers_per_gpu`` on each CUDA device.
+    """The executor of a study: one process per ``training.threads`` cores, or ``workers_per_gpu`` per CUDA device.
+
+    It is an ``InlineExecutor`` if ``workers`` is 0.
 
     Raises:
-        ConfigError: if the study holds code that cannot be sent to a worker.
+        ConfigError: if the study contains code that cannot be sent to a worker.
     """
     if workers == 0:
         return InlineExecutor()

@@ -1,4 +1,4 @@
-"""The tokens of a study's sources, each loaded once for as long as a driver works."""
+"""The tokens of a study's data sources; each source is loaded once per driver."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from trimtab.data import TokenData, TokenSource
 
 
 class Tokens:
-    """Loads a source when it is first asked for; another study loads its own, as files may have changed."""
+    """Loads a data source on first use. Studies do not share tokens, because files may change between studies."""
 
     def __init__(self) -> None:
         self._loaded: dict[TokenSource, TokenData] = {}

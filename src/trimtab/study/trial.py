@@ -1,4 +1,4 @@
-"""A planned run of a study, and the results so far."""
+"""Planned runs of a study, and functions of their results."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Trial:
     """One planned run.
 
     Attributes:
-        tick: its peak LR.
-        seed: of the initial weights and everything else.
-        data_seed: of the order of the data, where it is another one; None takes ``seed`` for everything.
+        tick: peak LR.
+        seed: seed of every random stream except that of ``data_seed``.
+        data_seed: seed of the order of the data; None takes ``seed``.
     """
 
     round: int
@@ -59,7 +59,7 @@ class Trial:
 
     @property
     def seeds_named(self) -> str:
-        """'seed 0', or 'init 0, data 3'."""
+        """The seeds in words, such as 'seed 0' or 'init 0, data 3'."""
         return f"seed {self.seed}" if self.data_seed is None else f"init {self.seed}, data {self.data_seed}"
 
 
@@ -68,14 +68,14 @@ Results = Mapping[Trial, Outcome | None]
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """An arm's lowest mean final loss at one LR; nan and the lowest LR where no loss was finite."""
+    """An arm's lowest mean final loss at one LR, and that LR; nan and the arm's lowest LR if no mean is finite."""
 
     loss: float
     tick: Tick
 
 
 def best_of(arm: str, results: Results) -> Best:
-    """Lowest mean final loss over seeds at one LR; an LR with a broken seed does not count."""
+    """The lowest mean final loss over seeds at one LR. An LR at which a seed has no finite loss is ignored."""
     by_tick = finals_of(arm, results)
     means = {tick: sum(v) / len(v) for tick, v in by_tick.items() if all(math.isfinite(loss) for loss in v)}
     if not means:
@@ -85,7 +85,7 @@ def best_of(arm: str, results: Results) -> Best:
 
 
 def finals_of(arm: str, results: Results) -> dict[Tick, list[float]]:
-    """The final losses of an arm by LR, in the order of the trials."""
+    """The final losses of an arm by LR, in the order of ``order_of``."""
     finals: dict[Tick, list[float]] = {}
     for trial in sorted(results, key=order_of):
         outcome = results[trial]
@@ -95,5 +95,5 @@ def finals_of(arm: str, results: Results) -> dict[Tick, list[float]]:
 
 
 def order_of(trial: Trial) -> tuple[int, str, int, int, int]:
-    """By round, arm, LR and seeds; a trial without a seed of its own for the data comes first."""
+    """Sort key: round, arm, LR and seeds. A trial with ``data_seed`` None comes first."""
     return trial.round, trial.arm, trial.tick, trial.seed, -1 if trial.data_seed is None else trial.data_seed

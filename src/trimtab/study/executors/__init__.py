@@ -1,1 +1,1 @@
-"""Where runs are carried out: in this process or in a pool of workers; one small protocol for those to come."""
+"""Executors, which carry out runs in this process or in a pool of worker processes, and their protocol."""

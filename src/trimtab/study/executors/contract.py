@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from trimtab.run.execute import execute
 from trimtab.run.spec import RunSpec
 
-# What the machine refuses to every run alike. A missing file of the user's is an OSError too, and not of these.
+# Errors of the machine, which affect every run. Other OSErrors, such as a missing file, affect only one run.
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 Progress = Callable[[int, float], None]
@@ -21,7 +21,7 @@ Task = Callable[["Job", Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run to carry out: its specification, its name, and the folder that will hold its folder."""
+    """One run to carry out: its run id, its specification, and the folder that holds run folders."""
 
     name: str
     spec: RunSpec
@@ -29,19 +29,20 @@ class Job:
 
 
 def train_job(job: Job, progress: Progress) -> None:
-    """What a worker does with a job: train it into its folder."""
+    """The default task of a worker: train the run of a job in its folder."""
     execute(job.spec, job.runs, progress=progress, expected=job.name)
 
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
-    """News of one job.
+    """A report on one job.
 
     Attributes:
-        kind: ``progress``; ``done``, its folder holds the outcome; ``failed``, it raised; ``killed``, its worker
-            died; ``storage``, the disk refused; ``unusable``, a worker cannot find the code it is to run.
-        step, loss: for progress.
-        message: for failures, one line.
+        kind: ``progress``; ``done``: the run folder holds the outcome; ``failed``: the task raised an error;
+            ``killed``: the worker died; ``storage``: the storage cannot be used; ``unusable``: a worker cannot load the
+            code of the run.
+        step, loss: current step and training loss, for ``progress``.
+        message: the reason of a failure, in one line.
     """
 
     name: str
@@ -52,23 +53,23 @@ class JobReport:
 
 
 class Executor(Protocol):
-    """Carries out jobs in any order. Used as a context manager; leaving it stops everything still running."""
+    """Carries out jobs in any order. It is used as a context manager; the exit stops all unfinished jobs."""
 
     @property
     def capacity(self) -> int:
-        """How many jobs can run at once."""
+        """Maximum number of unfinished jobs."""
         ...
 
     def submit(self, job: Job) -> None:
-        """Start a job; at most ``capacity`` may be unfinished."""
+        """Start a job. At most ``capacity`` jobs may be unfinished."""
         ...
 
     def poll(self, timeout: float) -> list[JobReport]:
-        """News since the last call; waits at most ``timeout`` seconds for some."""
+        """The reports since the last call; waits at most ``timeout`` seconds for a report."""
         ...
 
     def drop(self, name: str) -> None:
-        """Kill one unfinished job that makes no progress, if that is possible; it is then reported as killed."""
+        """Kill one unfinished job that makes no progress, if the executor can; the job is then reported as killed."""
         ...
 
     def cancel(self) -> None:
@@ -83,7 +84,7 @@ class Executor(Protocol):
 
 
 def failure(job: Job, error: Exception) -> JobReport:
-    """News of a job that raised: the disk's refusal, or anything else, which is that job's own affair."""
+    """The report on a job that raised an error: ``storage`` if the error affects every run, otherwise ``failed``."""
     if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
         return JobReport(job.name, "storage", message=str(error))
     return JobReport(job.name, "failed", message=f"{type(error).__name__}: {error}")

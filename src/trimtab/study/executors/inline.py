@@ -1,4 +1,4 @@
-"""One run at a time, in this process: for debugging, notebooks, and models that cannot be sent to a worker."""
+"""Carry out one run at a time in this process, for debugging, notebooks, and models that cannot be sent to a worker."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class InlineExecutor:
         self.waiting.append(job)
 
     def poll(self, timeout: float) -> list[JobReport]:
-        """Carry out one waiting job; returns its end only."""
+        """Carry out one waiting job; returns one report, on its end."""
         if not self.waiting:
             return []
         job = self.waiting.pop()
         try:
             self.task(job, lambda step, loss: None)
-        except Exception as error:  # whatever the user's model raises is news of that job, not the end of the study
+        except Exception as error:  # an error of user code ends the job, not the study
             return [failure(job, error)]
         return [JobReport(job.name, "done")]
 
     def drop(self, name: str) -> None:
-        """Nothing: a job is over before anybody could ask."""
+        """Do nothing: a job always ends inside ``poll``."""
 
     def cancel(self) -> None:
-        """Forget what waits."""
+        """Discard the waiting jobs."""
         self.waiting.clear()
 
     def __enter__(self) -> InlineExecutor:

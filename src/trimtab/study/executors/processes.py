@@ -1,4 +1,4 @@
-"""Persistent worker processes: importing torch costs seconds, so a worker lives as long as the study."""
+"""A pool of worker processes. Importing torch takes seconds, so a worker lives as long as the study."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 class _Worker:
     process: BaseProcess
     pipe: Connection
-    place: int  # of the pool; a replacement takes the place, and the device, of the one that ended
+    place: int  # index in the pool; a replacement takes the place, and so the device, of the worker that ended
     job: Job | None = None
 
 
 class ProcessExecutor:
-    """A pool of spawned workers, one job each at a time; on CUDA they share the devices in turn.
+    """A pool of spawned workers with one job each at a time. On CUDA, workers are assigned to devices in turn.
 
     Args:
-        num_workers: processes; on the CPU one per core, each with the threads that its run asks for.
-        devices: ``CUDA_VISIBLE_DEVICES`` of the workers in turn; empty leaves it as it is.
+        num_workers: number of processes. Each uses the number of threads that its run specifies.
+        devices: ``CUDA_VISIBLE_DEVICES`` of the workers in turn; empty leaves the variable unchanged.
+        task: the function that a worker calls with a job.
 
     Raises:
         ValueError: if num_workers is not positive.
@@ -53,16 +54,16 @@ class ProcessExecutor:
         self.context = multiprocessing.get_context("spawn")
 
     def submit(self, job: Job) -> None:
-        """Hand the job to a free worker, starting one if need be."""
+        """Send the job to a free worker, or start a worker if none is free."""
         worker = next((w for w in self.workers if w.job is None), None) or self._start()
         worker.job = job
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             worker.pipe.send(
                 (job.name, pickle.dumps(job))
-            )  # to a worker that died while idle: poll reports the job as killed
+            )  # if the worker died while idle, poll reports the job as killed
 
     def poll(self, timeout: float) -> list[JobReport]:
-        """News from all workers; a dead worker's job is reported as killed and its place is free again."""
+        """The reports of all workers. The job of a dead worker is reported as killed, and its place becomes free."""
         busy = [worker for worker in self.workers if worker.job is not None]
         waiting = [worker.pipe for worker in busy] + [worker.process.sentinel for worker in busy]
         connection.wait(waiting, timeout)
@@ -72,7 +73,7 @@ class ProcessExecutor:
         return reports
 
     def drop(self, name: str) -> None:
-        """Kill the worker of a job; also one that is stopped and hears nothing."""
+        """Kill the worker of a job with SIGKILL, which also ends a stopped worker."""
         for worker in self.workers:
             if worker.job is not None and worker.job.name == name:
                 worker.process.kill()
@@ -96,7 +97,7 @@ class ProcessExecutor:
 
     def _news_of(self, worker: _Worker) -> list[JobReport]:
         reports: list[JobReport] = []
-        # Asked once, and before its last words are read: a worker that dies in between is news of the next call.
+        # Checked once, before the pipe is read: a worker that dies in between is reported by the next call.
         alive = worker.process.is_alive()
         with contextlib.suppress(EOFError, ConnectionResetError, OSError):
             while worker.pipe.poll():
@@ -107,7 +108,7 @@ class ProcessExecutor:
                     worker.job = None
         if worker.job is not None and not alive:
             code = worker.process.exitcode
-            # Exit code 1 before a word, twice: not killed, but unable to start, as from a script without a main guard.
+            # Exit code 1 before any report, twice: the worker cannot start, as in a script without a main guard.
             self.stillborn = self.stillborn + 1 if code == 1 else 0
             kind = "unusable" if self.stillborn >= 2 else "killed"
             reports.append(JobReport(worker.job.name, kind, message=f"its worker ended with exit code {code}"))
@@ -124,7 +125,7 @@ class ProcessExecutor:
         ours, theirs = self.context.Pipe()
         process = self.context.Process(target=_work, args=(theirs, self.task, os.getpid(), device), daemon=True)
         with _environment(dict.fromkeys(THREAD_VARIABLES, "1")):
-            # Blocked in the child from its first moment: Ctrl-C is the driver's to handle, and loses nothing here.
+            # SIGINT is blocked in the child from its start, because the driver handles Ctrl-C.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 process.start()
@@ -138,7 +139,7 @@ class ProcessExecutor:
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]):
-    """Variables a spawned interpreter must see before it imports torch; a run sets its own thread count later."""
+    """Set variables that an interpreter must have before it imports torch. A run sets its number of threads later."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -152,7 +153,7 @@ def _environment(values: dict[str, str]):
 
 
 def _work(pipe: Connection, task: Task, driver: int, device: str | None) -> None:
-    """A worker's life: jobs come in, news go out; it ends with the driver, however that ended."""
+    """The main loop of a worker: receive jobs and send reports. The worker ends when the driver ends for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if device is not None:
@@ -163,7 +164,7 @@ def _work(pipe: Connection, task: Task, driver: int, device: str | None) -> None
             name, pickled = pipe.recv()
             try:
                 job: Job = pickle.loads(pickled)
-            except Exception as error:  # a function of a notebook, say, is not to be found in another process
+            except Exception as error:  # for example, another process cannot import a function of a notebook
                 pipe.send(JobReport(name, "unusable", message=f"{type(error).__name__}: {error}"))
                 continue
             _carry_out(pipe, task, job)
@@ -181,7 +182,7 @@ def _carry_out(pipe: Connection, task: Task, job: Job) -> None:
     try:
         task(job, progress)
         pipe.send(JobReport(job.name, "done"))
-    except Exception as error:  # whatever the user's model raises is news of that job, not the end of the worker
+    except Exception as error:  # an error of user code ends the job, not the worker
         pipe.send(failure(job, error))
 
 
