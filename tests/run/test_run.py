@@ -42,14 +42,14 @@ from trimtab.run.folder import (
 )
 from trimtab.run.identity import run_id
 from trimtab.run.reading import read_run
-from trimtab.run.spec import EvaluationConfig, Protocol, RunSpec, Seeds, TrainingConfig, UserCode
+from trimtab.run.spec import EvaluationConfig, RunSpec, Seeds, TrainingConfig, TrainingProtocol, UserCode
 from trimtab.run.user_code import code_identity, normalised
 
 MODEL = GPTConfig(vocab_size=32, context=8, num_layers=1, num_heads=2, width=16)
 DATA = ZipfMarkov(vocab_size=32, num_tokens=10_000)
 TRAINING = TrainingConfig(steps=12, batch_size=4)
 EVALUATION = EvaluationConfig(evaluations=4, final_evaluations=1, num_sequences=8)
-PROTOCOL = Protocol(
+PROTOCOL = TrainingProtocol(
     model=MODEL, data=DATA, training=TRAINING, evaluation=EVALUATION, schedule=ScheduleConfig(warmup_steps=2)
 )
 SPEC = RunSpec(protocol=PROTOCOL, learning_rate=0.01)

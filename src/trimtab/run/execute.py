@@ -22,7 +22,7 @@ from trimtab.run.facts import Facts
 from trimtab.run.folder import PREDICTIONS, TOKENS, IntegrityError, Outcome, RunFolder, load_outcome
 from trimtab.run.identity import run_id
 from trimtab.run.recordings import TokenRecorder, token_recorder, top_predictions
-from trimtab.run.spec import ProbesConfig, Protocol, RunSpec
+from trimtab.run.spec import ProbesConfig, RunSpec, TrainingProtocol
 from trimtab.run.step_times import StepTimes
 from trimtab.run.texts import block_losses, fingerprint_of, text_blocks
 from trimtab.sink import Row
@@ -201,7 +201,7 @@ class _FolderSink:
 
 
 def training_batches(
-    protocol: Protocol, data: TokenData, seed: int, device: torch.device
+    protocol: TrainingProtocol, data: TokenData, seed: int, device: torch.device
 ) -> Iterator[Sequence[Tensor]]:
     """One tuple of micro-batches per step."""
     training = protocol.training

@@ -9,7 +9,7 @@ from typing import Literal
 
 from trimtab.data import TokenData
 from trimtab.run.folder import Outcome
-from trimtab.run.spec import Protocol
+from trimtab.run.spec import TrainingProtocol
 
 SPIKE_WINDOW = 201
 
@@ -17,7 +17,7 @@ SPIKE_WINDOW = 201
 class Facts:
     """Accumulates the facts of the outcome row by row, and decides whether the run stops early."""
 
-    def __init__(self, protocol: Protocol, data: TokenData) -> None:
+    def __init__(self, protocol: TrainingProtocol, data: TokenData) -> None:
         steps = protocol.training.steps
         self.evaluation = protocol.evaluation
         self.warmup_steps = protocol.schedule.warmup_steps

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from trimtab.config import canonical, to_plain
 from trimtab.run.numerics import NUMERICS
-from trimtab.run.spec import Protocol, RunSpec
+from trimtab.run.spec import RunSpec, TrainingProtocol
 from trimtab.run.user_code import CodeIdentity, code_identity
 
 
@@ -83,7 +83,7 @@ def settled(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def settled_protocol(protocol: Protocol) -> dict[str, Any]:
+def settled_protocol(protocol: TrainingProtocol) -> dict[str, Any]:
     """The part of a protocol that determines numbers, as plain tables."""
     return cast("dict[str, Any]", _settled(protocol))
 

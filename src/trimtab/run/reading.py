@@ -11,9 +11,9 @@ from trimtab.config import ConfigError, Raw, Reader, dotted, merge, shown, unkno
 from trimtab.data import Classics, TokenSource
 from trimtab.intervention import Intervention
 from trimtab.optim import AdamW, OptimizerConfig
-from trimtab.run.spec import SECTIONS, Protocol, RunSpec, Seeds
+from trimtab.run.spec import SECTIONS, RunSpec, Seeds, TrainingProtocol
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
 @cache
@@ -26,7 +26,7 @@ def reader() -> Reader:
     return made
 
 
-def read_protocol(raw: Raw, where: str, at: Path = ()) -> Protocol:
+def read_protocol(raw: Raw, where: str, at: KeyPath = ()) -> TrainingProtocol:
     """A protocol from its sections, which are at the path ``at`` of the file.
 
     A model without ``vocab_size`` takes that of the data.
@@ -41,7 +41,7 @@ def read_protocol(raw: Raw, where: str, at: Path = ()) -> Protocol:
     raw = raw | {"model": model}
     if "optimizer" in raw:
         raw["optimizer"] = tagged_optimizer(raw["optimizer"])
-    return reader().read(raw, Protocol, where, at)
+    return reader().read(raw, TrainingProtocol, where, at)
 
 
 def tagged_optimizer(raw: Any) -> Any:
@@ -74,7 +74,7 @@ def is_tagged(table: Raw) -> bool:
     return len(table) == 1 and key not in settings and isinstance(table[key], dict)
 
 
-def read_method(raw: Any, where: str, at: Path = ()) -> tuple[Intervention, ...]:
+def read_method(raw: Any, where: str, at: KeyPath = ()) -> tuple[Intervention, ...]:
     """The interventions of a method, from its slug or from a list of interventions at the path ``at`` of the file.
 
     Raises:

@@ -188,7 +188,7 @@ class Seeds:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Protocol:
+class TrainingProtocol:
     """The settings that the runs of one arm share: everything except method, learning rate and seeds.
 
     Attributes:
@@ -216,7 +216,7 @@ class Protocol:
             )
 
 
-SECTIONS = tuple(f.name for f in fields(Protocol))
+SECTIONS = tuple(f.name for f in fields(TrainingProtocol))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,7 +229,7 @@ class RunSpec:
         code: builders from user code.
     """
 
-    protocol: Protocol
+    protocol: TrainingProtocol
     method: tuple[Intervention, ...] = ()
     learning_rate: float = 1e-3
     seeds: Seeds = field(default_factory=lambda: Seeds.all_equal(0))

@@ -11,7 +11,7 @@ from trimtab.intervention import Intervention
 from trimtab.method import Method
 from trimtab.methods import catalogue
 from trimtab.run.reading import lay_over, read_method, read_protocol, reader
-from trimtab.run.spec import SECTIONS, Protocol, RunSpec, Seeds, UserCode
+from trimtab.run.spec import SECTIONS, RunSpec, Seeds, TrainingProtocol, UserCode
 from trimtab.study.settings import LearningRates
 from trimtab.study.trial import Tick
 
@@ -33,7 +33,7 @@ class Arm:
     name: str
     method: str
     interventions: tuple[Intervention, ...]
-    protocol: Protocol
+    protocol: TrainingProtocol
     code: UserCode = field(default_factory=UserCode)
     code_names: tuple[tuple[str, str], ...] = ()
     learning_rates: LearningRates | None = None
@@ -93,7 +93,7 @@ def text_of(arm: Arm) -> tuple[object, ...]:
     return protocol.data, protocol.model.context, protocol.evaluation
 
 
-def protocol_table(protocol: Protocol) -> Raw:
+def protocol_table(protocol: TrainingProtocol) -> Raw:
     """A protocol as tables, without ``model.vocab_size``, which always follows from the data."""
     table = cast(Raw, to_plain(protocol))
     del table["model"]["vocab_size"]

@@ -13,7 +13,7 @@ from trimtab.loop import held_out_loss, train
 from trimtab.run.build import build, build_optimizer
 from trimtab.run.cost import cost_of
 from trimtab.run.execute import EVALUATION_BATCH, training_batches
-from trimtab.run.spec import Protocol
+from trimtab.run.spec import TrainingProtocol
 from trimtab.run.texts import text_blocks
 from trimtab.study.arms import Arm
 from trimtab.study.driver import check_arms
@@ -36,7 +36,7 @@ def plan(spec: StudySpec, workers: int) -> str:
     """
     tokens = Tokens()
     check_arms(spec, tokens)
-    timed: dict[Protocol, float] = {}
+    timed: dict[TrainingProtocol, float] = {}
     for arm in spec.arms.values():  # arms with the same protocol take about the same time
         if arm.protocol not in timed:
             timed[arm.protocol] = seconds_per_run(arm, tokens)
@@ -65,7 +65,7 @@ def _without_probes(spec: StudySpec) -> str:
     return "; the time of probes is not included" if watched else ""
 
 
-def _bytes(protocol: Protocol) -> int:
+def _bytes(protocol: TrainingProtocol) -> int:
     """Approximate size of one run folder, in bytes."""
     evaluation, probes = protocol.evaluation, protocol.probes
     held = protocol.training.steps * ROW_BYTES + evaluation.num_sequences * protocol.model.context + FOLDER_BYTES

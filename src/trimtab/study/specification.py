@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar, cast, get_type_hints
 from trimtab.config import ConfigError, Raw, to_plain
 from trimtab.run.identity import settled_protocol
 from trimtab.run.reading import read_protocol, reader
-from trimtab.run.spec import SECTIONS, Protocol, UserCode
+from trimtab.run.spec import SECTIONS, TrainingProtocol, UserCode
 from trimtab.study.arms import Arm, arm_table, protocol_table, read_arms
 from trimtab.study.sizes import Place, arms_at_sizes, read_sizes
 
@@ -42,7 +42,7 @@ class StudySpec:
     places: Mapping[str, Place]
     lines: Mapping[str, Arm]
     sizes: Mapping[str, Raw]
-    protocol: Protocol = field(default_factory=Protocol)
+    protocol: TrainingProtocol = field(default_factory=TrainingProtocol)
 
     @abstractmethod
     def ticks(self) -> Sequence[Any]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from trimtab.run.spec import Protocol
+from trimtab.run.spec import TrainingProtocol
 from trimtab.study.settings import MOST_TRIALS, Criterion, LearningRates
 from trimtab.study.specification import FREE, StudySpec
 from trimtab.study.trial import Tick
@@ -80,7 +80,7 @@ class SignalsSpec(StudySpec):
         return self.first_runs()
 
 
-def _check(name: str, protocol: Protocol) -> None:
+def _check(name: str, protocol: TrainingProtocol) -> None:
     preset = protocol.probes.probes()
     training = protocol.training
     read = {probe.slug for probe in preset.probes} if preset is not None else set[str]()
