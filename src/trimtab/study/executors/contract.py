@@ -84,6 +84,7 @@ class Executor(Protocol):
 
 def failure(job: Job, error: Exception) -> JobReport:
     """News of a job that raised: the disk's refusal, or anything else, which is that job's own affair."""
+    text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
-        return JobReport(job.name, "storage", message=str(error))
-    return JobReport(job.name, "failed", message=f"{type(error).__name__}: {error}")
+        return JobReport(job.name, "storage", message=text)
+    return JobReport(job.name, "failed", message=f"{type(error).__name__}: {text}")
