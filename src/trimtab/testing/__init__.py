@@ -3,6 +3,7 @@
 from trimtab.testing.executor_contract import ExecutorContract
 from trimtab.testing.gradient_rule_contract import GradientRuleContract
 from trimtab.testing.host_contract import HostContract
+from trimtab.testing.kind_contract import KindContract
 from trimtab.testing.method_contract import MethodContract
 
-__all__ = ["ExecutorContract", "GradientRuleContract", "HostContract", "MethodContract"]
+__all__ = ["ExecutorContract", "GradientRuleContract", "HostContract", "KindContract", "MethodContract"]
