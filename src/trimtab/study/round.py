@@ -16,7 +16,7 @@ from trimtab.study.failures import Failures
 from trimtab.study.trial import Trial
 
 POLL_SECONDS = 0.5
-SILENT_SECONDS = 60.0  # without news before a message
+SILENT_SECONDS = 60.0  # without news before a message; and what the start of a worker may take at least
 
 
 class Display(Protocol):
@@ -45,11 +45,25 @@ class Silence:
 
 @dataclass(slots=True)
 class _AtWork:
-    """A job at work: when it was last known to move, by this process's clock, and whether its silence was shown."""
+    """A job at work.
+
+    Attributes:
+        heard: when it was last known to move, by this process's clock.
+        beat: time of its heartbeat file; at first that of an earlier attempt.
+        begun: whether it moved since it was handed over; a worker that starts imports torch first.
+        shown: whether its silence was shown.
+    """
 
     heard: float
-    beat: float = 0.0
+    beat: float
+    begun: bool = False
     shown: bool = False
+
+    def move(self, now: float) -> None:
+        """It is known to move."""
+        self.heard = now
+        self.begun = True
+        self.shown = False
 
 
 class Round:
@@ -84,7 +98,7 @@ class Round:
         while self.waiting or self.at_work:
             while self.waiting and len(self.at_work) < self.executor.capacity:
                 name = self.waiting.pop()
-                self.at_work[name] = _AtWork(time.monotonic())
+                self.at_work[name] = _AtWork(time.monotonic(), _last_beat(self.runs / name / HEARTBEAT))
                 self.executor.submit(Job(name, self.jobs[name], self.runs))
             for report in self.executor.poll(POLL_SECONDS):
                 self._hear(report)
@@ -94,7 +108,7 @@ class Round:
         trial = self.trials[report.name]
         if report.kind == "progress":
             if report.name in self.at_work:
-                self.at_work[report.name] = _AtWork(time.monotonic())
+                self.at_work[report.name].move(time.monotonic())
             self.display.progress(trial, report.step, report.loss)
             return
         self.at_work.pop(report.name, None)
@@ -117,16 +131,20 @@ class Round:
                 self.waiting.append(report.name)
 
     def _look_after_the_silent(self) -> None:
-        """A job whose heartbeat file stands still is named after a minute and replaced after the limit of its run."""
+        """A job whose heartbeat file stands still is named after a minute and replaced after the limit of its run.
+
+        A job that has not begun has a minute at least: a limit shorter than the start of a worker would kill every one.
+        """
         now = time.monotonic()
         for name, job in self.at_work.items():
             beat = _last_beat(self.runs / name / HEARTBEAT)
             if beat != job.beat:
                 job.beat = beat
-                job.heard = now
-                job.shown = False
+                job.move(now)
             silent = now - job.heard
             limit = self.jobs[name].protocol.training.silent_seconds
+            if not job.begun:
+                limit = max(limit, SILENT_SECONDS)
             if silent > limit:
                 job.heard = now
                 self.display.silent(self.trials[name], silent, replaced=True)
