@@ -19,7 +19,7 @@ from trimtab.interventions import GlobalClip, QKNorm, SoftCap, SoftClip, SoftTem
 from trimtab.models.gpt import GPTConfig
 from trimtab.optim import OptimizerConfig, ScheduleConfig
 from trimtab.run.reading import read_run
-from trimtab.run.spec import EvaluationConfig, Protocol, RunSpec, Seeds, TrainingConfig
+from trimtab.run.spec import EvaluationConfig, RunSpec, Seeds, TrainingConfig, TrainingProtocol
 
 VALID: dict[str, Any] = {
     "learning_rate": 0.01,
@@ -121,7 +121,7 @@ def test_a_method_can_be_named_and_a_run_needs_only_a_learning_rate() -> None:
     run = read_run({"learning_rate": "2^-8", "method": "qk_norm"}, "run.toml")
     assert run.learning_rate == 2.0**-8
     assert run.method == methods.qk_norm.interventions
-    assert run.protocol == Protocol()
+    assert run.protocol == TrainingProtocol()
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def runs(draw: st.DrawFn) -> RunSpec:
     heads = draw(st.integers(1, 4))
     steps = draw(st.integers(2, 10**6))
     accumulate = draw(st.integers(1, 4))
-    protocol = Protocol(
+    protocol = TrainingProtocol(
         model=GPTConfig(
             vocab_size=source.vocab_size,
             num_heads=heads,

@@ -20,7 +20,7 @@ from trimtab.interventions import GlobalClip
 from trimtab.loop import Evaluation, Rules, StepRecord, Verdict, held_out_loss, next_token_loss, train
 from trimtab.optim import ScheduleConfig
 from trimtab.run.build import start_rules
-from trimtab.run.spec import Protocol, RunSpec
+from trimtab.run.spec import RunSpec, TrainingProtocol
 
 CONFIG = GPTConfig(vocab_size=32, context=8, num_layers=1, num_heads=2, width=16)
 Parameters = Mapping[str, nn.Parameter]
@@ -697,7 +697,7 @@ def test_rules_of_a_run_are_started_with_its_trained_parameters_by_name() -> Non
 
     model = make_model()
     model.final_norm.requires_grad_(False)
-    rules = start_rules(model, RunSpec(protocol=Protocol(common=(Own(),)), method=(GlobalClip(), Own())))
+    rules = start_rules(model, RunSpec(protocol=TrainingProtocol(common=(Own(),)), method=(GlobalClip(), Own())))
     assert [type(rule) is Counts for rule in rules.gradient] == [True, False, True]
     assert (list(rules.loss_terms), rules.gate, list(rules.update)) == ([], None, [])
     expected = {name: one for name, one in model.named_parameters() if not name.startswith("final_norm")}

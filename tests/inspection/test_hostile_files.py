@@ -19,7 +19,8 @@ from trimtab.config import ConfigError
 from trimtab.inspection.checkpoints import open_checkpoint
 from trimtab.inspection.summary import summarise
 from trimtab.inspection.tev import tev_points
-from trimtab.run.folder import IntegrityError
+from trimtab.run.files import hash_of, write_sealed
+from trimtab.run.folder import SCHEMA, IntegrityError
 
 NAME = "model.embed_tokens.weight"
 INDEX = "model.safetensors.index.json"
@@ -206,12 +207,18 @@ def test_names_with_unusual_digits_are_names(tmp_path: Path) -> None:
     assert summarise(open_checkpoint(tmp_path / "long.safetensors")).matrices[0].layer is None
 
 
-def run_folder(folder: Path) -> Path:
+def run_folder(folder: Path, steps: bytes | None = None) -> Path:
+    """A finished run with weights, whose manifest holds whatever its step rows are."""
     stored(folder / "checkpoints" / "final.safetensors")
     (folder / "spec.toml").write_text("")
     rows: list[dict[str, Any]] = [{"step": step, "loss": 1.0, "grad_norm": 1.0} for step in range(30)]
-    (folder / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "outcome.json").write_text("{}")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "steps.jsonl").write_bytes(text.encode() if steps is None else steps)
+    losses = {"initial_loss": 2.0, "final_loss": 1.0, "log_vocab": 2.0, "unigram_entropy": 2.0}
+    facts = {"norm_ratio": 1.0, "spike": 0.0, "bytes_per_token": 1.0, "seconds": 1.0, "held_out": [[0, 2.0], [30, 1.0]]}
+    files = {name: hash_of(folder / name) for name in ("spec.toml", "steps.jsonl", "checkpoints/final.safetensors")}
+    run = {"schema": SCHEMA, "run_id": folder.name, "stopped": None, "steps": 30}
+    write_sealed(folder / "outcome.json", {**run, **losses, **facts, "files": files})
     return folder
 
 
@@ -228,6 +235,5 @@ def test_an_environment_that_is_not_utf8_changes_nothing(tmp_path: Path, capsys:
 def test_damaged_step_rows_beside_weights_are_damage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: bytes
 ) -> None:
-    folder = run_folder(tmp_path / "run")
-    (folder / "steps.jsonl").write_bytes(rows)
+    folder = run_folder(tmp_path / "run", rows)
     assert "steps.jsonl: damaged" in complaint([str(folder)], capsys, 30)

@@ -22,7 +22,7 @@ from trimtab.run.folder import Outcome
 from trimtab.section import Content, NoFacts, Rows, Section, Table
 from trimtab.study.kind import Evidence, Kind
 from trimtab.study.specification import StudySpec
-from trimtab.study.trial import Tick, Trial
+from trimtab.study.trial import Tick, Trial, order_of
 
 SOURCE = Source(title="An outside method", arxiv="", place="here", equation="x / 2")
 
@@ -128,7 +128,8 @@ def rounds(spec: OneRateSpec) -> Generator[Sequence[Trial], Any, None]:
 
 
 def analyse(spec: OneRateSpec, evidence: Evidence) -> OneRateFindings:
-    runs = [OneRateRun(t, evidence.run_ids[t], outcome) for t, outcome in evidence.results.items()]
+    trials = sorted(evidence.results, key=order_of)
+    runs = [OneRateRun(t, evidence.run_ids[t], evidence.results[t]) for t in trials]
     return OneRateFindings(spec, evidence, runs)
 
 

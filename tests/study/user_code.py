@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -135,3 +136,23 @@ def fill_disk(job: Job, progress: Progress) -> None:
 
         train_job(job, full)
     train_job(job, progress)
+
+
+def stop_once(job: Job, progress: Progress) -> None:
+    """The process stops in the middle of a run, as a machine that swaps or a debugger may do; nothing wakes it."""
+    if mark("stopped") == 1:
+
+        def stop(step: int, loss: float) -> None:
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+        train_job(job, stop)
+    train_job(job, progress)
+
+
+def tell_device_and_wait(job: Job, progress: Progress) -> None:
+    file = job.runs / job.name
+    unfinished = file.with_suffix(".part")
+    unfinished.write_text(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+    unfinished.rename(file)
+    time.sleep(600)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from trimtab.config import ConfigError, printable, shown
 from trimtab.inspection.safetensors_file import CONVERT, SafetensorsFile
-from trimtab.run.folder import OUTCOME, STEPS, IntegrityError
+from trimtab.run.folder import STEPS, IntegrityError, load_outcome
 
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -106,8 +106,9 @@ def _folder(path: Path) -> Checkpoint:
 
 
 def _run(path: Path) -> Checkpoint:
+    finished = load_outcome(path, named=False) is not None  # a copy of a run folder may have another name
     stored = sorted((path / "checkpoints").glob("*.safetensors"))
-    steps = path / STEPS if (path / OUTCOME).is_file() else None
+    steps = path / STEPS if finished else None
     if not stored and steps is None:
         raise ConfigError(f"{path}: the run has not finished and has written no weights")
     weights = _safetensors(path.name, stored[-1:])

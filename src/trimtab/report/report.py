@@ -93,7 +93,7 @@ def groups_of(findings: Findings) -> Sequence[SeedGroup]:
     if known is not None:
         return known
     evidence = findings.evidence
-    return seed_groups(evidence.results, evidence.run_ids, evidence.folder)
+    return seed_groups(evidence.results, evidence.run_ids, evidence.folder, list(findings.spec.arms))
 
 
 def _results(findings: Findings, content: Content, groups: Sequence[SeedGroup]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the index says which trial is which run.
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,6 +94,11 @@ def run_study(
         reason = getattr(error, "strerror", None) or error
         if error.errno == errno.ELOOP:
             raise StorageError(f"{folder}: {reason}") from error
+        if any(os.strerror(number) in str(error) for number in (errno.EMFILE, errno.ENFILE)):  # a worker's is text
+            raise StorageError(
+                f"{folder}: {reason}; close other programs or raise the limit of open files (ulimit -n), then run the "
+                "same command again"
+            ) from error
         raise StorageError(
             f"{folder}: {reason}; make room or check the disk, then run the same command again"
         ) from error

@@ -16,7 +16,7 @@ from trimtab.study.failures import Failures
 from trimtab.study.trial import Trial
 
 POLL_SECONDS = 0.5
-SILENT_SECONDS = 60.0  # without a report, before a message is shown
+SILENT_SECONDS = 60.0  # without a report, before a message is shown; and the least that a worker has to start
 
 
 class Display(Protocol):
@@ -49,13 +49,21 @@ class _AtWork:
 
     Attributes:
         heard: time of its last sign of progress, on the monotonic clock of this process, in seconds.
-        beat: modification time of its heartbeat file, in seconds; 0 if there is no such file.
+        beat: modification time of its heartbeat file, in seconds; at first that of an earlier attempt.
+        begun: whether it made progress since it was submitted; a worker that starts imports torch first.
         shown: whether the display was told that it makes no progress.
     """
 
     heard: float
-    beat: float = 0.0
+    beat: float
+    begun: bool = False
     shown: bool = False
+
+    def move(self, now: float) -> None:
+        """Note a sign of progress."""
+        self.heard = now
+        self.begun = True
+        self.shown = False
 
 
 class Round:
@@ -95,7 +103,7 @@ class Round:
         while self.waiting or self.at_work:
             while self.waiting and len(self.at_work) < self.executor.capacity:
                 name = self.waiting.pop()
-                self.at_work[name] = _AtWork(time.monotonic())
+                self.at_work[name] = _AtWork(time.monotonic(), _last_beat(self.runs / name / HEARTBEAT))
                 self.executor.submit(Job(name, self.jobs[name], self.runs))
             for report in self.executor.poll(POLL_SECONDS):
                 self._hear(report)
@@ -105,7 +113,7 @@ class Round:
         trial = self.trials[report.name]
         if report.kind == "progress":
             if report.name in self.at_work:
-                self.at_work[report.name] = _AtWork(time.monotonic())
+                self.at_work[report.name].move(time.monotonic())
             self.display.progress(trial, report.step, report.loss)
             return
         self.at_work.pop(report.name, None)
@@ -128,16 +136,20 @@ class Round:
                 self.waiting.append(report.name)
 
     def _look_after_the_silent(self) -> None:
-        """Show a job whose heartbeat file does not change for a minute; replace its worker after ``silent_seconds``."""
+        """Show a job whose heartbeat file does not change for a minute; replace its worker after ``silent_seconds``.
+
+        A job that has not begun has at least a minute: a limit shorter than the start of a worker would kill every worker.
+        """
         now = time.monotonic()
         for name, job in self.at_work.items():
             beat = _last_beat(self.runs / name / HEARTBEAT)
             if beat != job.beat:
                 job.beat = beat
-                job.heard = now
-                job.shown = False
+                job.move(now)
             silent = now - job.heard
             limit = self.jobs[name].protocol.training.silent_seconds
+            if not job.begun:
+                limit = max(limit, SILENT_SECONDS)
             if silent > limit:
                 job.heard = now
                 self.display.silent(self.trials[name], silent, replaced=True)

@@ -15,7 +15,7 @@ from trimtab.stats.agreement import Agreement, agreement
 from trimtab.stats.components import Components, grubbs_limit, outlier_scores, two_way_components
 from trimtab.stats.training_map import Fork, MapUnavailableError, TrainingMap, forks, training_map
 from trimtab.study.seed_facts import NO_FACTS, SeedFacts, load_facts, read_facts
-from trimtab.study.trial import Results, Trial
+from trimtab.study.trial import Results, Trial, seed_by_seed
 
 FACTS = "seeds.npz"
 LEAST_SEEDS = 5
@@ -96,17 +96,20 @@ class SeedGroup:
         return sorted((run for run in self.runs if run.is_outlier), key=lambda run: -abs(run.score))
 
 
-def seed_groups(results: Results, names: Mapping[Trial, str], folder: Path) -> list[SeedGroup]:
+def seed_groups(
+    results: Results, names: Mapping[Trial, str], folder: Path, arms: Sequence[str] = ()
+) -> list[SeedGroup]:
     """A group for every arm and learning rate of a study that has at least 5 runs with different seeds.
 
     Args:
         results: the outcomes of the study.
         names: the run id of each trial.
         folder: the study folder, with its run folders or with the facts that were saved from them.
+        arms: the order of the groups; alphabetical if empty.
     """
     kept = load_facts(folder / FACTS) if (folder / FACTS).is_file() else {}
     members: dict[tuple[str, int], list[Trial]] = {}
-    for trial in sorted(results, key=lambda t: (t.seed, -1 if t.data_seed is None else t.data_seed)):
+    for trial in seed_by_seed(results, arms or sorted({trial.arm for trial in results})):
         if results[trial] is not None:
             same = members.setdefault((trial.arm, trial.tick), [])
             # A search may request the same run in two rounds.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from trimtab.run.folder import Outcome
@@ -97,3 +97,14 @@ def finals_of(arm: str, results: Results) -> dict[Tick, list[float]]:
 def order_of(trial: Trial) -> tuple[int, str, int, int, int]:
     """Sort key: round, arm, LR and seeds. A trial with ``data_seed`` None comes first."""
     return trial.round, trial.arm, trial.tick, trial.seed, -1 if trial.data_seed is None else trial.data_seed
+
+
+def seed_by_seed(trials: Collection[Trial], arms: Sequence[str]) -> list[Trial]:
+    """The trials by seeds, round, arm and LR, with the arms in the order given, whatever order the trials came in."""
+    place = {arm: index for index, arm in enumerate(arms)}
+
+    def key(trial: Trial) -> tuple[int, int, int, int, int]:
+        data_seed = -1 if trial.data_seed is None else trial.data_seed
+        return trial.seed, data_seed, trial.round, place[trial.arm], trial.tick
+
+    return sorted(trials, key=key)

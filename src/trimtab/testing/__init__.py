@@ -1,7 +1,9 @@
-"""Contract suites: subclass one in your tests to hold your own method, host or gradient rule to its promises."""
+"""Contract suites: subclass one in your tests to hold what you add, such as a method or a host, to its promises."""
 
+from trimtab.testing.executor_contract import ExecutorContract
 from trimtab.testing.gradient_rule_contract import GradientRuleContract
 from trimtab.testing.host_contract import HostContract
+from trimtab.testing.kind_contract import KindContract
 from trimtab.testing.method_contract import MethodContract
 
-__all__ = ["GradientRuleContract", "HostContract", "MethodContract"]
+__all__ = ["ExecutorContract", "GradientRuleContract", "HostContract", "KindContract", "MethodContract"]

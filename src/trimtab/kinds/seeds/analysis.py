@@ -9,7 +9,7 @@ from trimtab.kinds.seeds.spec import SeedsSpec
 from trimtab.run.folder import Outcome
 from trimtab.study.kind import Evidence
 from trimtab.study.seed_groups import NOT_READ, SeedGroup, seed_groups
-from trimtab.study.trial import Results, Trial
+from trimtab.study.trial import Results, Trial, seed_by_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,9 @@ class SeedFindings:
 def analyse(spec: SeedsSpec, evidence: Evidence) -> SeedFindings:
     """The findings, from run folders or from the facts kept of them."""
     results = evidence.results
-    groups = seed_groups(results, evidence.run_ids, evidence.folder)
-    runs = [MadeRun(trial, evidence.run_ids[trial], outcome) for trial, outcome in results.items()]
+    groups = seed_groups(results, evidence.run_ids, evidence.folder, list(spec.arms))
+    trials = seed_by_seed(results, list(spec.arms))
+    runs = [MadeRun(trial, evidence.run_ids[trial], results[trial]) for trial in trials]
     return SeedFindings(spec, evidence, runs, groups, _warnings(spec, results, groups))
 
 

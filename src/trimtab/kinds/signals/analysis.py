@@ -18,7 +18,7 @@ from trimtab.stats.rank import mean_correlation, spearman, stratified_spearman
 from trimtab.study.arms import text_of
 from trimtab.study.kind import Evidence
 from trimtab.study.labels import Yardstick, failed, label
-from trimtab.study.trial import Results, best_of
+from trimtab.study.trial import Results, best_of, seed_by_seed
 
 TRACES = "traces.npz"
 TEV = ("tev_mean", "tev_std", "tev_over_norm", "tev_over_init", "tev_frequent", "tev_rare", "tev_unseen")
@@ -48,7 +48,8 @@ def analyse(spec: SignalsSpec, evidence: Evidence) -> SignalFindings:
     results = evidence.results
     kept = load_traces(folder / TRACES) if (folder / TRACES).is_file() else {}
     runs: list[SignalRun] = []
-    for trial, outcome in results.items():
+    for trial in seed_by_seed(results, list(spec.arms)):
+        outcome = results[trial]
         name = evidence.run_ids[trial]
         run = folder / "runs" / name
         if outcome is not None and run.is_dir():

@@ -85,6 +85,7 @@ class Executor(Protocol):
 
 def failure(job: Job, error: Exception) -> JobReport:
     """The report on a job that raised an error: ``storage`` if the error affects every run, otherwise ``failed``."""
+    text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
-        return JobReport(job.name, "storage", message=str(error))
-    return JobReport(job.name, "failed", message=f"{type(error).__name__}: {error}")
+        return JobReport(job.name, "storage", message=text)
+    return JobReport(job.name, "failed", message=f"{type(error).__name__}: {text}")
