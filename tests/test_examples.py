@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from trimtab.study.spec import read_study
 
 from trimtab.host import Host
+from trimtab.study.kind import read_any_study
 from trimtab.testing import HostContract
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -157,7 +157,7 @@ def snippets(language: str) -> list[str]:
 
 def test_the_study_file_of_the_readme_is_valid():
     (snippet,) = snippets("toml")
-    spec = read_study(tomllib.loads(snippet), "README")
+    spec = read_any_study(tomllib.loads(snippet), "README")
     assert list(spec.arms) == ["baseline", "qk_norm", "qk_norm, cap 30", "long warm-up"]
     assert spec.arms["long warm-up"].protocol.schedule.warmup_steps == 100
 
