@@ -55,7 +55,6 @@ class AdamW(OptimizerConfig):
             for rate, decays, members in by_rate(parameters, self.rates)
         ]
         # Fused: one kernel for all parameters, on the CPU too.
-        # width.
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
 
 
