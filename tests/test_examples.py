@@ -213,7 +213,7 @@ def snippets(language: str) -> list[str]:
 def test_the_study_file_of_the_readme_is_valid():
     (snippet,) = snippets("toml")
     spec = read_any_study(tomllib.loads(snippet), "README")
-    assert list(spec.arms) == ["baseline", "qk_norm", "qk_norm, cap 30", "long warm-up"]
+    assert list(spec.arms) == ["baseline", "qk_norm", "qk_norm, cap 30", "long warm-up", "muon"]
     assert spec.arms["long warm-up"].protocol.schedule.warmup_steps == 100
 
 
