@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +20,14 @@ from trimtab.intervention import ConflictError, Source
 from trimtab.interventions import catalogue as interventions
 from trimtab.method import Method, RemovalError
 from trimtab.methods import catalogue as methods
+from trimtab.optim import OptimizerConfig
+from trimtab.optim import catalogue as optimizers
 from trimtab.probes import catalogue as probes
 from trimtab.testing.families import FAMILIES, logits_of
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = tuple(ROOT / name for name in ("README.md", "docs/methods.md", "docs/hosts.md", "docs/probes.md"))
+PAGES = ("README.md", "docs/methods.md", "docs/hosts.md", "docs/probes.md", "docs/optimizers.md")
+TARGETS = tuple(ROOT / name for name in PAGES)
 
 
 def link(source: Source) -> str:
@@ -59,6 +63,31 @@ def intervention_table() -> str:
         base = next(b.__name__ for b in kind.__mro__ if b.__module__ == "trimtab.intervention")
         rows.append(f"| `{slug}` | {base} | {settings or 'none'} | {cell(kind.source.equation)} |")
     return "\n".join(rows)
+
+
+def optimizer_table() -> str:
+    """Our optimizers; ``rates``, which every optimizer has, is described in the text."""
+    shared = {f.name for f in fields(OptimizerConfig)}
+    rows = ["| optimizer | what it does | settings |", "|---|---|---|"]
+    for slug, kind in optimizers().items():
+        made = kind()
+        own = (f.name for f in fields(kind) if f.name not in shared)
+        settings = ", ".join(f"`{name} = {in_toml(getattr(made, name))}`" for name in own)
+        rows.append(f"| `{slug}` | {cell(first_sentence(kind))} | {settings} |")
+    return "\n".join(rows)
+
+
+def first_sentence(kind: type) -> str:
+    return inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+
+
+def in_toml(value: object) -> str:
+    """A default as in a study file; a table of settings with their own defaults is empty."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    return "{}" if is_dataclass(value) else shown(value)
 
 
 def shown(value: object) -> str:
@@ -120,6 +149,7 @@ def probe_table() -> str:
 
 BLOCKS = {
     "compatibility": compatibility,
+    "optimizers": optimizer_table,
     "probes": probe_table,
     "method-table": method_table,
     "method-details": method_details,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -151,6 +152,59 @@ def test_the_host_of_the_documentation_holds_the_contract():
         getattr(Contract(), name)()
 
 
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+def test_a_package_written_after_the_documentation_adds_what_the_documentation_says(tmp_path: Path):
+    """Modules, entry points and the study file are those of the pages, word for word."""
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    points: dict[str, dict[str, str]] = {}
+    for page in ("kinds.md", "optimizers.md", "methods.md", "probes.md"):
+        (module,) = (block for block in blocks(page, "python") if block.startswith('"""'))
+        declared = [tomllib.loads(b)["project"]["entry-points"] for b in blocks(page, "toml") if "entry-points" in b]
+        named = {target for groups in declared for group in groups.values() for target in group.values()}
+        for group in (one for groups in declared for one in groups.items()):
+            points.setdefault(group[0], {}).update(group[1])
+        (name,) = {target.split(":")[0].removeprefix("my_package.") for target in named}
+        (package / f"{name}.py").write_text(module)
+    info = tmp_path / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items()) for group, entries in points.items()]
+    (info / "entry_points.txt").write_text("".join(lines))
+    (study,) = (block for block in blocks("kinds.md", "toml") if "one_rate" in block and "entry-points" not in block)
+    (tmp_path / "study.toml").write_text(study + "[arms.branch_scale]\n[arms.sgd]\nmethod = 'baseline'\n")
+    settings = ["seeds=1", "training.steps=10", "schedule.warmup_steps=2", "model.num_layers=1", "model.width=16"]
+    settings += ["model.num_heads=2", "arms.sgd.optimizer.sgd.momentum=0.5", 'probes.named=["mean_square"]']
+    command = [sys.executable, "-m", "trimtab", "study", "study.toml", "--out", "out", "--workers", "0"]
+    path = os.pathsep.join(part for part in (str(tmp_path), os.environ.get("PYTHONPATH", "")) if part)
+    done = subprocess.run(
+        command + [word for setting in settings for word in ("--set", setting)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    losses = json.loads((tmp_path / "out" / "results.json").read_text())["mean_losses"]
+    assert list(losses) == ["baseline", "qk_norm", "soft_cap", "branch_scale", "sgd"]
+    assert len(set(losses.values())) >= 4, "an addition did nothing"
+    assert "mean_square" in (next((tmp_path / "out" / "runs").iterdir()) / "probes.jsonl").read_text()
+
+
+def test_the_study_with_its_own_optimizers_is_valid():
+    (table,) = (block for block in blocks("optimizers.md", "toml") if "entry-points" not in block)
+    spec = read_any_study(tomllib.loads(table), "docs")
+    assert [arm.protocol.optimizer.slug() for arm in spec.arms.values()] == ["adamw", "muon", "adamw"]
+    names: dict[str, Any] = {}
+    (python,) = (block for block in blocks("optimizers.md", "python") if "Study(" in block)
+    exec(python, names)
+    assert names["study"].spec.arms["sgd"].code.optimizer is names["sgd"]
+
+
 def snippets(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
@@ -158,7 +212,7 @@ def snippets(language: str) -> list[str]:
 def test_the_study_file_of_the_readme_is_valid():
     (snippet,) = snippets("toml")
     spec = read_any_study(tomllib.loads(snippet), "README")
-    assert list(spec.arms) == ["baseline", "qk_norm", "qk_norm, cap 30", "long warm-up"]
+    assert list(spec.arms) == ["baseline", "qk_norm", "qk_norm, cap 30", "long warm-up", "muon"]
     assert spec.arms["long warm-up"].protocol.schedule.warmup_steps == 100
 
 

@@ -138,7 +138,7 @@ class Round:
     def _look_after_the_silent(self) -> None:
         """Show a job whose heartbeat file does not change for a minute; replace its worker after ``silent_seconds``.
 
-        A job that has not begun has at least a minute: a limit shorter than the start of a worker would kill every worker.
+        A job that has not begun has at least a minute: a shorter limit would kill every worker while it starts.
         """
         now = time.monotonic()
         for name, job in self.at_work.items():

@@ -8,7 +8,7 @@ import time
 
 from trimtab.data.zipf_markov import ZipfMarkov
 from trimtab.models.gpt import GPTConfig
-from trimtab.run.spec import Protocol, RunSpec
+from trimtab.run.spec import TrainingProtocol, RunSpec
 from trimtab.study.executors.contract import Job, Progress
 
 WRITTEN = "written"
@@ -23,7 +23,7 @@ LAST_BEAT = 600.0  # a job that its executor never stops ends by itself after so
 def job_spec() -> RunSpec:
     """The specification of every job; no task trains it."""
     data = ZipfMarkov()
-    return RunSpec(protocol=Protocol(model=GPTConfig(vocab_size=data.vocab_size), data=data))
+    return RunSpec(protocol=TrainingProtocol(model=GPTConfig(vocab_size=data.vocab_size), data=data))
 
 
 def perform(job: Job, progress: Progress) -> None:
