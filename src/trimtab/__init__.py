@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from trimtab.study import Study, load_study
     from trimtab.watching import Watch, watch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "GPT",

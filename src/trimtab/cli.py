@@ -273,7 +273,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     every = max(1, spec.protocol.training.steps // 20)
 
     def progress(step: int, loss: float) -> None:
-        if step % every == 0:
+        if step and step % every == 0:
             console.print(Text(f"step {step}: training loss {loss:.4f}"))
 
     check_run(spec, spec.protocol.data.load(), options.file)

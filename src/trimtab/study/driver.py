@@ -120,19 +120,19 @@ def _other_text(spec: StudySpec, index: Index, folder: Path, tokens: Tokens) -> 
 def _settle(
     index: Index, bases: Mapping[str, Basis], changed: Sequence[str], folder: Path, on_change: OnChange
 ) -> None:
-    """Decide what becomes of stored runs that rest on something else than today's."""
+    """Decide what becomes of stored runs that rest on something else than today's runs would."""
     if changed and on_change == "stop":
         raise ConfigError(
-            f"{folder}: the stored runs rest on something else: {'; '.join(changed)}. Give --keep to go on with "
-            "them, which "
-            "the page then says, or --retrain to make them again"
+            f"{folder}: the stored runs rest on something else: {'; '.join(changed)}. Give --keep to go on with them, "
+            "which the page then says, or --retrain to make them again (from Python: on_change)"
         )
-    if changed and on_change == "keep":
+    if on_change == "keep":
         index.notes += [line for line in changed if line not in index.notes]
-    if changed and on_change == "retrain":
-        arms = {name for name in bases if any(line.startswith(f"{name}: ") for line in changed)}
+    if on_change == "retrain":
+        lines = [*changed, *index.notes]  # also runs that were kept before
+        arms = {name for name in bases if any(line.startswith(f"{name}: ") for line in lines)}
         index.runs = {trial: name for trial, name in index.runs.items() if trial.arm not in arms}
-        index.notes = [note for note in index.notes if note.split(":")[0] not in arms]
+        index.notes = [note for note in index.notes if not any(note.startswith(f"{name}: ") for name in arms)]
     index.bases = {**index.bases, **{name: basis.table() for name, basis in bases.items()}}
 
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from trimtab.kinds.signals.findings import Predicted, Related, SignalCost, SignalFindings, SignalRun
 from trimtab.kinds.signals.spec import SignalsSpec
 from trimtab.kinds.signals.traces import Trace, load_traces, read_trace, save_traces
-from trimtab.optim import AdamW, Muon
 from trimtab.stats.prediction import Judged, area, gain, judge
 from trimtab.stats.rank import mean_correlation, spearman, stratified_spearman
 from trimtab.study.arms import text_of
@@ -94,16 +93,8 @@ def group_of(spec: SignalsSpec, run: SignalRun) -> tuple[str, str]:
 
 
 def stratum_of(spec: SignalsSpec, run: SignalRun) -> tuple[object, ...]:
-    """All that is held fixed between two runs: size, text, learning rate and weight decay."""
-    return (*group_of(spec, run), run.trial.tick, _decay_of(spec, run))
-
-
-def _decay_of(spec: SignalsSpec, run: SignalRun) -> object:
-    """The weight decay of a run, and the optimizer that it belongs to."""
-    optimizer = spec.arms[run.trial.arm].protocol.optimizer
-    if isinstance(optimizer, AdamW | Muon):
-        return optimizer.slug(), optimizer.weight_decay
-    return optimizer
+    """All that is held fixed between two runs: size, text, learning rate, and the optimizer with its weight decay."""
+    return (*group_of(spec, run), run.trial.tick, spec.arms[run.trial.arm].protocol.optimizer)
 
 
 def _all_related(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[Related]:
