@@ -291,6 +291,7 @@ def test_a_run_that_raises_puts_it_back_too(
 
     if where != "progress":
         monkeypatch.setattr(execution, where, fail)
+    torch.manual_seed(12)
     before = settings_now()
     with pytest.raises(RuntimeError, match="no luck"):
         execute(run_of(tiny()), tmp_path, progress=fail)
