@@ -17,7 +17,7 @@ from trimtab.config import ConfigError, Reader, apply_settings, canonical, dotte
 from trimtab.data import Classics, TextFiles, TokenFiles, ZipfMarkov
 from trimtab.interventions import GlobalClip, QKNorm, SoftCap, SoftClip, SoftTemp
 from trimtab.models.gpt import GPTConfig
-from trimtab.optim import OptimizerConfig, ScheduleConfig
+from trimtab.optim import AdamW, ScheduleConfig
 from trimtab.run.reading import read_run
 from trimtab.run.spec import EvaluationConfig, RunSpec, Seeds, TrainingConfig, TrainingProtocol
 
@@ -113,7 +113,7 @@ def test_every_setting_that_is_given_arrives() -> None:
     assert run.protocol.model == GPTConfig(width=16, num_layers=1, num_heads=2, positions="rotary", tied=False)
     assert run.protocol.training == TrainingConfig(steps=40, batch_size=4)
     assert run.protocol.schedule == ScheduleConfig(shape="linear", warmup_steps=4)
-    assert run.protocol.optimizer == OptimizerConfig(beta2=0.99)
+    assert run.protocol.optimizer == AdamW(beta2=0.99)
     assert run.protocol.evaluation == EvaluationConfig(evaluations=4)
 
 
@@ -131,7 +131,7 @@ def test_a_method_can_be_named_and_a_run_needs_only_a_learning_rate() -> None:
         ({"training": {"steps": True}}, "training.steps", "expected a whole number, got True"),
         ({"training": {"steps": 1.0}}, "training.steps", "expected a whole number, got 1.0"),
         ({"training": {"steps": "40"}}, "training.steps", "expected a whole number"),
-        ({"training": {"steps": 0}}, "training", "steps must be at least 1, got 0"),
+        ({"training": {"steps": 0}}, "training", "steps must lie between 1 and 100,000,000, got 0"),
         ({"training": {"steps": 1 << 63}}, "training.steps", "does not fit 64 bits"),
         ({"training": {"precision": "fp16"}}, "training.precision", "fp16"),
         ({"training": {"compile": 1}}, "training.compile", "expected true or false, got 1"),
@@ -357,7 +357,7 @@ def runs(draw: st.DrawFn) -> RunSpec:
             init_std=draw(positive),
         ),
         data=source,
-        optimizer=OptimizerConfig(beta1=draw(st.floats(0, 0.999)), eps=draw(positive)),
+        optimizer=AdamW(beta1=draw(st.floats(0, 0.999)), eps=draw(positive)),
         schedule=ScheduleConfig(warmup_steps=draw(st.integers(0, steps - 1)), floor=draw(shares)),
         training=TrainingConfig(steps=steps, accumulate=accumulate, batch_size=accumulate * draw(st.integers(1, 9))),
         common=tuple(draw(st.lists(any_intervention, max_size=2))),

@@ -30,8 +30,9 @@ from trimtab.intervention import (
     WeightRule,
 )
 from trimtab.interventions import GlobalClip, PreNormRemoval, QKNorm, SigmaReparam, SoftCap, SoftTemp
-from trimtab.method import Method, NotInstallableError, RemovalError, install, installed_in, method_parameters
-from trimtab.optim import OptimizerConfig, adamw
+from trimtab.method import Method, NotInstallableError, RemovalError, install, installed_in
+from trimtab.optim import AdamW
+from trimtab.run.build import trained_parameters
 from trimtab.testing import MethodContract
 
 SOURCE = Source(title="none", arxiv="", place="", equation="")
@@ -55,7 +56,7 @@ def loss_of(model: nn.Module) -> Tensor:
 
 
 def adamw_step(model: nn.Module) -> None:
-    optimizer = adamw(model, OptimizerConfig(), 1e-2, exempt=method_parameters(model))
+    optimizer = AdamW().build(trained_parameters(model), 1e-2)
     loss_of(model).backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -470,7 +471,7 @@ def test_matrices_of_layers_decay_and_gains_and_scales_of_a_method_do_not(slug: 
     family = {id(p) for p in model.parameters()}
     methods.catalogue()[slug].install(host_for(model))
     layers = {id(stored_weight(m)) for m in model.modules() if isinstance(m, nn.Linear)}
-    optimizer = adamw(model, OptimizerConfig(), 1e-3, exempt=method_parameters(model))
+    optimizer = AdamW().build(trained_parameters(model), 1e-3)
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim >= 2 and (id(parameter) in family or id(parameter) in layers)
@@ -482,7 +483,7 @@ def test_a_matrix_that_a_method_adds_decays_where_it_is_the_weight_of_a_layer_an
         model = make_model()
         family = {id(p) for p in model.parameters()}
         install([edit], host_for(model))
-        optimizer = adamw(model, OptimizerConfig(), 1e-3, exempt=method_parameters(model))
+        optimizer = AdamW().build(trained_parameters(model), 1e-3)
         matrices = [p for p in optimizer.param_groups[0]["params"] if id(p) not in family]
         assert bool(matrices) is decays
 

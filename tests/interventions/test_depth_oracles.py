@@ -24,7 +24,8 @@ from trimtab.interventions import AttentionGate, DepthInit, QKNorm, SigmaReparam
 from trimtab.interventions.mlra import MLRA, RankLossWarning
 from trimtab.interventions.weight_gate import WeightGate
 from trimtab.method import install, installed_in, method_parameters
-from trimtab.optim import OptimizerConfig, adamw
+from trimtab.optim import AdamW
+from trimtab.run.build import trained_parameters
 from trimtab.testing.families import FAMILIES, HEADS, WIDTH, logits_of
 
 Weights = dict[str, Tensor]
@@ -384,7 +385,7 @@ def test_a_refusal_names_its_reason_and_changes_no_bit(family: str, case: tuple)
 @pytest.mark.parametrize("slug", PIECES)
 def test_matrices_of_linear_layers_decay_and_gains_and_scalars_do_not(slug: str) -> None:
     model, _ = build(slug)
-    optimizer = adamw(model, OptimizerConfig(), 1e-3, exempt=method_parameters(model))
+    optimizer = AdamW().build(trained_parameters(model), 1e-3)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, p in model.named_parameters():
         assert decay[id(p)] == (0.1 if p.ndim >= 2 else 0.0), name

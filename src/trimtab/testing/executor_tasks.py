@@ -8,7 +8,7 @@ import time
 
 from trimtab.data.zipf_markov import ZipfMarkov
 from trimtab.models.gpt import GPTConfig
-from trimtab.run.spec import TrainingProtocol, RunSpec
+from trimtab.run.spec import RunSpec, TrainingProtocol
 from trimtab.study.executors.contract import Job, Progress
 
 WRITTEN = "written"
