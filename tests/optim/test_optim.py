@@ -39,7 +39,7 @@ from trimtab.run.execute import execute
 from trimtab.run.reading import read_run
 from trimtab.run.spec import RunSpec, UserCode
 from trimtab.study.kind import read_any_study
-from trimtab.testing.families import hugging_face
+from trimtab.testing.families import FAMILIES, hugging_face
 
 CONFIG = GPTConfig(vocab_size=32, context=8, num_layers=2, num_heads=2, width=16, tied=False)
 HIDDEN = {
@@ -890,3 +890,17 @@ def test_an_optimizer_of_the_users_own_is_built_at_the_peak_rate(tiny_tables: Ta
     optimizer = build_optimizer(make_model(), spec)
     assert isinstance(optimizer, torch.optim.SGD)
     assert [group["lr"] for group in optimizer.param_groups] == [0.01]
+
+
+def test_matrices_that_are_stored_the_other_way_round_take_match_rms_alone() -> None:
+    model = FAMILIES["GPT-2"]()
+    parameters = trained_parameters(model)
+    assert any(parameter.transposed for parameter in parameters if parameter.hidden)
+    assert Muon().build(parameters, 0.1).param_groups
+    with pytest.raises(OptimizerError, match=r"stores its matrices as \(in, out\).*match_rms = true"):
+        Muon(match_rms=False).build(parameters, 0.1)
+
+
+def test_two_tags_at_once_are_refused_by_what_is_expected() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer: expected a table of one key, one of adamw, muon"):
+        read_run({"learning_rate": 0.1, "optimizer": {"muon": {}, "adamw": {}}}, "run.toml")

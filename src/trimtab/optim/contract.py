@@ -32,7 +32,8 @@ class TrainedParameter:
         parts: the parts of the model that own the parameter. There are several if parts share or tie one matrix, and
             none if no host knows the model or the parameter belongs to no part.
         decays: whether weight decay applies. Matrices of the family decay; biases, norms and gains of methods do not.
-        hidden: whether it is a matrix (out, in) of a hidden layer, which excludes embedding and head.
+        hidden: whether it is the matrix of a hidden layer, which excludes embedding and head.
+        transposed: whether it is stored as (in, out).
     """
 
     name: str
@@ -40,6 +41,7 @@ class TrainedParameter:
     parts: tuple[Part, ...]
     decays: bool
     hidden: bool
+    transposed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from trimtab.host import Part, evaluating, stored_weight
+from trimtab.host import Part, PartView, evaluating, stored_weight
 from trimtab.hosts import UnknownFamilyError, host_for
 from trimtab.intervention import GradientRule, Intervention, ModelIntervention
 from trimtab.loop import Rules
@@ -62,7 +62,9 @@ def trained_parameters(model: nn.Module, interventions: Sequence[Intervention] =
         interventions: the interventions of the method. They declare whether the matrices that they add are hidden
             matrices.
     """
-    parts = _parts_of(model)
+    views = _views_of(model)
+    parts = _parts_of(views)
+    transposed = {id(view.stored) for view in views if view.transposed and view.stored is not None}
     of_methods = method_parameters(model)
     added = _hidden_of_methods(model, interventions)
     return [
@@ -74,17 +76,23 @@ def trained_parameters(model: nn.Module, interventions: Sequence[Intervention] =
             hidden=parameter.ndim == 2
             and parameter not in of_methods
             and (id(parameter) in added or any(part in HIDDEN for part in parts.get(id(parameter), ()))),
+            transposed=id(parameter) in transposed,
         )
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     ]
 
 
-def _parts_of(model: nn.Module) -> dict[int, tuple[Part, ...]]:
+def _views_of(model: nn.Module) -> Sequence[PartView]:
+    """The parts of a model; none if no host knows it."""
     try:
-        views = host_for(model).find_parts()
+        return host_for(model).find_parts()
     except UnknownFamilyError:
-        return {}
+        return ()
+
+
+def _parts_of(views: Sequence[PartView]) -> dict[int, tuple[Part, ...]]:
+    """The parts of each parameter, by its identifier."""
     parts: dict[int, tuple[Part, ...]] = {}
     for view in views:
         for parameter in view.module.parameters():

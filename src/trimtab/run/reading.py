@@ -48,7 +48,9 @@ def tagged_optimizer(raw: Any) -> Any:
     """The table of an optimizer under its tag. A table without a tag is that of AdamW, as in older files."""
     if not isinstance(raw, dict):
         return raw
-    return raw if is_tagged(cast(Raw, raw)) else {AdamW.slug(): raw}
+    table = cast(Raw, raw)
+    # Two tags at once are left alone: the reader then names what it expects.
+    return table if is_tagged(table) or set(table) & set(optim.catalogue()) else {AdamW.slug(): table}
 
 
 def lay_over(base: Raw, over: Raw) -> Raw:
