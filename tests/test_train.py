@@ -679,7 +679,7 @@ def test_the_state_of_other_rules_is_refused_and_nothing_is_loaded(others: dict[
     rules = counting()
     run(make_model(), batches(3), rules=rules)
     before = counts(rules)
-    with pytest.raises(ValueError, match="the state is of the rules"):
+    with pytest.raises(ValueError, match="the state belongs to the rules"):
         rules.load_state_dict(stored.state_dict())
     assert counts(rules) == before
 
