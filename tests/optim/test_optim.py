@@ -773,7 +773,7 @@ def test_a_run_without_an_optimizer_has_adamw(tiny_tables: Tables) -> None:
         ({"rates": {"embeding": 0.5}}, ("optimizer.adamw.rates", "embeding", "it takes 'embedding'")),
         ({"rates": {"embedding": -1.0}}, ("optimizer.adamw.rates", "embedding", "not negative")),
         ({"rates": 0.5}, ("optimizer.adamw.rates", "table")),
-        ({"muon": {}, "adamw": {}}, ("optimizer.adamw", "unknown 'adamw'")),
+        ({"muon": {}, "adamw": {}}, ("optimizer", "expected a table of one key")),
         ({"muon": 3}, ("optimizer", "muon")),
         ({"decay": "sometimes"}, ("optimizer.adamw.decay", "coupled", "sometimes")),
         ("muon", ("optimizer", "muon")),

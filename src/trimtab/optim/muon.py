@@ -68,8 +68,8 @@ class Muon(OptimizerConfig):
             )
         if not self.match_rms and any(parameter.transposed for parameter in hidden):
             raise OptimizerError(
-                "optimizer.muon: this model stores its matrices as (in, out), and sqrt(max(1, rows / columns)) would be "
-                "taken the wrong way round; set match_rms = true"
+                "optimizer.muon: this model stores its matrices as (in, out), and sqrt(max(1, rows / columns)) would "
+                "be taken the wrong way round; set match_rms = true"
             )
         groups = by_rate(parameters, self.rates)
         matrices = [

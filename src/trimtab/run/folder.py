@@ -131,7 +131,7 @@ class RunFolder:
 
     @property
     def has_weights(self) -> bool:
-        """Whether the run kept its weights."""
+        """Whether the folder holds the weights of the trained model."""
         return (self.path / WEIGHTS).is_file()
 
     def write_weights(self, state: Mapping[str, Tensor], name: str) -> None:

@@ -70,7 +70,10 @@ def lay_over(base: Raw, over: Raw) -> Raw:
 
 
 def is_tagged(table: Raw) -> bool:
-    """Whether an optimizer's table is tagged: it has one key, which is a slug, possibly misspelt, and not a setting."""
+    """Whether an optimizer's table is tagged.
+
+    A tagged table has one key, which holds a table and is not a setting of AdamW. A misspelt slug counts as a tag.
+    """
     key = next(iter(table), "")
     settings = {f.name for f in fields(AdamW)}
     return len(table) == 1 and key not in settings and isinstance(table[key], dict)

@@ -132,19 +132,19 @@ def _uses_of(thing: Any) -> _Uses:
 def _add_uses(uses: _Uses, function: FunctionType) -> None:
     codes = list(_nested(function.__code__))
     names = sorted({name for nested in codes for name in nested.co_names})
-    found = {name: function.__globals__[name] for name in names if name in function.__globals__}
-    modules = [value for value in found.values() if inspect.ismodule(value) and _is_users(value)]
-    found |= {name: getattr(module, name) for module in modules for name in names if hasattr(module, name)}
+    used = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    modules = [value for value in used.values() if inspect.ismodule(value) and _is_users(value)]
+    used |= {name: getattr(module, name) for module in modules for name in names if hasattr(module, name)}
     for imported in _imported_inside(function, codes):
         module = sys.modules.get(imported)
         if module is not None and _is_users(module):
-            found |= {name: getattr(module, name) for name in names if hasattr(module, name)}
+            used |= {name: getattr(module, name) for name in names if hasattr(module, name)}
         uses.distributions |= {name for name in [_distribution_of(imported)] if name}
     for name, value in {**inspect.getclosurevars(function).nonlocals, **_defaults(function)}.items():
         if not _is_users(value):
             uses.constants[f"{function.__qualname__}.{name}"] = _plain(value, f"{function.__qualname__}: {name}")
-        found[name] = value
-    for name, value in found.items():
+        used[name] = value
+    for name, value in used.items():
         if _is_users(value):
             if not inspect.ismodule(value):
                 uses.code.append(value)
