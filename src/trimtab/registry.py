@@ -32,16 +32,18 @@ class Catalogue(Generic[T]):
     """The entries of one catalogue by slug.
 
     Attributes:
-        package: the package with the entries of trimtab, and the group of the entry points of other packages.
+        package: the package with the entries of trimtab.
         accepts: returns whether an object is an entry.
         slug_of: returns the slug of an entry.
         first: the slug of the entry that comes first; the others are in alphabetical order.
+        group: the group of the entry points of other packages; the name of the package if empty.
     """
 
     package: str
     accepts: Callable[[object], bool]
     slug_of: Callable[[Any], str]
     first: str = ""
+    group: str = ""
 
     def all(self) -> dict[str, T]:
         """Every entry, by slug. An entry point that cannot be used is omitted, with a warning that names it."""
@@ -79,10 +81,10 @@ class Catalogue(Generic[T]):
         return entries
 
     def _points(self) -> Mapping[str, EntryPoint]:
-        return _entry_points(self.package)
+        return _entry_points(self.group or self.package)
 
     def _loaded(self, point: EntryPoint, ours: Mapping[str, T]) -> T:
-        origin = f"entry point {point.name} = {point.value} of group {self.package}"
+        origin = f"entry point {point.name} = {point.value} of group {self.group or self.package}"
         if point.name in ours:
             raise CatalogueError(f"{origin}: '{point.name}' is taken by an entry of trimtab; choose another name")
         try:

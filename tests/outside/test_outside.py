@@ -21,7 +21,7 @@ halved = trimtab_additions:halved
 halved_branch = trimtab_additions:HalvedBranch
 [trimtab.probes]
 mean_square = trimtab_additions:mean_square
-[trimtab.optim]
+[trimtab.optimizers]
 sign_descent = trimtab_additions:SignDescent
 [trimtab.data]
 circle = trimtab_additions:Circle

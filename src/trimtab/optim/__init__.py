@@ -1,7 +1,7 @@
 """Optimizers, one per file, and the learning-rate schedule.
 
 An optimizer is looked up by its slug, which is its tag in a config file. To add an optimizer, add a file to this
-folder, or an entry point of the group ``trimtab.optim`` to another package.
+folder, or an entry point of the group ``trimtab.optimizers`` to another package.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _CATALOGUE = Catalogue[type[OptimizerConfig]](
     lambda value: isinstance(value, type) and issubclass(value, OptimizerConfig) and not isabstract(value),
     lambda optimizer: optimizer.slug(),
     first="adamw",
+    group="trimtab.optimizers",
 )
 
 
