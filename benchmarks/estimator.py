@@ -30,7 +30,7 @@ import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 
 from trimtab.stats.comparison import difference
-from trimtab.stats.posterior import EdgeModel, EdgePosterior, Trials
+from trimtab.stats.posterior import EdgeEvidence, EdgeModel, EdgePosterior
 from trimtab.study.edge import interval_width, propose
 
 SEED = 20250214
@@ -131,7 +131,7 @@ def run(rng: Generator, x: Iterable[float], x50: float, s: float, lapse: float) 
 
 def fit(pairs: Sequence[Sequence[tuple[float, bool]]]) -> list[EdgePosterior]:
     """The library's posterior of every arm of a study."""
-    return list(model().fit({str(arm): Trials.of(own) for arm, own in enumerate(pairs)}).values())
+    return list(model().fit({str(arm): EdgeEvidence.of(own) for arm, own in enumerate(pairs)}).values())
 
 
 def grid_study(rng: Generator, cell: Cell, x50: float) -> list[list[tuple[float, bool]]]:

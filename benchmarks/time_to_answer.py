@@ -18,7 +18,7 @@ import torch
 from nanogpt import nanogpt_step
 
 from trimtab import GPTConfig
-from trimtab.stats.posterior import EdgeModel, Trials
+from trimtab.stats.posterior import EdgeEvidence, EdgeModel
 from trimtab.study.edge import propose
 
 LEVELS = np.arange(-6, 2.01, 0.5)
@@ -41,9 +41,9 @@ def rmse(width: float, *, design: str, sweep: list[float], runs: int) -> float:
         else:
             pairs = [(x, failed(x)) for x in sweep]
             while len(pairs) < runs:
-                posterior = model.fit({"arm": Trials.of(pairs)})["arm"]
+                posterior = model.fit({"arm": EdgeEvidence.of(pairs)})["arm"]
                 pairs += [(tick / 16, failed(tick / 16)) for tick in propose(posterior, min(2, runs - len(pairs)))]
-        found = float(model.fit({"arm": Trials.of(pairs)})["arm"].quantiles([0.5])[0])
+        found = float(model.fit({"arm": EdgeEvidence.of(pairs)})["arm"].quantiles([0.5])[0])
         errors.append((found - edge) ** 2)
     return float(np.sqrt(np.mean(errors)))
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.stats.comparison import clipped_density, difference, holm, smallest_visible_shift
-from trimtab.stats.posterior import EdgeModel, EdgePosterior, Trials
+from trimtab.stats.posterior import EdgeEvidence, EdgeModel, EdgePosterior
 
 MODEL = EdgeModel(-4, 2)
 RUNS = st.lists(st.tuples(st.integers(-8, 4).map(lambda k: k / 2), st.booleans()), max_size=10)
@@ -19,11 +19,11 @@ RUNS = st.lists(st.tuples(st.integers(-8, 4).map(lambda k: k / 2), st.booleans()
 
 def posterior(edge: float, repeats: int = 2) -> EdgePosterior:
     pairs = [(x / 2, x / 2 > edge) for x in range(-8, 5)] * repeats
-    return MODEL.fit({"arm": Trials.of(pairs)})["arm"]
+    return MODEL.fit({"arm": EdgeEvidence.of(pairs)})["arm"]
 
 
 def constant(failed: bool) -> EdgePosterior:
-    return MODEL.fit({"arm": Trials.of([(float(x), failed) for x in range(-4, 3)])})["arm"]
+    return MODEL.fit({"arm": EdgeEvidence.of([(float(x), failed) for x in range(-4, 3)])})["arm"]
 
 
 @pytest.mark.parametrize("level", [0.5, 0.1])
@@ -86,7 +86,7 @@ def test_clipping_moves_what_lies_outside_to_the_ends_and_loses_nothing() -> Non
 def test_swapping_the_arms_negates_the_difference(
     first: list[tuple[float, bool]], second: list[tuple[float, bool]], level: float
 ) -> None:
-    arms = MODEL.fit({"a": Trials.of(first), "b": Trials.of(second)})
+    arms = MODEL.fit({"a": EdgeEvidence.of(first), "b": EdgeEvidence.of(second)})
     there, back = difference(arms["a"], arms["b"], level), difference(arms["b"], arms["a"], level)
     assert (there.low, there.median, there.high) == pytest.approx((-back.high, -back.median, -back.low), abs=1e-6)
     assert there.p_value == pytest.approx(back.p_value)

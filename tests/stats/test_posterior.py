@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.stats.posterior import STEP, EdgeModel, EdgePosterior, Trials, grid_quantiles
+from trimtab.stats.posterior import STEP, EdgeEvidence, EdgeModel, EdgePosterior, grid_quantiles
 
 Pairs = Sequence[tuple[float, bool]]
 
@@ -22,7 +22,7 @@ RUNS = st.lists(RUN, max_size=12)
 
 
 def one(pairs: Pairs, model: EdgeModel = WIDE) -> EdgePosterior:
-    return model.fit({"arm": Trials.of(pairs)})["arm"]
+    return model.fit({"arm": EdgeEvidence.of(pairs)})["arm"]
 
 
 def median(pairs: Pairs, level: float = 0.5) -> float:
@@ -95,7 +95,7 @@ ORACLE_ARMS: Mapping[str, Mapping[str, Pairs]] = {
 @pytest.mark.parametrize("arms", ORACLE_ARMS.values(), ids=ORACLE_ARMS.keys())
 def test_the_posterior_is_that_of_plain_loops(arms: Mapping[str, Pairs]) -> None:
     expected = brute_force(arms, -1, 1)
-    found = EdgeModel(-1, 1).fit({name: Trials.of(pairs) for name, pairs in arms.items()})
+    found = EdgeModel(-1, 1).fit({name: EdgeEvidence.of(pairs) for name, pairs in arms.items()})
     assert list(found) == list(arms)
     for name, posterior in found.items():
         # The library holds every single probability at 1e-12 or more.
@@ -142,7 +142,7 @@ def test_no_arms_have_no_posteriors() -> None:
 
 def test_an_arm_without_runs_does_not_disturb_the_others() -> None:
     pairs = [(-2.0, False), (-1.0, True), (0.0, True)]
-    both = WIDE.fit({"arm": Trials.of(pairs), "empty": Trials.of([])})["arm"]
+    both = WIDE.fit({"arm": EdgeEvidence.of(pairs), "empty": EdgeEvidence.of([])})["arm"]
     assert both.weight == pytest.approx(one(pairs).weight)
 
 
@@ -198,7 +198,7 @@ def test_the_edge_width_is_learned_from_the_other_arms() -> None:
     few = [(-1.0, False), (1.0, True)]
 
     def width(other: Pairs) -> float:
-        arms = {"few": Trials.of(few), "b": Trials.of(other), "c": Trials.of(other)}
+        arms = {"few": EdgeEvidence.of(few), "b": EdgeEvidence.of(other), "c": EdgeEvidence.of(other)}
         return float(WIDE.fit(arms)["few"].width_quantiles((0.5,))[0])
 
     assert width(sharp) < width([]) < width(blunt)

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 from trimtab.stats.intervals import mean_interval, pooled_sd, wilson
 from trimtab.stats.isotonic import centred_isotonic_level
-from trimtab.stats.posterior import Trials
+from trimtab.stats.posterior import EdgeEvidence
 from trimtab.stats.rank import kendall_tau_b
 from trimtab.stats.sensitivity import lr_sensitivity
 
 # --- centred isotonic regression --------------------------------------------------------------------------------------
 
 
-def rates(table: dict[float, tuple[int, int]]) -> Trials:
+def rates(table: dict[float, tuple[int, int]]) -> EdgeEvidence:
     """From {x: (failures, runs)}."""
-    return Trials.of([(x, i < failures) for x, (failures, runs) in table.items() for i in range(runs)])
+    return EdgeEvidence.of([(x, i < failures) for x, (failures, runs) in table.items() for i in range(runs)])
 
 
 def test_rates_in_order_are_joined_by_straight_lines() -> None:
@@ -71,7 +71,7 @@ def test_a_level_that_is_never_crossed_is_infinite(table: dict[float, tuple[int,
 
 
 def test_no_runs_have_no_isotonic_level() -> None:
-    assert math.isnan(centred_isotonic_level(Trials.of([])))
+    assert math.isnan(centred_isotonic_level(EdgeEvidence.of([])))
 
 
 def test_other_levels_are_read_from_the_same_curve() -> None:
@@ -80,7 +80,7 @@ def test_other_levels_are_read_from_the_same_curve() -> None:
 
 @given(st.lists(st.tuples(st.integers(-3, 3).map(float), st.booleans()), min_size=1, max_size=20))
 def test_the_isotonic_level_does_not_depend_on_the_order_of_runs(pairs: list[tuple[float, bool]]) -> None:
-    assert centred_isotonic_level(Trials.of(pairs)) == centred_isotonic_level(Trials.of(pairs[::-1]))
+    assert centred_isotonic_level(EdgeEvidence.of(pairs)) == centred_isotonic_level(EdgeEvidence.of(pairs[::-1]))
 
 
 # --- rank -------------------------------------------------------------------------------------------------------------

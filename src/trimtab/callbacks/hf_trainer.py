@@ -34,7 +34,10 @@ class ProbesCallback(TrainerCallback):
         only: Sequence[str] = (),
         sinks: Sequence[Sink] = (),
     ) -> None:
-        self.preset, self.every, self.only, self.sinks = preset, every, tuple(only), tuple(sinks)
+        self.preset = preset
+        self.every = every
+        self.only = tuple(only)
+        self.sinks = tuple(sinks)
         self.watch: Watch | None = None
         self.last: dict[str, float] = {}
 

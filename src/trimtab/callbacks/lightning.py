@@ -34,8 +34,12 @@ class ProbesCallback(Callback):
         sinks: Sequence[Sink] = (),
         run: str = "run",
     ) -> None:
-        self.preset, self.attribute, self.every = preset, attribute, every
-        self.only, self.sinks, self.run = tuple(only), tuple(sinks), run
+        self.preset = preset
+        self.attribute = attribute
+        self.every = every
+        self.only = tuple(only)
+        self.sinks = tuple(sinks)
+        self.run = run
         self.watch: Watch | None = None
         self.last: dict[str, float] = {}
 

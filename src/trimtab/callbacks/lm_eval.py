@@ -45,8 +45,11 @@ class HarnessModel(LM):
         start: int = ord("\n"),
     ) -> None:
         super().__init__()
-        self.model, self.context, self.start = model.eval(), context, start
-        self.encode, self.decode = encode, decode
+        self.model = model.eval()
+        self.context = context
+        self.start = start
+        self.encode = encode
+        self.decode = decode
 
     @override
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:

@@ -98,11 +98,17 @@ class DecoderHost(Host):
         return [Tap(Site.EMBEDDING, None, first, width), *taps, Tap(Site.LOGITS, None, last, vocabulary)]
 
     def _taps_of(self, layer: int, block: nn.Module) -> list[Tap]:
-        attention, mlp, names = self._attention(block), block.get_submodule(self.names.mlp), self.names
-        shape, proj, fc2 = self.shape(attention), attention.get_submodule(names.proj), mlp.get_submodule(names.fc2)
+        attention = self._attention(block)
+        mlp = block.get_submodule(self.names.mlp)
+        names = self.names
+        shape = self.shape(attention)
+        proj = attention.get_submodule(names.proj)
+        fc2 = mlp.get_submodule(names.fc2)
         width = cast("torch.Tensor", self._at(names.embedding).weight).shape[1]
         hidden = cast("torch.Tensor", stored_weight(fc2)).shape[0 if names.transposed else 1]
-        heads, key_heads, head = shape.num_heads, shape.num_key_heads, shape.head_width
+        heads = shape.num_heads
+        key_heads = shape.num_key_heads
+        head = shape.head_width
 
         def tap(site: Site, owner: nn.Module, mount: Mount, size: int, num_heads: int = 0) -> Tap:
             return Tap(site, layer, self._slot(owner, site, mount), size, num_heads)
@@ -130,7 +136,9 @@ class DecoderHost(Host):
     def _heads(self, attention: nn.Module) -> list[tuple[nn.Module, Layout]]:
         """For queries, keys and values: the module whose output holds them, and their layout in that output."""
         names, shape = self.names, self.shape(attention)
-        heads, key_heads, head = shape.num_heads, shape.num_key_heads, shape.head_width
+        heads = shape.num_heads
+        key_heads = shape.num_key_heads
+        head = shape.head_width
         if len(names.qkv) == 1:
             shared = attention.get_submodule(names.qkv[0])
             if names.interleaved:
@@ -169,7 +177,9 @@ class DecoderHost(Host):
         names, shape = self.names, self.shape(attention)
         if len(names.qkv) > 1:
             return [None, None, None]
-        heads, key_heads, head = shape.num_heads, shape.num_key_heads, shape.head_width
+        heads = shape.num_heads
+        key_heads = shape.num_key_heads
+        head = shape.head_width
         if names.interleaved:
             numbers = torch.arange(3 * heads * head, device="cpu").view(heads, 3, head)
             return [numbers[:, index].flatten() for index in range(3)]

@@ -99,7 +99,9 @@ def _watching(attn: Attention) -> Callable[[AttentionWatcher], Callable[[], None
 
 def _of_block(block: Block) -> list[tuple[Site, Slot, int]]:
     attn, mlp = block.attn, block.mlp
-    width, hidden, head = mlp.fc2.out_features, mlp.fc2.in_features, attn.proj.in_features // attn.num_heads
+    width = mlp.fc2.out_features
+    hidden = mlp.fc2.in_features
+    head = attn.proj.in_features // attn.num_heads
     return [
         (Site.ATTN_IN, block.attn_in, width),
         (Site.QUERY, attn.query, head),

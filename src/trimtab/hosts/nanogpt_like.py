@@ -73,7 +73,8 @@ def _forward(attention: nn.Module, *args: Any, **kwargs: Any) -> Any:
 class _Intercept(TorchFunctionMode):
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
-        self.attention, self.caught = attention, False
+        self.attention = attention
+        self.caught = False
 
     @override
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

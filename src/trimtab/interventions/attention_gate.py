@@ -82,6 +82,7 @@ class _Gate(nn.Module):
     @override
     def forward(self, o_BHTK: Tensor) -> Tensor:
         # Released at once: a stored tensor would keep the autograd graph of the last step alive.
-        x_BTD, self._heard = cast(Tensor, self._heard), None
+        x_BTD = cast(Tensor, self._heard)
+        self._heard = None
         gate_BHTK = torch.sigmoid(self.gate(x_BTD)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         return o_BHTK * gate_BHTK

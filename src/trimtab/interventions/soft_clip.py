@@ -61,7 +61,8 @@ class SoftClip(ModelEdit):
 class _Clip(nn.Module):
     def __init__(self, high: float, low: float) -> None:
         super().__init__()
-        self.high, self.low = high, low
+        self.high = high
+        self.low = low
 
     @override
     def forward(self, w_BHTT: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ class _OffByOne(nn.Module):
 
     @override
     def forward(self, w_BHTT: Tensor) -> Tensor:
-        s_BHTT, self._heard = cast(Tensor, self._heard), None
+        s_BHTT = cast(Tensor, self._heard)
+        self._heard = None
         dtype = torch.promote_types(w_BHTT.dtype, torch.float32)
         largest, key = w_BHTT.to(dtype).max(-1, keepdim=True)
         # A row without visible keys has only zero weights and stays zero; the clamp avoids log 0.

@@ -26,7 +26,9 @@ class WandbSink:
         import wandb
 
         self._wandb: Any = wandb
-        self.folder, self.project, self.mode = Path(folder), project, mode
+        self.folder = Path(folder)
+        self.project = project
+        self.mode = mode
         self._run: Any = run
         self._borrowed = run is not None
         self._prefix = "probes/" if self._borrowed else ""

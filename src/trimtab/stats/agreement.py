@@ -42,7 +42,9 @@ def cohens_kappa(first: Labels, second: Labels) -> float:
     if first.shape != second.shape or first.size == 0:
         raise ValueError(f"label sequences of shapes {first.shape} and {second.shape} cannot be compared")
     names, codes = np.unique(np.concatenate([first.ravel(), second.ravel()]), return_inverse=True)
-    a, b, size = codes[: first.size], codes[first.size :], len(names)
+    a = codes[: first.size]
+    b = codes[first.size :]
+    size = len(names)
     shares = [np.bincount(x, minlength=size) / x.size for x in (a, b)]
     by_chance = float(shares[0] @ shares[1])
     return float((np.mean(a == b) - by_chance) / (1 - by_chance)) if by_chance < 1 else math.nan

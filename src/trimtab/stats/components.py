@@ -47,7 +47,9 @@ def two_way_components(table: NDArray[np.float64], seed: int = 0) -> Components:
     if min(table.shape) < 2 or not np.isfinite(table).all():
         raise ValueError("variance components need a complete table of at least 2 rows and 2 columns")
     rows, columns = table.shape
-    of_rows, of_columns, mean = table.mean(1), table.mean(0), table.mean()
+    of_rows = table.mean(1)
+    of_columns = table.mean(0)
+    mean = table.mean()
     squares = np.array(
         [
             columns * ((of_rows - mean) ** 2).sum(),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from trimtab.stats.posterior import Trials
+from trimtab.stats.posterior import EdgeEvidence
 
 
-def centred_isotonic_level(trials: Trials, level: float = 0.5) -> float:
+def centred_isotonic_level(trials: EdgeEvidence, level: float = 0.5) -> float:
     """log2 LR at which the fitted failure rate crosses ``level``.
 
     The value is inf if the rate stays below ``level``, -inf if it stays above, and nan if there are no runs.

@@ -30,7 +30,7 @@ HYPER_SPREADS = np.array([0.2, 0.5, 1.0, 2.0])
 
 
 @dataclass(frozen=True, slots=True)
-class Trials:
+class EdgeEvidence:
     """Runs of one arm: their learning rates and whether they failed.
 
     Attributes:
@@ -42,7 +42,7 @@ class Trials:
     failed: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[float, bool]]) -> Trials:
+    def of(cls, pairs: Sequence[tuple[float, bool]]) -> EdgeEvidence:
         """Build trials from pairs (log2 LR, failed)."""
         return cls(np.array([x for x, _ in pairs], float), np.array([f for _, f in pairs], bool))
 
@@ -120,7 +120,7 @@ class EdgeModel:
         self.width_given_hyper = table / table.sum(1, keepdims=True)
         self._log_likelihood: dict[tuple[float, bool], Floats] = {}
 
-    def fit(self, arms: Mapping[str, Trials]) -> dict[str, EdgePosterior]:
+    def fit(self, arms: Mapping[str, EdgeEvidence]) -> dict[str, EdgePosterior]:
         """Posterior of every arm.
 
         The arms share the prior of the edge width, so the runs of each arm inform the widths of the others. Without
@@ -138,7 +138,7 @@ class EdgeModel:
             posteriors[name] = EdgePosterior(self.x50, weight / weight.sum(), *self.ranges.get(name, self.shared))
         return posteriors
 
-    def _marginal(self, trials: Trials) -> Floats:
+    def _marginal(self, trials: EdgeEvidence) -> Floats:
         """Likelihood over (x50, width), summed over the prior of the lapse and scaled to a maximum near 1."""
         total = np.zeros((len(self.x50), len(WIDTHS), len(LAPSES)))
         for x, failed in zip(trials.x.tolist(), trials.failed.tolist(), strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trimtab.stats.comparison import clipped_density
-from trimtab.stats.posterior import EdgePosterior, Trials, grid_quantiles
+from trimtab.stats.posterior import EdgeEvidence, EdgePosterior, grid_quantiles
 from trimtab.study.labels import Label, Yardstick, failed, label
 from trimtab.study.settings import Criterion
 from trimtab.study.trial import SIXTEENTH, Results, Tick, Trial, order_of
@@ -33,7 +33,7 @@ def one_edge(
     return True
 
 
-def edge_trials(arm: str, results: Results, yardstick: Yardstick, criterion: Criterion, margin: float) -> Trials:
+def edge_trials(arm: str, results: Results, yardstick: Yardstick, criterion: Criterion, margin: float) -> EdgeEvidence:
     """The labelled runs of one arm, as evidence on its edge."""
     return trials_of(
         [
@@ -44,10 +44,10 @@ def edge_trials(arm: str, results: Results, yardstick: Yardstick, criterion: Cri
     )
 
 
-def trials_of(labelled: Sequence[tuple[Trial, Label]], *, strict: bool = False) -> Trials:
+def trials_of(labelled: Sequence[tuple[Trial, Label]], *, strict: bool = False) -> EdgeEvidence:
     """Pairs of octave and failure; labels that are neither failure nor success are omitted."""
     pairs = [(trial.tick.octave, failed(its_label, strict=strict)) for trial, its_label in labelled]
-    return Trials.of([(x, failure) for x, failure in pairs if failure is not None])
+    return EdgeEvidence.of([(x, failure) for x, failure in pairs if failure is not None])
 
 
 def interval_width(posterior: EdgePosterior) -> float:

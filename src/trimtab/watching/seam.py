@@ -96,7 +96,8 @@ class _GradientEye(torch.autograd.Function):
     @override
     @staticmethod
     def forward(ctx: Any, x: Tensor, number: int, row: int) -> Tensor:
-        ctx.number, ctx.row = number, row
+        ctx.number = number
+        ctx.row = row
         return x.view_as(x)
 
     @override
@@ -180,7 +181,8 @@ class _GradientHook:
     """A tensor hook that can be copied and pickled with its model."""
 
     def __init__(self, number: int, row: int) -> None:
-        self.number, self.row = number, row
+        self.number = number
+        self.row = row
 
     def __call__(self, gradient: Tensor) -> None:
         observer = cast("Observer | None", OBSERVERS.get(self.number))

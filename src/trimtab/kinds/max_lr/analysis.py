@@ -25,7 +25,7 @@ from trimtab.kinds.max_lr.warnings import warnings_of
 from trimtab.run.folder import Outcome
 from trimtab.stats.comparison import clipped_density, difference, holm, smallest_visible_shift
 from trimtab.stats.isotonic import centred_isotonic_level
-from trimtab.stats.posterior import EdgeModel, EdgePosterior, Floats, Trials
+from trimtab.stats.posterior import EdgeEvidence, EdgeModel, EdgePosterior, Floats
 from trimtab.stats.sensitivity import lr_sensitivity
 from trimtab.study.edge import one_edge, trials_of
 from trimtab.study.kind import Evidence
@@ -80,7 +80,7 @@ class _Table:
     """One criterion over all arms."""
 
     breaks: Mapping[str, EdgePosterior]  # of the arms whose failures are one edge
-    trials: Mapping[str, Trials]
+    trials: Mapping[str, EdgeEvidence]
     findings: Mapping[str, CriterionFindings]
 
 
@@ -122,9 +122,9 @@ def _criterion(spec: MaxLrSpec, phase: PhaseOne, results: Results, model: EdgeMo
 
 def _evidence(
     spec: MaxLrSpec, phase: PhaseOne, results: Results, arm: str, margin: float, *, strict: bool, usable: bool = False
-) -> Trials:
+) -> EdgeEvidence:
     if not phase.learned:
-        return Trials.of([])
+        return EdgeEvidence.of([])
     yardstick = phase.yardstick(arm, usable=usable)
     own = [trial for trial in sorted(results, key=order_of) if trial.arm == arm]
     labelled = [(t, label(results[t], t.tick, yardstick, spec.criterion, margin)) for t in own]

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 
 from trimtab.kinds.max_lr.findings import Bound, Estimate, Limit
 from trimtab.stats.comparison import difference
-from trimtab.stats.posterior import EdgePosterior, Trials
+from trimtab.stats.posterior import EdgeEvidence, EdgePosterior
 
 INTERVAL = (0.025, 0.5, 0.975)
 
 
-def limit_of(posterior: EdgePosterior | None, trials: Trials) -> Limit:
+def limit_of(posterior: EdgePosterior | None, trials: EdgeEvidence) -> Limit:
     """LR50 and LR10 of one arm; None as posterior says that its failures are not one edge."""
     return Limit(_estimate(posterior, trials, 0.5), _estimate(posterior, trials, 0.1))
 
 
-def _estimate(posterior: EdgePosterior | None, trials: Trials, level: float) -> Estimate:
+def _estimate(posterior: EdgePosterior | None, trials: EdgeEvidence, level: float) -> Estimate:
     if posterior is None:
         return Estimate(None, None, None, "no_clear_boundary")
     bound = _bound(posterior, trials, level)
@@ -31,7 +31,7 @@ def _estimate(posterior: EdgePosterior | None, trials: Trials, level: float) -> 
     return Estimate(2.0**median, inside[0], inside[1])
 
 
-def _bound(posterior: EdgePosterior, trials: Trials, level: float) -> Bound | None:
+def _bound(posterior: EdgePosterior, trials: EdgeEvidence, level: float) -> Bound | None:
     if len(trials.x) == 0:
         return "no_data"
     if not trials.failed.any():
@@ -55,7 +55,11 @@ _RATIO_BOUNDS: Mapping[tuple[Bound | None, Bound | None], Bound | None] = {
 
 
 def ratio_of(
-    arm: str, reference: str, posteriors: Mapping[str, EdgePosterior], trials: Mapping[str, Trials], comparable: bool
+    arm: str,
+    reference: str,
+    posteriors: Mapping[str, EdgePosterior],
+    trials: Mapping[str, EdgeEvidence],
+    comparable: bool,
 ) -> Limit:
     """Ratios of LR50 and of LR10 to the reference's; none where the two are in units of different optimizers."""
     if not comparable:
@@ -68,7 +72,7 @@ def _ratio(
     arm: str,
     reference: str,
     posteriors: Mapping[str, EdgePosterior],
-    trials: Mapping[str, Trials],
+    trials: Mapping[str, EdgeEvidence],
     level: float,
 ) -> Estimate:
     if arm == reference:

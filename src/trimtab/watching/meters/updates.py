@@ -67,7 +67,10 @@ class UpdateMeter(Meter):
     def values(self, passes: int) -> Sequence[Reading]:
         places = self.subject.parameters.places
         sums = self.region("sums")
-        updates, weights, with_adam, entries = sums[:, 0], sums[:, 1], sums[:, -2], sums[:, -1]
+        updates = sums[:, 0]
+        weights = sums[:, 1]
+        with_adam = sums[:, -2]
+        entries = sums[:, -1]
         norms = norm_probes(self.probes)
         total = torch.stack((updates.sum(), entries.sum()))[None]
         readings = of_norms([_update_of(place) for place in places], sums[:, [0, -1]], norms)
