@@ -13,7 +13,6 @@ import json
 import shutil
 from pathlib import Path
 
-from trimtab.report.report import groups_of
 from trimtab.run.folder import load_texts, record_of
 from trimtab.study.kind import kind_of
 from trimtab.study.seed_facts import save_facts
@@ -45,7 +44,7 @@ def main() -> None:
                 row["texts"] = {name: [round(loss, 6) for loss in losses] for name, losses in texts.items()}
             file.write(json.dumps(row, allow_nan=False) + "\n")
     kind_of(findings.spec).keep(findings, options.target)
-    groups = groups_of(findings)
+    groups = kind_of(findings.spec).seed_groups(findings)
     if groups:
         save_facts({run.run_id: run.facts for group in groups for run in group.runs}, options.target / FACTS)
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -41,6 +43,111 @@ def browser() -> Iterator[Any]:
         running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield running
         running.close()
+
+
+class Visit:
+    """A page opened from its file, with everything it did that a page of text would not do.
+
+    Attributes:
+        troubles: lines of the console, errors, dialogs and windows that the page opened.
+        requests: the address of every request of the page and of any window that it opened.
+        downloads: the names of the files that the page offered to save.
+    """
+
+    def __init__(self, browser: Any, file: Path, scheme: str = "light", width: int = 1280) -> None:
+        self.context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+        self.file = file
+        self.troubles: list[str] = []
+        self.requests: list[str] = []
+        self.downloads: list[str] = []
+        self.context.on("request", lambda request: self.requests.append(request.url))
+        self.context.route(re.compile("^https?:"), lambda route: route.abort())
+        self.page = self.context.new_page()
+        self.page.on("console", lambda m: self.troubles.append(f"{m.type}: {m.text}"))
+        self.page.on("pageerror", lambda error: self.troubles.append(f"page error: {error}"))
+        self.page.on("dialog", self._refuse)
+        self.page.on("popup", lambda window: self.troubles.append(f"window: {window.url}"))
+        self.page.on("download", lambda download: self.downloads.append(download.suggested_filename))
+        self.page.goto(file.as_uri())
+        self.page.wait_for_selector("html[data-drawn=true]", timeout=30_000, state="attached")
+
+    @property
+    def requests_outside(self) -> list[str]:
+        """The requests for anything but the page itself and what stands inside it."""
+        inside = ("data:", "blob:", self.file.as_uri())
+        return [url for url in self.requests if not url.startswith(inside)]
+
+    def _refuse(self, dialog: Any) -> None:
+        self.troubles.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Callable[..., Visit]:
+    """Open a page: ``with open_page(file, scheme="dark", width=400) as visit``."""
+    return functools.partial(Visit, browser)
+
+
+ALLOWED_BUTTONS = {
+    "Download plot as a PNG",
+    "Zoom",
+    "Pan",
+    "Zoom in",
+    "Zoom out",
+    "Autoscale",
+    "Reset axes",
+}
+
+
+@pytest.fixture
+def use_every_control(open_page: Callable[..., Visit]) -> Callable[[Path], None]:
+    """Hover over every chart of a page and click all that can be clicked: nothing may leave the page.
+
+    The mode bar is used on one chart of each sort (the slug without its number), the legend on every chart. A dialog
+    that a click opens is answered by its last button, which gives the consent.
+    """
+
+    def use(file: Path) -> None:
+        with open_page(file) as visit:
+            page = visit.page
+            page.add_style_tag(content=".plotly-notifier { display: none }")  # it covers buttons
+            slugs = page.eval_on_selector_all(".chart", "all => all.map(chart => chart.id)")
+            by_sort = {re.sub(r"[-0-9]+$", "", slug): slug for slug in reversed(slugs)}
+            for slug in slugs:
+                page.hover(f"#{slug} .nsewdrag", force=True)
+                for entry in page.query_selector_all(f"#{slug} .legendtoggle"):
+                    entry.scroll_into_view_if_needed()
+                    entry.click(force=True)
+            for slug in by_sort.values():
+                page.hover(f"#{slug} .nsewdrag", force=True)
+                titles = page.eval_on_selector_all(
+                    f"#{slug} .modebar-btn", "all => all.map(button => button.dataset.title)"
+                )
+                assert "Download plot as a PNG" in titles, f"{slug} has no mode bar"
+                for index, title in enumerate(titles):
+                    page.query_selector_all(f"#{slug} .modebar-btn")[index].click()
+                    page.wait_for_timeout(50)
+                    consents = page.query_selector_all("button:not(.modebar-btn, .notifier-close)")
+                    if consents:
+                        consents[-1].click(force=True)
+                        page.wait_for_timeout(500)
+                    assert (visit.troubles, visit.requests_outside) == ([], []), (slug, title)
+                assert set(titles) <= ALLOWED_BUTTONS, slug
+            images = {f"{slug}.png" for slug in by_sort.values()}
+            for _ in range(100):
+                if len(visit.downloads) < len(images):
+                    page.wait_for_timeout(100)
+            assert set(visit.downloads) == images
+            assert visit.troubles == []
+            assert visit.requests_outside == []
+
+    return use
 
 
 def outcome_at(trial: Trial, edge: float) -> Outcome | None:

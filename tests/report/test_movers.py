@@ -10,7 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from trimtab.kinds.max_lr.movers import FOLLOWED, _mover, event_step
+from trimtab.kinds.max_lr.movers import _mover, event_step
+from trimtab.kinds.max_lr.series import FOLLOWED
 from trimtab.report import write_report
 from trimtab.report.schema import schema
 from trimtab.study import Study

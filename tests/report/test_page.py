@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from trimtab.inspection.page import tev_page
+from trimtab.inspection.tev import TevPoint
 from trimtab.kinds.max_lr.findings import LimitFindings
 from trimtab.report import write_report
 
@@ -26,32 +28,6 @@ NAME = "<script>alert(1)</script></title><img src=x onerror=alert(1)> & </script
 FIRST_CELLS = "h2:text-is('The answer') ~ .scroll tbody td:first-child"
 
 
-class Visit:
-    """A page opened from its file, and everything it did that a page of text would not do."""
-
-    def __init__(self, browser: Any, file: Path, scheme: str, width: int = 1280) -> None:
-        self.context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
-        self.page = self.context.new_page()
-        self.troubles: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda m: self.troubles.append(f"{m.type}: {m.text}"))
-        self.page.on("pageerror", lambda error: self.troubles.append(f"page error: {error}"))
-        self.page.on("dialog", self._refuse)
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(file.as_uri())
-        self.page.wait_for_selector("html[data-drawn=true]", timeout=30_000, state="attached")
-
-    def _refuse(self, dialog: Any) -> None:
-        self.troubles.append(f"dialog: {dialog.message}")
-        dialog.dismiss()
-
-    def __enter__(self) -> Visit:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
-
-
 @pytest.fixture
 def hostile(make_findings: Callable[..., LimitFindings]) -> Path:
     findings = make_findings(HOSTILE, name=NAME, lose=lambda t: (t.round, t.tick) == (0, -96) and t.arm == "=cmd()")
@@ -60,9 +36,11 @@ def hostile(make_findings: Callable[..., LimitFindings]) -> Path:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_draws_every_chart_and_does_nothing_else(browser: Any, hostile: Path, tmp_path: Path, scheme: str) -> None:
+def test_page_draws_every_chart_and_does_nothing_else(
+    open_page: Any, hostile: Path, tmp_path: Path, scheme: str
+) -> None:
     assert hostile.stat().st_size < 10_000_000
-    with Visit(browser, hostile, scheme) as visit:
+    with open_page(hostile, scheme) as visit:
         page = visit.page
         charts = page.query_selector_all(".chart")
         assert len(charts) == 4 + len(HOSTILE)
@@ -74,12 +52,24 @@ def test_page_draws_every_chart_and_does_nothing_else(browser: Any, hostile: Pat
         page.wait_for_timeout(300)
         page.screenshot(path=tmp_path / f"{scheme}.png", full_page=True)
         assert visit.troubles == []
-        outside = [url for url in visit.requests if not url.startswith(("data:", "blob:", hostile.as_uri()))]
-        assert outside == []
+        assert visit.requests_outside == []
 
 
-def test_names_are_shown_as_text(browser: Any, hostile: Path) -> None:
-    with Visit(browser, hostile, "light") as visit:
+def test_no_control_of_a_chart_leaves_the_page(use_every_control: Callable[[Path], None], hostile: Path) -> None:
+    use_every_control(hostile)
+
+
+def test_no_control_of_an_inspection_leaves_the_page(
+    use_every_control: Callable[[Path], None], open_page: Any, tmp_path: Path
+) -> None:
+    points = [TevPoint(name, "table", None, 0, 0, {"tev_mean": 0.1, "tev_std": 0.2}) for name in HOSTILE]
+    file = tmp_path / "inspection.html"
+    file.write_text(tev_page(points), encoding="utf-8")
+    use_every_control(file)
+
+
+def test_names_are_shown_as_text(open_page: Any, hostile: Path) -> None:
+    with open_page(hostile) as visit:
         page = visit.page
         assert page.inner_text("h1") == NAME
         assert page.title() == f"{NAME} - trimtab"
@@ -97,8 +87,8 @@ def test_names_are_shown_as_text(browser: Any, hostile: Path) -> None:
         assert visit.troubles == []
 
 
-def test_hovering_shows_names_as_text(browser: Any, hostile: Path) -> None:
-    with Visit(browser, hostile, "light") as visit:
+def test_hovering_shows_names_as_text(open_page: Any, hostile: Path) -> None:
+    with open_page(hostile) as visit:
         page = visit.page
         points = page.query_selector_all("#label-map .point")
         seen: set[str] = set()
@@ -113,9 +103,9 @@ def test_hovering_shows_names_as_text(browser: Any, hostile: Path) -> None:
         assert visit.troubles == []
 
 
-def test_page_follows_the_colour_scheme(browser: Any, hostile: Path) -> None:
+def test_page_follows_the_colour_scheme(open_page: Any, hostile: Path) -> None:
     colours: dict[str, tuple[str, str]] = {}
-    with Visit(browser, hostile, "light") as visit:
+    with open_page(hostile) as visit:
         for scheme in ("light", "dark"):
             visit.page.emulate_media(color_scheme=scheme)
             visit.page.wait_for_timeout(500)
@@ -141,12 +131,12 @@ def contrast(first: str, second: str) -> float:
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-def test_no_label_is_cut_and_no_legend_covers_its_axis(browser: Any, make_findings: Any, width: int) -> None:
+def test_no_label_is_cut_and_no_legend_covers_its_axis(open_page: Any, make_findings: Any, width: int) -> None:
     methods = ("baseline", "sigma_reparam", "soft_temp", "soft_cap", "soft_clip")
     methods += ("layer_scale", "qk_norm", "qk_norm_cap", "qkv_norm", "qk_fc_norm")
     findings = make_findings({name: -3 + 0.4 * index for index, name in enumerate(methods)})
     write_report(findings)
-    with Visit(browser, findings.evidence.folder / "report.html", "light", width) as visit:
+    with open_page(findings.evidence.folder / "report.html", "light", width) as visit:
         flaws = visit.page.evaluate(
             """() => {
             const flaws = [];

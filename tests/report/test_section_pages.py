@@ -383,24 +383,19 @@ def test_the_page_and_its_numbers_agree(make: Make, kind: str) -> None:
 
 
 @EVERY_KIND
-def test_a_browser_draws_every_chart_and_does_nothing_else(browser: Any, make: Make, kind: str) -> None:
+def test_a_browser_draws_every_chart_and_does_nothing_else(open_page: Any, make: Make, kind: str) -> None:
     findings = make(kind, HOSTILE_ARMS, HOSTILE_SIZES, name=NAME)
     charts = page_of(findings).charts
-    file = findings.evidence.folder / "report.html"
-    context = browser.new_context()
-    page = context.new_page()
-    troubles: list[str] = []
-    page.on("console", lambda message: troubles.append(message.text))
-    page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
-    page.on(
-        "request",
-        lambda request: request.url.startswith(("data:", "blob:", file.as_uri())) or troubles.append(request.url),
-    )
-    page.goto(file.as_uri())
-    page.wait_for_selector("html[data-drawn=true]", timeout=30_000, state="attached")
-    for slug in charts:
-        assert page.query_selector_all(f"#{slug} .scatterlayer path"), f"{slug} is empty"
-    assert page.query_selector_all("img, h1 *, td *, svg a, svg image") == []
-    assert troubles == []
-    context.close()
+    with open_page(findings.evidence.folder / "report.html") as visit:
+        for slug in charts:
+            assert visit.page.query_selector_all(f"#{slug} .scatterlayer path"), f"{slug} is empty"
+        assert visit.page.query_selector_all("img, h1 *, td *, svg a, svg image") == []
+        assert visit.troubles == []
+        assert visit.requests_outside == []
+
+
+@EVERY_KIND
+def test_no_control_of_a_chart_leaves_the_page(use_every_control: Any, make: Make, kind: str) -> None:
+    findings = make(kind, HOSTILE_ARMS, HOSTILE_SIZES, name=NAME)
+    page_of(findings)
+    use_every_control(findings.evidence.folder / "report.html")

@@ -184,6 +184,24 @@ def test_a_name_is_text_and_nothing_else(make: Any, kind: str, lost: bool) -> No
     assert ("[bold]x[/bold]" in shown) == (kind == "seeds" and not lost)  # no arm by name on that of signals
 
 
+def test_the_groups_of_a_study_of_seeds_are_computed_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = make("seeds")
+
+    def again(*_: object) -> None:
+        raise AssertionError("computed a second time")
+
+    monkeypatch.setattr("trimtab.study.kind.seed_groups", again)
+    _, results, _ = written(findings)
+    assert [group["arm"] for group in results["seeds"]] == list(PLAIN)
+
+
+@pytest.mark.parametrize("kind", ["signals", "seeds"])
+def test_no_control_of_a_chart_leaves_the_page(use_every_control: Any, make: Any, kind: str) -> None:
+    findings = make(kind, HOSTILE)
+    written(findings)
+    use_every_control(findings.evidence.folder / "report.html")
+
+
 def test_a_planted_outlier_is_named_with_the_step_at_which_it_leaves_the_others(make: Any) -> None:
     pytest.importorskip("hmmlearn")
     page, results, _ = written(make("seeds"))

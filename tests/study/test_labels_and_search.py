@@ -689,8 +689,8 @@ def test_a_margin_under_four_spreads_is_warned_of() -> None:
         return of
 
     spec = study(arms=("baseline", "qk_norm"), search={"most_runs": 11})
-    assert warned(conclude(spec, noisy(0.15)), "less than 4 times the spread")
-    assert not warned(conclude(spec, noisy(0.01)), "less than 4 times the spread")
+    assert warned(conclude(spec, noisy(0.15)), "less than 4 times the standard deviation")
+    assert not warned(conclude(spec, noisy(0.01)), "less than 4 times the standard deviation")
 
 
 def test_an_order_that_depends_on_the_margin_is_warned_of() -> None:
@@ -730,7 +730,7 @@ def test_failures_that_begin_late_are_warned_of(step: int, expected: bool) -> No
         curve = ((0, LOG_VOCAB), (step - 10, BEST), (step, BEST + 1), (STEPS, BEST + 1))
         return dataclasses.replace(fine, held_out=curve)
 
-    assert warned(conclude(study(), late), "the horizon is too short") is expected
+    assert warned(conclude(study(), late), "began in the last fifth") is expected
 
 
 @pytest.mark.parametrize(

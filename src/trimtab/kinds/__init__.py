@@ -1,5 +1,5 @@
-"""The kinds of study, one folder each: its specification, its rounds, its analysis, and its page.
+"""The kinds of study. The folder of a kind holds its specification, its rounds, its analysis and its page.
 
-A kind is found by its slug, the name of its folder; a new folder here, or an entry point ``trimtab.kinds`` of another
-package, is all it takes.
+The slug of a kind is the name of its folder. A new folder here adds a kind; so does an entry point ``trimtab.kinds`` of
+another package.
 """

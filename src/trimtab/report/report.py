@@ -18,7 +18,7 @@ from trimtab.report.terminal import print_sections
 from trimtab.run.files import write_whole
 from trimtab.section import Content, Section, Table
 from trimtab.study.kind import Evidence, Findings, kind_of
-from trimtab.study.seed_groups import SeedGroup, seed_groups
+from trimtab.study.seed_groups import SeedGroup
 
 SCHEMA = 2
 
@@ -44,7 +44,7 @@ def report_of(findings: Findings) -> Report:
     """The report of a study of any kind."""
     kind = kind_of(findings.spec)
     content = kind.content(findings)
-    groups = groups_of(findings)
+    groups = kind.seed_groups(findings)
     after = view_sections(groups, on_terminal=False) if kind.adds_seeds else []
     evidence = findings.evidence
     return Report(
@@ -85,15 +85,6 @@ def print_findings(findings: Findings, console: Console) -> None:
     """The main tables and what they say, on a terminal."""
     content = kind_of(findings.spec).content(findings)
     print_sections(findings.spec.name, [*_state(findings.evidence), *content.sections], console)
-
-
-def groups_of(findings: Findings) -> Sequence[SeedGroup]:
-    """The view of seeds of a study of any kind: groups of runs that differ in nothing but their seeds."""
-    known = getattr(findings, "groups", None)
-    if known is not None:
-        return known
-    evidence = findings.evidence
-    return seed_groups(evidence.results, evidence.run_ids, evidence.folder, list(findings.spec.arms))
 
 
 def _results(findings: Findings, content: Content, groups: Sequence[SeedGroup]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from trimtab.run.cost import ModelCost
 from trimtab.run.folder import Outcome
 from trimtab.run.spec import UserCode
 from trimtab.section import Content
+from trimtab.study.seed_groups import SeedGroup, seed_groups
 from trimtab.study.specification import StudySpec, read_spec
 from trimtab.study.trial import Results, Trial
 
@@ -83,6 +84,12 @@ class Findings(Protocol):
     def warnings(self) -> Sequence[str]: ...
 
 
+def groups_from_evidence(findings: Findings) -> Sequence[SeedGroup]:
+    """The groups of runs that differ in their seeds alone, computed from the outcomes and the run folders."""
+    evidence = findings.evidence
+    return seed_groups(evidence.results, evidence.run_ids, evidence.folder, list(findings.spec.arms))
+
+
 S = TypeVar("S", bound=StudySpec)
 F = TypeVar("F", bound=Findings)
 
@@ -101,6 +108,8 @@ class Kind(Generic[S, F]):
         facts, results: the classes of ``Content.facts`` and ``Content.results``, for the schema of ``results.json``.
         has_reference: whether the other arms are compared with a reference arm.
         keep: writes into a folder the arrays that the study needs after its run folders are deleted.
+        seed_groups: the groups of runs that differ in their seeds alone. A kind whose findings hold the groups returns
+            them, so that they are not computed twice.
         adds_seeds: whether the report adds the view of seeds after the sections of the kind.
     """
 
@@ -114,6 +123,7 @@ class Kind(Generic[S, F]):
     results: type[Any]
     has_reference: bool = True
     keep: Callable[[F, Path], None] = lambda findings, folder: None
+    seed_groups: Callable[[F], Sequence[SeedGroup]] = groups_from_evidence
     adds_seeds: bool = True
 
 

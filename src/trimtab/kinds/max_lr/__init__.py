@@ -1,4 +1,4 @@
-"""``max_lr``: how far the learning rate of each arm can be pushed before training breaks."""
+"""``max_lr``: the highest learning rate at which each arm still trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the order of the arms agrees with the one that a paper reports."""
+"""Compare the order of the arms by their limits with the order that a paper reports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trimtab.kinds.max_lr.reported import REPORTED
 from trimtab.stats.rank import kendall_tau_b
 
 TAU_DRAWS = 4000
-LEAST_REPORTED = 4  # arms with a reported limit below which two orders are not worth comparing
+LEAST_REPORTED = 4  # with fewer arms the order says too little
 
 
 @dataclass(frozen=True, slots=True)
 class TauB:
-    """Kendall's tau-b with an interval over our posteriors."""
+    """Kendall's tau-b: median and 95 % interval over draws from the posteriors of this study."""
 
     estimate: float
     low: float
@@ -27,11 +27,12 @@ class TauB:
 
 @dataclass(frozen=True, slots=True)
 class OrderAgreement:
-    """The reported order against ours.
+    """The agreement between the reported order and the order in this study.
 
     Attributes:
-        arms: that were compared.
-        left_out: arms with a reported limit that were not, as accounts of it differ or there is no limit here.
+        arms: names of the compared arms.
+        left_out: names of the arms with a reported limit that were not compared: accounts of the limit differ, or the
+            arm has no limit in this study.
     """
 
     paper: str
@@ -41,7 +42,7 @@ class OrderAgreement:
 
 
 def order_agreement(findings: LimitFindings) -> OrderAgreement | None:
-    """The agreement; None if too few arms have a reported limit."""
+    """Return the agreement; None if fewer than 4 arms have a reported limit."""
     known = {
         name: (arm, REPORTED[arm.method])
         for name, arm in findings.arms.items()

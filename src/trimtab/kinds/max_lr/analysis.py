@@ -1,4 +1,4 @@
-"""From outcomes to answers: how far each arm's learning rate goes, by every margin, and what to be wary of."""
+"""Compute the learning-rate limits of each arm, under every criterion, from the outcomes of a search."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CRITERIA: Mapping[CriterionName, float] = {"half_d": 0.5, "d": 1.0, "double_d": 
 
 
 def analyse(spec: MaxLrSpec, evidence: Evidence) -> LimitFindings:
-    """Everything a report states, from the outcomes of a search."""
+    """Return the findings of a study of limits."""
     results = evidence.results
     phase = phase_one(spec, results)
     order = list(spec.arms)
@@ -68,7 +68,7 @@ def analyse(spec: MaxLrSpec, evidence: Evidence) -> LimitFindings:
 
 
 def limit_draws(arm: ArmFindings, spec: MaxLrSpec, name: str, number: int, rng: np.random.Generator) -> Floats:
-    """Draws of log2 LR50 from an arm's posterior, what lies outside the tested range held at its end."""
+    """Draw log2 LR50 from the posterior of an arm; a value outside the tested range is moved to the nearest end."""
     grid, weight = np.array(arm.posterior.log2_lr50), np.array(arm.posterior.probability)
     rates = spec.rates_of(name)
     posterior = EdgePosterior(grid, weight[:, None], rates.lowest.octave, rates.highest.octave)
@@ -77,9 +77,9 @@ def limit_draws(arm: ArmFindings, spec: MaxLrSpec, name: str, number: int, rng: 
 
 @dataclass(frozen=True)
 class _Table:
-    """One criterion over all arms."""
+    """The results of all arms under one criterion."""
 
-    breaks: Mapping[str, EdgePosterior]  # of the arms whose failures are one edge
+    breaks: Mapping[str, EdgePosterior]  # only of arms whose failures form a single edge
     trials: Mapping[str, EdgeEvidence]
     findings: Mapping[str, CriterionFindings]
 
@@ -126,18 +126,18 @@ def _evidence(
     if not phase.learned:
         return EdgeEvidence.of([])
     yardstick = phase.yardstick(arm, usable=usable)
-    own = [trial for trial in sorted(results, key=order_of) if trial.arm == arm]
-    labelled = [(t, label(results[t], t.tick, yardstick, spec.criterion, margin)) for t in own]
+    of_arm = [trial for trial in sorted(results, key=order_of) if trial.arm == arm]
+    labelled = [(t, label(results[t], t.tick, yardstick, spec.criterion, margin)) for t in of_arm]
     return trials_of(labelled, strict=strict)
 
 
 def _arm(
     spec: MaxLrSpec, phase: PhaseOne, runs: Sequence[LabelledRun], arm: str, tables: Mapping[CriterionName, _Table]
 ) -> ArmFindings:
-    own = [run for run in runs if run.trial.arm == arm]
-    counted = Counter(run.label.value for run in own)
+    of_arm = [run for run in runs if run.trial.arm == arm]
+    counted = Counter(run.label.value for run in of_arm)
     by_tick: dict[int, list[Outcome]] = {}
-    for run in own:
+    for run in of_arm:
         if run.trial.round == 0 and run.outcome is not None:
             by_tick.setdefault(run.trial.tick, []).append(run.outcome)
     finals = [sum(o.final_loss for o in outcomes) / len(outcomes) for _, outcomes in sorted(by_tick.items())]
@@ -151,7 +151,7 @@ def _arm(
         best_loss=phase.best[arm].loss,
         best_lr=phase.best[arm].tick.learning_rate,
         lr_sensitivity=lr_sensitivity(finals, initial),
-        counts={one.value: counted[one.value] for one in Label},
+        counts={name.value: counted[name.value] for name in Label},
         criteria={name: table.findings[arm] for name, table in tables.items()},
         visible_shift=smallest_visible_shift(posterior, reference) if compared and posterior and reference else None,
         isotonic_lr50=2.0 ** centred_isotonic_level(main.trials[arm]) if posterior else None,

@@ -1,4 +1,4 @@
-"""What a study of limits found, as plain data."""
+"""The findings of a study of limits, as plain data."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ Bound = Literal["above", "below", "no_clear_boundary", "no_data", "undetermined"
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A learning rate or a ratio: posterior median and 95 % interval.
+    """A learning rate or a ratio of two: posterior median and 95 % interval.
 
     Attributes:
-        bound: why there is no plain estimate; ``above``: at least ``estimate``; ``below``: at most.
-        low, high: None where the interval leaves the tested range.
+        estimate: the median; a bound where ``bound`` is ``above`` or ``below``; None for every other ``bound``.
+        low, high: ends of the interval; None for an end outside the tested range.
+        bound: None for an ordinary estimate. ``above``: the value is at least ``estimate``. ``below``: the value is at
+            most ``estimate``. Every other value is the reason why there is no estimate.
     """
 
     estimate: float | None
@@ -34,7 +36,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The LR at which half of the runs fail, and the one at which a tenth does."""
+    """The LR at which half of the runs fail (LR50), and the LR at which a tenth of the runs fail (LR10)."""
 
     lr50: Estimate
     lr10: Estimate
@@ -42,7 +44,15 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class CriterionFindings:
-    """The answers for one arm under one criterion; ``p_value`` is of the LR50 ratio, before and after Holm."""
+    """The results of one arm under one criterion.
+
+    Attributes:
+        breaks: limits measured against the best loss of the arm.
+        usable: limits measured against the best loss of the reference.
+        ratio: ratios of ``breaks`` to the reference.
+        p_value: of the LR50 ratio, before Holm's correction; None without a ratio.
+        p_holm: the same p-value after Holm's correction.
+    """
 
     breaks: Limit
     usable: Limit
@@ -53,7 +63,7 @@ class CriterionFindings:
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
-    """The probability of LR50 on a grid of its log2; empty where there is none."""
+    """The posterior of log2 LR50 on a grid; empty if the arm has no posterior."""
 
     log2_lr50: tuple[Finite, ...] = ()
     probability: tuple[Finite, ...] = ()
@@ -61,13 +71,14 @@ class Posterior:
 
 @dataclass(frozen=True, slots=True)
 class ArmFindings:
-    """The answers for one arm.
+    """The results of one arm.
 
     Attributes:
-        best_loss: lowest mean final loss at one LR of phase 1, in nats.
-        visible_shift: smallest difference to the reference that these data would show, in octaves.
-        isotonic_lr50: the model-free check; infinite where the failure rate never crosses a half.
-        posterior: of LR50 by the main criterion.
+        best_loss: lowest mean final loss at a single LR of phase 1, in nats.
+        visible_shift: smallest difference to the reference that these data can detect with power 0.8, in octaves.
+        isotonic_lr50: LR50 by isotonic regression, a check without a parametric model; infinite if the failure rate
+            never crosses one half.
+        posterior: of LR50 under the main criterion.
     """
 
     method: str
@@ -94,12 +105,13 @@ class LabelledRun:
 
 @dataclass(frozen=True, slots=True)
 class LimitFindings:
-    """A study of limits: what was found and all it rests on.
+    """The findings of a study of limits, with the data they are computed from.
 
     Attributes:
-        learned: whether the reference got below unigram entropy; without that there are no limits.
+        learned: whether the best loss of the reference is below unigram entropy; if not, no limit is estimated.
         reference_loss: best loss of the reference, in nats.
-        seed_sd: spread of final losses between seeds at one LR, pooled over arms, in nats; nan if not measured.
+        seed_sd: standard deviation of the final loss between seeds at the same LR, pooled over arms, in nats; nan if
+            not measured.
     """
 
     spec: MaxLrSpec

@@ -1,41 +1,44 @@
-"""Table and small multiples of who moved first."""
+"""Tables and charts of the movers of an arm."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from trimtab.kinds.max_lr.movers import FACTOR, FOLLOWED, Growth, Movement
+from trimtab.kinds.max_lr.growth import Growth
+from trimtab.kinds.max_lr.movers import FACTOR, Movement
+from trimtab.kinds.max_lr.series import FOLLOWED
 from trimtab.report.chart import escape, vertical_line
 from trimtab.section import Chart, Section, Table
 
 STABLE, BROKEN = ("#9ecae1", "#08519c"), ("#fdd0a2", "#a63603")  # first layer, last layer
 ROWS = 16
-MOVED = ("quantity", "place", "left the band at step", "before the loss, steps", "at the end, over stable")
-COMPARED = ("quantity", "ratio", "pairs", "more than double?")
+MOVED = ("quantity", "place", "left the band at step", "steps before the loss", "last value / stable median")
+COMPARED = ("quantity", "ratio", "pairs", "more than doubled?")
 GROWN = (
-    "Failing over stable run of the same seed at their last common reading, largest of the layers; geometric "
-    "mean over the "
-    "pairs, 95 % interval in brackets."
+    "Ratio: value in a failing run over the value in a stable run of the same seed, at the last step that both have, "
+    "in the layer with the largest ratio. The table shows the geometric mean over the pairs of runs and its 95 % "
+    "interval."
 )
 DOUBLE = 2.0
 
 
 def mover_sections(number: int, arm: str, movement: Movement) -> list[Section]:
-    """What moved first, and whether each quantity more than doubled, with small multiples of all of them."""
+    """Return the sections of an arm: the order in which quantities left the band, their growth, and their charts."""
     stable = movement.stable.trial
     broken = movement.broken.trial
     event = movement.event_step
     ended = (
-        f"its training loss leaves for good at step {event}"
+        f"its training loss rises for good at step {event}"
         if event is not None
-        else "its training loss never rose for good"
+        else "its training loss does not rise for good"
     )
     lead = (
         f"A failing run at LR {broken.learning_rate:.3g} (seed {broken.seed}, {movement.broken.label.value}; {ended}) "
-        f"against {movement.num_stable} stable runs, the nearest at LR {stable.learning_rate:.3g}. A quantity "
-        f"leaves when three readings in a row, or the last ones, lie "
-        f"outside {1 / FACTOR:g} to {FACTOR:g} times the stable runs' range."
+        f"is compared with {movement.num_stable} stable runs; the charts show the stable run at LR "
+        f"{stable.learning_rate:.3g}. The band of a quantity extends from {1 / FACTOR:g} times the smallest to "
+        f"{FACTOR:g} times the largest value of the stable runs. A quantity leaves the band when three consecutive "
+        "readings, or all remaining readings, are outside it."
     )
     moved = [mover for mover in movement.movers if mover.step is not None]
     rows = [
@@ -49,32 +52,32 @@ def mover_sections(number: int, arm: str, movement: Movement) -> list[Section]:
         for mover in moved[:ROWS]
     ]
     stayed = len(movement.movers) - len(moved)
-    rows.append((f"{stayed} of {len(movement.movers)} quantities never left", "", "", "", ""))
-    growth = [_growth(one) for one in movement.growth]
+    rows.append((f"{stayed} of {len(movement.movers)} quantities never left the band", "", "", "", ""))
+    growth = [_growth_row(growth) for growth in movement.growth]
     charts = mover_charts(number, movement)
     sections = [
         Section(f"Who moved first: {arm}", lead, Table(MOVED, rows), charts=[] if growth else charts, small=True)
     ]
     if growth:
         sections.append(
-            Section(f"How far each moved: {arm}", GROWN, Table(COMPARED, growth), charts=charts, small=True)
+            Section(f"Growth of each quantity: {arm}", GROWN, Table(COMPARED, growth), charts=charts, small=True)
         )
     return sections
 
 
-def _growth(one: Growth) -> tuple[str, ...]:
-    interval = "" if one.low is None or one.high is None else f" [{one.low:.2g}, {one.high:.2g}]"
-    if one.low is not None and one.low > DOUBLE:
+def _growth_row(growth: Growth) -> tuple[str, ...]:
+    interval = "" if growth.low is None or growth.high is None else f" [{growth.low:.2g}, {growth.high:.2g}]"
+    if growth.low is not None and growth.low > DOUBLE:
         verdict = "yes"
-    elif (one.high if one.high is not None else one.ratio) < DOUBLE:
+    elif (growth.high if growth.high is not None else growth.ratio) < DOUBLE:
         verdict = "no"
     else:
         verdict = "not clear"
-    return FOLLOWED[one.quantity], f"{one.ratio:.2g}x{interval}", str(one.pairs), verdict
+    return FOLLOWED[growth.quantity], f"{growth.ratio:.2g}x{interval}", str(growth.pairs), verdict
 
 
 def mover_charts(number: int, movement: Movement) -> list[Chart]:
-    """One chart a quantity, one line a layer, of the stable run in blue and of the failing one in orange."""
+    """Return a chart for each quantity, with a line for each layer: stable run in blue, failing run in orange."""
     charts: list[Chart] = []
     for index, (quantity, title) in enumerate(FOLLOWED.items()):
         data: list[dict[str, Any]] = []
@@ -84,7 +87,7 @@ def mover_charts(number: int, movement: Movement) -> list[Chart]:
         ):
             places = movement.series[run.run_id].get(quantity, {})
             for layer, (where, values) in enumerate(places.items()):
-                place = escape(where).replace("%", "&#37;")  # a place may be a module's name
+                place = escape(where).replace("%", "&#37;")  # a place may be the name of a module
                 sound = [(step, value) for step, value in values if math.isfinite(value)]
                 share = layer / (len(places) - 1) if len(places) > 1 else 1.0
                 data.append(

@@ -1,11 +1,12 @@
-"""The page of a study of limits, in sections."""
+"""The sections of the report of a study of limits."""
 
 from __future__ import annotations
 
 from trimtab.kinds.max_lr.agreement import OrderAgreement, order_agreement
 from trimtab.kinds.max_lr.analysis import CRITERIA
-from trimtab.kinds.max_lr.figures import label_map, limits, loss_against_lr, loss_curves, posteriors
+from trimtab.kinds.max_lr.figures import label_map, limits, posteriors
 from trimtab.kinds.max_lr.findings import LimitFindings
+from trimtab.kinds.max_lr.loss_figures import loss_against_lr, loss_curves
 from trimtab.kinds.max_lr.mover_charts import mover_sections
 from trimtab.kinds.max_lr.movers import movements
 from trimtab.kinds.max_lr.movers import results_of as movement_results
@@ -18,7 +19,7 @@ TITLES = {"half_d": "d / 2", "d": "d", "double_d": "2 d", "strict": "strict"}
 
 
 def content(findings: LimitFindings) -> Content:
-    """Everything that is shown of a study of limits."""
+    """Return the content of the report."""
     moved = movements(findings)
     agreement = order_agreement(findings)
     spec = findings.spec
@@ -32,30 +33,28 @@ def content(findings: LimitFindings) -> Content:
         sections += mover_sections(index, arm, movement)
     sections += [_criteria(findings), _labels(findings), _certainty(findings)]
     return Content(
-        lead=f"How far can the learning rate be pushed before training breaks? {len(findings.runs)} runs, "
+        lead=f"At which peak learning rate does training begin to fail? {len(findings.runs)} runs, "
         f"{len(findings.arms)} arms, {spec.protocol.training.steps} steps each, reference {spec.reference}.",
         sections=sections,
         verdicts=verdicts(findings, agreement),
         facts=facts_of(findings),
-        results=results_of(findings, agreement, {arm: movement_results(one) for arm, one in moved.items()}),
+        results=results_of(findings, agreement, {arm: movement_results(movement) for arm, movement in moved.items()}),
         rows=rows_of(findings),
     )
 
 
-CURVES = "Held-out loss over the run, for the runs of the sweep; blue is the lowest learning rate, red the highest."
+CURVES = "Held-out loss against step for the runs of the first sweep. Blue: lowest learning rate. Red: highest."
 
 
 def answer(findings: LimitFindings, agreement: OrderAgreement | None) -> Section:
-    """The result table with its conclusions."""
+    """Return the section with the result table and its conclusions."""
     note = (
-        "LR50 is the peak learning rate at which half of the runs fail, LR10 at which a tenth do; brackets are 95 % "
-        "intervals. Breaks measures a run against its own arm's best loss, usable against the reference's. A run "
-        "fails when "
-        f"it ends more than {findings.spec.criterion.margin} nats above that, near or above chance level, or "
-        "non-finite. A "
-        "sign > or < marks a bound: the edge lies outside the tested range. Learning rates of different "
-        "optimizers are in "
-        "different units and have no ratio."
+        "LR50 is the peak learning rate at which half of the runs fail. LR10 is the peak learning rate at which a "
+        "tenth of the runs fail. Brackets are 95 % intervals. A run fails if its final loss is more than "
+        f"{findings.spec.criterion.margin} nats above the best loss, near or above chance level, or not finite. For "
+        "LR10 and LR50, the best loss is that of the same arm; for 'usable up to', that of the reference arm. The "
+        "signs > and < mark a bound: the limit is outside the tested range. Arms with different optimizers have no "
+        "ratio, because their learning rates have different units."
     )
     lines = [
         *verdicts(findings, agreement),
@@ -70,12 +69,14 @@ def _criteria(findings: LimitFindings) -> Section:
     rows: list[list[str]] = []
     for name, factor in CRITERIA.items():
         title = TITLES[name] if name == "strict" else f"{TITLES[name]} = {margin * factor:g} nats"
-        for arm, one in findings.arms.items():
-            criterion = one.criteria[name]
+        for arm, results in findings.arms.items():
+            criterion = results.criteria[name]
             cells = [limit(criterion.breaks.lr50), limit(criterion.usable.lr50), ratio(criterion.ratio.lr50)]
             rows.append([title, arm, *cells])
     columns = ["margin", "arm", "breaks at (LR50)", "usable up to", "ratio"]
-    note = "The same runs, labelled by other margins. Strict counts only runs that exploded or became non-finite."
+    note = (
+        "The same runs, labelled with other margins. With 'strict', only runs that exploded or became non-finite fail."
+    )
     return Section("Does the answer depend on the criterion?", note, Table(columns, rows))
 
 
@@ -89,15 +90,13 @@ def _certainty(findings: LimitFindings) -> Section:
     search = findings.spec.search
     spread = number(findings.seed_sd, ".3f")
     note = (
-        f"Spread between seeds at one learning rate: {'not measured' if spread == '-' else spread + ' nats'}. "
-        "Chance levels: "
-        f"{number(findings.log_vocab, '.3f')} nats for a uniform guess, "
-        f"{number(findings.unigram_entropy, '.3f')} for unigram "
-        f"frequencies. The stop rule was fixed in advance: at most {search.most_runs} runs an arm, or an "
-        "interval under "
-        f"{search.enough} octaves. Smallest visible shift: the difference to the reference that data like these "
-        "would show, "
-        "with power 0.8, by an interval that excludes no difference."
+        "Standard deviation of the final loss between seeds at the same learning rate: "
+        f"{'not measured' if spread == '-' else spread + ' nats'}. "
+        f"Chance levels: {number(findings.log_vocab, '.3f')} nats for a uniform guess, "
+        f"{number(findings.unigram_entropy, '.3f')} nats for unigram frequencies. "
+        f"The stop rule was fixed in advance: an arm is finished after {search.most_runs} runs, or when its interval "
+        f"of LR50 is narrower than {search.enough} octaves. Smallest visible shift: the smallest difference to the "
+        "reference whose interval would exclude zero with power 0.8 in data like these."
     )
     rows: list[list[str]] = []
     for name, arm in findings.arms.items():

@@ -1,4 +1,4 @@
-"""Limits and their ratios as estimates with bounds: nothing outside the tested range is ever claimed."""
+"""Limits and their ratios, as estimates or as bounds where the limit is outside the tested range."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INTERVAL = (0.025, 0.5, 0.975)
 
 
 def limit_of(posterior: EdgePosterior | None, trials: EdgeEvidence) -> Limit:
-    """LR50 and LR10 of one arm; None as posterior says that its failures are not one edge."""
+    """Return LR50 and LR10 of an arm; pass None as the posterior if failures do not form a single edge."""
     return Limit(_estimate(posterior, trials, 0.5), _estimate(posterior, trials, 0.1))
 
 
@@ -42,7 +42,7 @@ def _bound(posterior: EdgePosterior, trials: EdgeEvidence, level: float) -> Boun
     return "above" if median > posterior.high else "below" if median < posterior.low else None
 
 
-# (bound of the arm, bound of the reference) -> bound of their ratio; what is not here is undetermined.
+# (bound of the arm, bound of the reference) -> bound of their ratio; a pair that is not listed is undetermined.
 _RATIO_BOUNDS: Mapping[tuple[Bound | None, Bound | None], Bound | None] = {
     (None, None): None,
     ("above", None): "above",
@@ -61,10 +61,10 @@ def ratio_of(
     trials: Mapping[str, EdgeEvidence],
     comparable: bool,
 ) -> Limit:
-    """Ratios of LR50 and of LR10 to the reference's; none where the two are in units of different optimizers."""
+    """Return the ratios of LR50 and LR10 to the reference; there is no ratio between different optimizers."""
     if not comparable:
-        other = Estimate(None, None, None, "other_optimizer")
-        return Limit(other, other)
+        no_ratio = Estimate(None, None, None, "other_optimizer")
+        return Limit(no_ratio, no_ratio)
     return Limit(*(_ratio(arm, reference, posteriors, trials, level) for level in (0.5, 0.1)))
 
 
@@ -79,21 +79,21 @@ def _ratio(
         return Estimate(1.0, 1.0, 1.0)
     if arm not in posteriors or reference not in posteriors:
         return Estimate(None, None, None, "no_clear_boundary")
-    own = _bound(posteriors[arm], trials[arm], level)
-    other = _bound(posteriors[reference], trials[reference], level)
-    if "no_data" in (own, other):
+    bound_of_arm = _bound(posteriors[arm], trials[arm], level)
+    bound_of_reference = _bound(posteriors[reference], trials[reference], level)
+    if "no_data" in (bound_of_arm, bound_of_reference):
         return Estimate(None, None, None, "no_data")
-    found = difference(posteriors[arm], posteriors[reference], level)
-    bound = _RATIO_BOUNDS.get((own, other), "undetermined")
+    log2_ratio = difference(posteriors[arm], posteriors[reference], level)
+    bound = _RATIO_BOUNDS.get((bound_of_arm, bound_of_reference), "undetermined")
     if bound == "undetermined":
         return Estimate(None, None, None, bound)
-    # An end is open where it rests on an end that left the tested range.
+    # An end of the ratio is open if it depends on the end of an interval that leaves the tested range.
     (low, high), (low_other, high_other) = (
         posteriors[name].quantiles((0.025, 0.975), level) for name in (arm, reference)
     )
     tested, tested_other = posteriors[arm], posteriors[reference]
     open_above = high > tested.high or low_other < tested_other.low
     open_below = low < tested.low or high_other > tested_other.high
-    lower = None if open_below or bound == "below" else 2.0**found.low
-    upper = None if open_above or bound == "above" else 2.0**found.high
-    return Estimate(2.0**found.median, lower, upper, bound)
+    lower = None if open_below or bound == "below" else 2.0**log2_ratio.low
+    upper = None if open_above or bound == "above" else 2.0**log2_ratio.high
+    return Estimate(2.0**log2_ratio.median, lower, upper, bound)

@@ -1,6 +1,7 @@
-"""What arXiv 2410.16682 reports for its ten methods, for comparison; taken from accounts of the paper, not from it.
+"""The learning rates that arXiv 2410.16682 reports for its ten methods.
 
-LRs of its grid: 6, 8, 20, 40, 60, 80 x 1e-3, one seed, 830M parameters.
+The values are taken from secondary accounts of the paper, not from the paper. The paper trained a model of 830M
+parameters with one seed at the LRs 6, 8, 20, 40, 60 and 80 x 1e-3.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ class Reported:
     """One row of the paper's divergence table.
 
     Attributes:
-        trains_at: highest LR of the grid that trained.
-        diverges_at: first LR of the grid that diverged; None where accounts disagree.
-        support: how many accounts of the paper agree on the row.
+        trains_at: highest LR of the grid at which training converged.
+        diverges_at: lowest LR of the grid at which training diverged; None if accounts disagree.
+        support: number of accounts that agree on the row.
     """
 
     trains_at: float
@@ -24,7 +25,7 @@ class Reported:
 
     @property
     def disputed(self) -> bool:
-        """Whether accounts disagree, so that the row takes no part in the comparison of orders."""
+        """Whether accounts disagree; such a row is left out of the comparison of orders."""
         return self.diverges_at is None
 
 

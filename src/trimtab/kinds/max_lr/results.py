@@ -1,4 +1,4 @@
-"""What a study of limits adds to ``results.json``."""
+"""The part of ``results.json`` of a study of limits, and its ``results.csv``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trimtab.study.settings import Criterion
 
 @dataclass(frozen=True, slots=True)
 class StopRule:
-    """When the search ends."""
+    """The rule that ends the search of an arm."""
 
     most_runs: int
     enough: float
@@ -24,7 +24,7 @@ class StopRule:
 
 @dataclass(frozen=True, slots=True)
 class LimitFacts:
-    """Laid into ``study``."""
+    """The facts that are merged into ``study``."""
 
     reference: str
     learned: bool
@@ -38,7 +38,7 @@ class LimitFacts:
 
 @dataclass(frozen=True, slots=True)
 class LimitRun:
-    """One run; ``lr`` is the peak LR, losses are in nats."""
+    """A run; ``lr`` is the peak LR, losses are in nats."""
 
     id: str
     arm: str
@@ -53,7 +53,7 @@ class LimitRun:
 
 @dataclass(frozen=True, slots=True)
 class LimitResults:
-    """Laid into the top level."""
+    """The results that are merged into the top level."""
 
     arms: Mapping[str, ArmFindings]
     runs: Sequence[LimitRun]
@@ -62,7 +62,7 @@ class LimitResults:
 
 
 def facts_of(findings: LimitFindings) -> LimitFacts:
-    """Of the study as a whole."""
+    """Return the facts of the whole study."""
     spec = findings.spec
     return LimitFacts(
         reference=spec.reference,
@@ -79,7 +79,7 @@ def facts_of(findings: LimitFindings) -> LimitFacts:
 def results_of(
     findings: LimitFindings, agreement: OrderAgreement | None, movers: Mapping[str, MovementResults]
 ) -> LimitResults:
-    """Arms, runs, and what was compared."""
+    """Return arms, runs, the comparison with the paper, and the movers."""
     runs = [
         LimitRun(
             id=run.run_id,
@@ -98,7 +98,7 @@ def results_of(
 
 
 def rows_of(findings: LimitFindings) -> Rows:
-    """One row an arm."""
+    """Return one row per arm."""
     limits = [(question, level) for question in ("breaks", "usable", "ratio") for level in ("lr50", "lr10")]
     parts = ("estimate", "low", "high", "bound")
     labels = list(next(iter(findings.arms.values())).counts)

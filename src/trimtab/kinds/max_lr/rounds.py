@@ -1,7 +1,7 @@
-"""Which runs to make next: a coarse sweep, replicates at each best, then rounds of probes at the edges.
+"""The rounds of a search: a coarse sweep, replicates at the best LR of each arm, then probes near the limits.
 
-A round depends only on the rounds before it, never on what finished first, so a study is the same on any number of
-workers, and a resumed study asks for the same runs again.
+A round depends on the results of earlier rounds only, never on the order in which runs finish. A study therefore makes
+the same runs with any number of workers and after it is resumed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from trimtab.study.labels import Yardstick, reference_never_learned
 from trimtab.study.trial import Best, Results, Trial, best_of, finals_of, order_of
 
 FIRST_PROBE_SEED = 1000
-REPLICATE_REACH = 0.5  # nats from the best within which replicates tell seed noise from failure
+REPLICATE_REACH = 0.5  # nats above the best loss; a higher loss counts as a failure, not as seed noise
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseOne:
-    """What phase 1 fixes for good.
+    """The quantities that phase 1 determines; later rounds do not change them.
 
     Attributes:
-        seed_sd: spread of final losses between seeds at one LR, pooled over arms, in nats; nan if not measured.
-        unclear: arms whose failures are not one edge in LR.
+        seed_sd: standard deviation of the final loss between seeds at the same LR, pooled over arms, in nats; nan if
+            not measured.
+        unclear: arms whose failures do not form a single edge in LR.
     """
 
     best: Mapping[str, Best]
@@ -38,19 +39,19 @@ class PhaseOne:
     unclear: tuple[str, ...]
 
     def yardstick(self, arm: str, *, usable: bool = False) -> Yardstick:
-        """What the runs of an arm are measured against."""
-        own = self.best[arm]
-        loss = self.reference_loss if usable else own.loss
-        return Yardstick(loss if math.isfinite(loss) else math.inf, own.tick, self.reference_loss)
+        """Return the losses with which the runs of an arm are compared."""
+        best = self.best[arm]
+        loss = self.reference_loss if usable else best.loss
+        return Yardstick(loss if math.isfinite(loss) else math.inf, best.tick, self.reference_loss)
 
     @property
     def learned(self) -> bool:
-        """Whether the reference got below unigram entropy."""
+        """Whether the best loss of the reference is below unigram entropy."""
         return not reference_never_learned(self.reference_loss, self.unigram_entropy)
 
 
 def rounds(spec: MaxLrSpec) -> Rounds:
-    """Yield the trials of each round; send the results of all rounds so far."""
+    """Yield the trials of each round; the caller sends the results of all rounds so far."""
     results = yield [
         Trial(0, arm, tick, seed)
         for arm in spec.arms
@@ -80,27 +81,27 @@ def rounds(spec: MaxLrSpec) -> Rounds:
 
 
 def round_name(number: int) -> str:
-    """'sweep', 'replicates', 'probes 1', ..."""
+    """Return the name of a round: 'sweep', 'replicates', 'probes 1', ..."""
     return {0: "sweep", 1: "replicates"}.get(number, f"probes {number - 1}")
 
 
 def edge_model(spec: MaxLrSpec) -> EdgeModel:
-    """The model of the edges of all arms, each over its own tested range."""
-    own = {name: arm.learning_rates for name, arm in spec.arms.items() if arm.learning_rates is not None}
+    """Return the statistical model of the limits of all arms, each with its tested range."""
+    separate = {name: arm.learning_rates for name, arm in spec.arms.items() if arm.learning_rates is not None}
     shared = spec.learning_rates
-    if len(own) == len(spec.arms):  # nobody uses the shared range, which would only widen the grid
-        shared = next(iter(own.values()))
-    ranges = {name: (rates.lowest.octave, rates.highest.octave) for name, rates in own.items()}
+    if len(separate) == len(spec.arms):  # no arm uses the shared range; it would widen the grid for nothing
+        shared = next(iter(separate.values()))
+    ranges = {name: (rates.lowest.octave, rates.highest.octave) for name, rates in separate.items()}
     return EdgeModel(shared.lowest.octave, shared.highest.octave, ranges)
 
 
 def phase_one(spec: MaxLrSpec, results: Results) -> PhaseOne:
-    """What the sweep and the replicates fix; runs of later rounds are ignored."""
+    """Compute what the sweep and the replicates determine; runs of later rounds are ignored."""
     early = {trial: outcome for trial, outcome in results.items() if trial.round <= 1}
     best = {arm: best_of(arm, early) for arm in spec.arms}
     reference = best[spec.reference].loss
-    own = (early[trial] for trial in sorted(early, key=order_of) if trial.arm == spec.reference)
-    entropy = next((outcome.unigram_entropy for outcome in own if outcome is not None), math.nan)
+    of_reference = (early[trial] for trial in sorted(early, key=order_of) if trial.arm == spec.reference)
+    entropy = next((outcome.unigram_entropy for outcome in of_reference if outcome is not None), math.nan)
     phase = PhaseOne(best, reference, entropy, _seed_sd(early, best), ())
     unclear = [arm for arm in spec.arms if not one_edge(arm, early, phase.yardstick(arm), spec.criterion)]
     return PhaseOne(best, reference, phase.unigram_entropy, phase.seed_sd, tuple(unclear))
@@ -116,7 +117,7 @@ def _probes(spec: MaxLrSpec, phase: PhaseOne, model: EdgeModel, results: Results
     probes: list[Trial] = []
     for arm, posterior in model.fit(evidence).items():
         spent = sum(trial.arm == arm for trial in results)
-        # Whole rounds only, so that a study extended by a larger cap asks for the same runs again.
+        # A round is made whole or not at all, so that a study with a larger cap asks for the same runs again.
         if spent + search.probes_per_round > search.most_runs or interval_width(posterior) < search.enough:
             continue
         used = sum(trial.arm == arm and trial.round >= 2 for trial in results)
@@ -129,8 +130,8 @@ def _grid(spec: MaxLrSpec) -> list[Trial]:
     trials: list[Trial] = []
     for arm in spec.arms:
         sweep = spec.rates_of(arm).sweep()
-        left = spec.search.most_runs - spec.first_runs_of(arm)
-        trials += [Trial(2, arm, tick, FIRST_PROBE_SEED + seed) for seed in range(left // len(sweep)) for tick in sweep]
+        seeds = (spec.search.most_runs - spec.first_runs_of(arm)) // len(sweep)
+        trials += [Trial(2, arm, tick, FIRST_PROBE_SEED + seed) for seed in range(seeds) for tick in sweep]
     return trials
 
 

@@ -1,4 +1,4 @@
-"""What a study of limits is: arms, a range of learning rates, a criterion, and how runs are spent."""
+"""The specification of a study of limits: arms, a range of learning rates, a criterion, and the search."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from trimtab.study.trial import Tick
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
-    """How runs are spent. Phase 1 is the sweep and the replicates; phase 2 probes each edge in rounds.
+    """The budget of the search. Phase 1 is the sweep and the replicates; phase 2 probes each limit in rounds.
 
     Attributes:
-        design: ``adaptive`` probes where the posterior is uncertain; ``grid`` repeats the sweep with more seeds.
-        sweep_seeds: seeds of the coarse sweep.
-        replicates: further seeds at each arm's best LR of the sweep: they steady its best loss and measure seed noise.
-        probes_per_round: of each open arm; with ``grid`` they are seeds of the whole sweep.
-        most_runs: of one arm, all phases together; the stop rule counts runs, never time.
-        enough: width of the 95 % interval of LR50 at which an arm is closed, in octaves.
+        design: ``adaptive`` places probes where the posterior is uncertain; ``grid`` repeats the sweep on more seeds.
+        sweep_seeds: number of seeds of the coarse sweep.
+        replicates: number of further seeds at the best LR of each arm in the sweep; they make its best loss more
+            precise and measure the noise between seeds.
+        probes_per_round: number of probes of an unfinished arm in each round; ignored by ``grid``.
+        most_runs: largest number of runs of an arm over all phases; the stop rule counts runs, never time.
+        enough: an arm is finished when its 95 % interval of LR50 is narrower than this, in octaves.
 
     Raises:
         ValueError: if a count is out of range.
@@ -46,14 +47,14 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaxLrSpec(StudySpec):
-    """A study of limits, completely.
+    """The complete specification of a study of limits.
 
     Attributes:
-        learning_rates: the tested range, of every arm that has none of its own.
-        reference: the arm that the others are compared with, and whose best loss says what is usable.
+        learning_rates: the tested range of every arm that does not set its range.
+        reference: the arm with which the others are compared; its best loss defines which runs are usable.
 
     Raises:
-        ValueError: if the reference is not an arm, or more than 10,000 trials are asked for.
+        ValueError: if the reference is not an arm, or the search asks for more than 10,000 trials.
     """
 
     kind: ClassVar[str] = "max_lr"
@@ -71,21 +72,26 @@ class MaxLrSpec(StudySpec):
             room = rates.highest - rates.lowest + 1
             if self.search.probes_per_round > room:
                 raise ValueError(
-                    f"search.probes_per_round {self.search.probes_per_round} is more than the {room} rates there are"
+                    f"search.probes_per_round {self.search.probes_per_round} is more than the {room} rates in the "
+                    f"tested range of '{arm}'"
                 )
         most = self.most_runs()
         if most > MOST_TRIALS:
-            raise ValueError(f"search: up to {most} trials are asked for, more than {MOST_TRIALS}")
+            raise ValueError(
+                f"search: {most} trials are more than the {MOST_TRIALS} that a study can make; reduce arms or most_runs"
+            )
 
     def rates_of(self, arm: str) -> LearningRates:
-        """The tested range of an arm."""
+        """Return the tested range of an arm."""
         return self.arms[arm].learning_rates or self.learning_rates
 
     def comparable(self, arm: str) -> bool:
-        """Whether the learning rates of an arm are in the same unit as the reference's: those of one optimizer."""
-        own, other = (self.arms[name] for name in (arm, self.reference))
-        same_code = own.code.optimizer is other.code.optimizer and _optimizer_named(own) == _optimizer_named(other)
-        return same_code and type(own.protocol.optimizer) is type(other.protocol.optimizer)
+        """Whether an arm has the optimizer of the reference; otherwise their learning rates have different units."""
+        first, second = (self.arms[name] for name in (arm, self.reference))
+        same_code = first.code.optimizer is second.code.optimizer and _optimizer_named(first) == _optimizer_named(
+            second
+        )
+        return same_code and type(first.protocol.optimizer) is type(second.protocol.optimizer)
 
     @override
     def ticks(self) -> tuple[Tick, ...]:
@@ -96,7 +102,7 @@ class MaxLrSpec(StudySpec):
         return sum(self.first_runs_of(arm) for arm in self.arms)
 
     def first_runs_of(self, arm: str) -> int:
-        """Runs of phase 1 of one arm."""
+        """Return the number of runs of phase 1 of an arm."""
         return len(self.rates_of(arm).sweep()) * self.search.sweep_seeds + self.search.replicates
 
     @override

@@ -1,4 +1,4 @@
-"""The result table of a study of limits as text cells, and what it says in sentences."""
+"""The result table of a study of limits as text, and its conclusions in sentences."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CAVEAT = "limits of small models need not carry over to large ones"
 
 
 def result_table(findings: LimitFindings, agreement: OrderAgreement | None) -> Table:
-    """One row an arm; with what the paper reports, where arms have a reported limit."""
+    """Return one row per arm, with a column for the limits that the paper reports if enough arms have them."""
     reference = findings.spec.reference
     columns = [column.format(reference=reference) for column in COLUMNS]
     rows: list[list[str]] = []
@@ -54,7 +54,7 @@ def result_table(findings: LimitFindings, agreement: OrderAgreement | None) -> T
 
 
 def limit(estimate: Estimate) -> str:
-    """'0.0947 [0.081, 0.11]', '> 2' outside the tested range, or why there is none."""
+    """Return '0.0947 [0.081, 0.11]', '> 2' for a bound, or the reason why there is no estimate."""
     if estimate.bound in BOUNDS:
         return BOUNDS[estimate.bound]
     text = f"{sign(estimate.bound)}{number(estimate.estimate, '#.3g')}"
@@ -64,7 +64,7 @@ def limit(estimate: Estimate) -> str:
 
 
 def ratio(estimate: Estimate) -> str:
-    """'3.1x [2.2, 4.6]', '> 3x' where an edge lies outside the tested range."""
+    """Return '3.1x [2.2, 4.6]', '> 3x [...]' for a bound, or the reason why there is no estimate."""
     if estimate.bound in BOUNDS:
         return BOUNDS[estimate.bound]
     low = number(estimate.low, "#.2g")
@@ -73,7 +73,7 @@ def ratio(estimate: Estimate) -> str:
 
 
 def reported(method: str) -> str:
-    """'0.04, 0.06 (3 accounts)': the highest LR that trained, and the next, which did not."""
+    """Return '0.04, 0.06 (3 accounts)': the highest LR that trained and the lowest LR that diverged."""
     if method not in REPORTED:
         return ""
     row = REPORTED[method]
@@ -82,12 +82,12 @@ def reported(method: str) -> str:
 
 
 def sign(bound: str | None) -> str:
-    """The sign in front of a number that is only a bound."""
+    """Return the sign in front of a bound; empty for an estimate."""
     return {"above": "> ", "below": "< "}.get(bound or "", "")
 
 
 def verdicts(findings: LimitFindings, agreement: OrderAgreement | None) -> list[str]:
-    """Every arm against the reference, in sentences, then the order of the arms against the paper's."""
+    """Return a sentence on each arm against the reference, and on the order of the arms against the paper's order."""
     reference = findings.spec.reference
     lines: list[str] = []
     for name, arm in findings.arms.items():
@@ -104,8 +104,8 @@ def verdicts(findings: LimitFindings, agreement: OrderAgreement | None) -> list[
     if agreement is not None:
         tau = agreement.tau_b
         lines.append(
-            f"order against {agreement.paper}: Kendall tau-b {tau.estimate:.2f} "
+            f"order of the arms against {agreement.paper}: Kendall's tau-b {tau.estimate:.2f} "
             f"[{tau.low:.2f}, {tau.high:.2f}] over {len(agreement.arms)} arms"
-            + (f"; left out: {', '.join(agreement.left_out)}" if agreement.left_out else "")
+            + (f"; not compared: {', '.join(agreement.left_out)}" if agreement.left_out else "")
         )
     return lines

@@ -1,4 +1,4 @@
-"""What to be wary of in a study of limits, and when a failing run went astray."""
+"""Warnings about a study of limits, and the step at which the loss of a failing run departs."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from trimtab.run.folder import Outcome
 from trimtab.study.labels import Label, failed
 from trimtab.study.trial import SIXTEENTH
 
-ISOTONIC_SLACK = 2**0.25  # the model-free estimate has noise of its own
+ISOTONIC_SLACK = 2**0.25  # allows for the noise of the isotonic estimate
 LATE_SHARE = 0.2  # the last fifth of the steps
 
 
 def warnings_of(
     spec: MaxLrSpec, phase: PhaseOne, runs: Sequence[LabelledRun], arms: Mapping[str, ArmFindings]
 ) -> list[str]:
-    """Each in one sentence."""
+    """Return the warnings, a sentence each."""
     margin = spec.criterion.margin
     if not phase.learned:
         return [
-            f"reference never learned: the best final loss of '{spec.reference}', {phase.reference_loss:.3f} nats, is "
-            f"not below unigram entropy, {phase.unigram_entropy:.3f}; train longer or lower the learning rates"
+            f"reference never learned: the best final loss of '{spec.reference}' is {phase.reference_loss:.3f} nats, "
+            f"which is not below the unigram entropy of {phase.unigram_entropy:.3f} nats; train longer or lower the "
+            "learning rates"
         ]
     lines: list[str] = []
     if math.isfinite(phase.seed_sd) and margin < 4 * phase.seed_sd:
         lines.append(
-            f"the margin of {margin} nats is less than 4 times the spread between seeds, "
-            f"{phase.seed_sd:.3f} nats: labels near the edge are partly luck"
+            f"the margin of {margin} nats is less than 4 times the standard deviation between seeds, which is "
+            f"{phase.seed_sd:.3f} nats; labels near the limit depend partly on the seed"
         )
     if phase.unclear:
         lines.append(
-            "no clear boundary (failures of the first sweep are not one edge in LR): " + ", ".join(phase.unclear)
+            "no clear boundary (in the first sweep, a run succeeded at a higher LR than a failed run): "
+            + ", ".join(phase.unclear)
         )
     missing = [run for run in runs if run.label is Label.NO_OUTCOME]
     if len(missing) > 0.05 * len(runs):
-        lines.append(f"{len(missing)} of {len(runs)} runs have no outcome (the machine's fault, not counted)")
+        lines.append(f"{len(missing)} of {len(runs)} runs have no outcome because of the machine; they are not counted")
     lines += _late(spec, runs, margin)
     orders = _orders(arms, ("half_d", "d", "double_d"))
     if len(set(orders.values())) > 1:
@@ -50,7 +52,11 @@ def warnings_of(
 
 
 def departure(outcome: Outcome, margin: float) -> int | None:
-    """First step of an excursion above the running minimum + margin that never returns; None if there is none."""
+    """Return the step from which the held-out loss stays above its running minimum plus the margin.
+
+    Returns:
+        The first such step; the last step of a stopped run that has no such step; otherwise None.
+    """
     lowest = math.inf
     start: int | None = None
     for step, loss in outcome.held_out:
@@ -67,8 +73,8 @@ def _late(spec: MaxLrSpec, runs: Sequence[LabelledRun], margin: float) -> list[s
     if not failures or len(late) <= 0.1 * len(failures):
         return []
     return [
-        f"{len(late)} of {len(failures)} failures began in the last fifth of the steps: "
-        "the horizon is too short for a limit to be final"
+        f"{len(late)} of {len(failures)} failures began in the last fifth of the steps; "
+        "a longer training may give lower limits"
     ]
 
 
@@ -80,12 +86,15 @@ def _doubted(arms: Mapping[str, ArmFindings]) -> list[str]:
         low = limit.low or 0.0
         high = limit.high or math.inf
         if limit.bound is None and iso is not None and not low / ISOTONIC_SLACK <= iso <= high * ISOTONIC_SLACK:
-            lines.append(f"{arm}: the model-free estimate {iso:.3g} lies well outside the interval of LR50")
+            lines.append(f"{arm}: the model-free estimate of LR50, {iso:.3g}, is far outside the interval of LR50")
     return lines
 
 
 def _orders(arms: Mapping[str, ArmFindings], criteria: Sequence[CriterionName]) -> dict[str, tuple[str, ...]]:
-    """Per criterion the arms by LR50, of those that have one under all of them; ties within 1/16 octave by name."""
+    """Return, for each criterion, the arms in order of LR50.
+
+    Only arms with an LR50 under every criterion are listed. Arms within 1/16 octave are ordered by name.
+    """
 
     def tick(arm: str, criterion: CriterionName) -> int | None:
         limit = arms[arm].criteria[criterion].breaks.lr50.estimate

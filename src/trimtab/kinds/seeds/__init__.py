@@ -19,5 +19,6 @@ KIND = Kind[SeedsSpec, SeedFindings](
     facts=NoFacts,
     results=NoFacts,
     has_reference=False,
-    adds_seeds=False,  # its page is that view
+    seed_groups=lambda findings: findings.groups,
+    adds_seeds=False,  # the page of this kind is the view of seeds
 )

@@ -1,6 +1,17 @@
 "use strict";
-// Draws every chart from the JSON beside it, in the colours of the page, and again when the page turns dark or light.
+// Draws every chart from the JSON in its script element, in the colours of the page. Draws all charts again when the
+// colour scheme changes.
 (function () {
+  // By default the mode bar has a "Share chart" button, which uploads the data in a new window, and a logo, which is a
+  // link. The Content-Security-Policy stops neither. The buttons are listed here, so that another version of plotly
+  // cannot add one.
+  const CONFIG = {
+    responsive: true,
+    displaylogo: false,
+    showSendToCloud: false,
+    plotlyServerURL: "",
+    modeBarButtons: [["toImage"], ["zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "autoScale2d", "resetScale2d"]],
+  };
   function colour(name) {
     return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   }
@@ -17,7 +28,8 @@
     for (const script of document.querySelectorAll("script.chart-data")) {
       const chart = JSON.parse(script.textContent);
       const target = document.getElementById(script.dataset.for);
-      Plotly.react(target, chart.data, themed(chart.layout), { displaylogo: false, responsive: true });
+      const config = { ...CONFIG, toImageButtonOptions: { filename: target.id } };
+      Plotly.react(target, chart.data, themed(chart.layout), config);
     }
     document.documentElement.dataset.drawn = "true";
   }
