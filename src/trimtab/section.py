@@ -1,4 +1,4 @@
-"""What a report is made of, as plain data: sections with tables, sentences and charts; rows for a spreadsheet."""
+"""The parts of a report, as plain data: sections with tables, sentences and charts, and the rows of a CSV file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 Finite = Annotated[float, "finite"]
-"""A number of ``results.json`` that is never null, as another float is where it is not finite."""
+"""A number that is always finite; any other float of ``results.json`` is null if it is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +20,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One chart, as a plotly specification.
+    """A chart, as a plotly specification.
 
     Attributes:
         slug: unique on the page.
         caption: how to read the chart, in a sentence or two.
-        data: traces; names in them are escaped, as plotly's text is a small markup language.
+        data: traces; every name in them must be escaped, since plotly reads text as markup.
     """
 
     slug: str
@@ -37,13 +37,13 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One part of the page.
+    """A section of the report.
 
     Attributes:
         note: what the table and the charts mean, in a sentence or two.
-        lines: conclusions; those that begin with "warning" are shown as such.
-        on_terminal: whether table and lines are printed as well.
-        small: whether its charts are small multiples, side by side.
+        lines: conclusions; a line that begins with "warning" is shown as a warning.
+        on_terminal: whether table and lines are also printed on a terminal.
+        small: whether the charts are small and stand side by side.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The content of a CSV file; numbers as numbers, names as they are."""
+    """The content of a CSV file; names are not escaped."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -65,16 +65,16 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What one kind of study has to say of its findings; ``trimtab.report`` adds what all kinds share.
+    """The part of a report that a kind of study provides; ``trimtab.report`` adds the parts that all kinds share.
 
     Attributes:
         lead: the sentence under the title.
         sections: of the page and the terminal, in order.
         verdicts: the conclusions in sentences.
-        facts: a dataclass, laid into ``study`` of ``results.json``.
-        results: a dataclass, laid into the top level of ``results.json``.
+        facts: a dataclass; its fields are merged into ``study`` of ``results.json``.
+        results: a dataclass; its fields are merged into the top level of ``results.json``.
         rows: of ``results.csv``.
-        warnings: further ones, that the analysis itself does not give.
+        warnings: warnings in addition to those of the findings.
     """
 
     lead: str
@@ -88,10 +88,10 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class NoFacts:
-    """For a kind that adds nothing to ``study``."""
+    """The facts or results of a kind that adds none."""
 
 
 def columns_of(rows: Sequence[Mapping[str, str]]) -> Table:
-    """A table from rows by column title."""
+    """Return a table from rows that map column titles to text."""
     columns = list(rows[0]) if rows else []
     return Table(columns, [[row.get(column, "") for column in columns] for row in rows])

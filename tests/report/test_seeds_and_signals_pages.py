@@ -223,7 +223,7 @@ def test_what_is_planted_in_the_loss_is_found_and_what_is_not_in_tev_is_not(make
     assert at_half["TEV"]["gain"]["estimate"] < -0.2
     over_all = [one for one in results["related"] if one["runs"] == "" and one["signal"] == "tev_mean"]
     assert over_all[0]["over_time"]["estimate"] == pytest.approx(1.0)  # the same noise, squared
-    assert "Does TEV go with gradient variance?" in page
+    assert "Does TEV correlate with gradient variance?" in page
     costs = next(iter(results["costs"].values()))
     assert costs["tev"] == pytest.approx(0.01)
     assert costs["tev_amortised"] == pytest.approx(0.001)
@@ -233,7 +233,7 @@ def test_what_is_planted_in_the_loss_is_found_and_what_is_not_in_tev_is_not(make
 @pytest.mark.parametrize("kind", ["signals", "seeds"])
 def test_a_study_without_outcomes_says_what_is_missing(make: Any, kind: str) -> None:
     page, results, _ = written(make(kind, lost=True))
-    assert "have no outcome (the machine" in page
+    assert "have no outcome because of the machine" in page
     assert "&lt;b&gt;lost&lt;/b&gt;" in page
     assert len(results["excluded"]) == (4 * 4 * 5 if kind == "signals" else 40)
     assert results["seeds"] == []

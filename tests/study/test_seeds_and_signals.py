@@ -301,17 +301,17 @@ def test_runs_of_one_init_begin_with_one_model_and_of_one_data_seed_with_one_bat
 
 
 SECTIONS = {
-    "seeds": ("Seeds", "Loss curves by seed", "Where the variance comes from", "What was excluded, and why"),
+    "seeds": ("Seeds", "Loss curves by seed", "Sources of the variance", "Runs without outcome"),
     "signals": (
-        "Does TEV go with gradient variance?",
-        "Does it tell how a run will end?",
+        "Does TEV correlate with gradient variance?",
+        "Do the signals predict whether a run fails?",
         "Prediction over the run",
         "TEV against gradient variance",
-        "Each arm by itself",
+        "Each arm separately",
         "TEV over training",
         "Gradient variance by layer",
-        "What the signals cost",
-        "What was excluded, and why",
+        "Cost of the signals",
+        "Runs without outcome",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""What a study found, for people and for programs: page, terminal, JSON, CSV. It knows no kind of study by name."""
+"""Write the findings of a study as page, terminal output, JSON and CSV, without reference to any kind of study."""
 
 from __future__ import annotations
 

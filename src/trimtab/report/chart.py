@@ -1,6 +1,6 @@
-"""Pieces of charts, as plotly specifications: colours, layout, lines that mark a level.
+"""Parts of charts, as plotly specifications: colours, layouts, reference lines.
 
-Text that plotly draws is a small markup language, so every name is escaped before it enters a chart.
+Plotly reads text as markup. Every name must therefore be escaped before it is put into a chart.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from trimtab.study.labels import Label
 
-# Okabe and Ito's colours, told apart by colour-blind readers, then two greys.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish, then further colours.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7B5EA7", "#767676", "#005A32")
 LABEL_COLOURS = {
     Label.STABLE: "#009E73",
@@ -26,21 +26,21 @@ DOTTED = {"dash": "dot", "width": 1, "color": "#888"}
 
 
 def escape(name: str) -> str:
-    """A name as plain text in plotly's markup."""
-    return html.escape(name, quote=False)  # plotly knows no entity for a quote
+    """Return markup that plotly shows as the name."""
+    return html.escape(name, quote=False)  # plotly does not decode the entities of quotes
 
 
 def colour(index: int) -> str:
-    """The colour of a line by its number; they repeat after ten."""
+    """Return the colour of a line by its number; colours repeat after ten lines."""
     return COLOURS[index % len(COLOURS)]
 
 
 def chart_layout(x_title: str, y_title: str, height: int) -> dict[str, Any]:
-    """Margins, legend above the plot, titles of the axes."""
+    """Return a layout with margins, axis titles and a legend above the plot."""
     return {
         "height": height,
         "margin": {"l": 60, "r": 20, "t": 20, "b": 60},
-        # Above the plot, where plotly makes room for as many rows as it takes.
+        # Above the plot, plotly makes room for any number of legend rows.
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "hovermode": "closest",
         "xaxis": {"title": {"text": x_title}},
@@ -49,17 +49,17 @@ def chart_layout(x_title: str, y_title: str, height: int) -> dict[str, Any]:
 
 
 def horizontal_line(y: float) -> dict[str, Any]:
-    """A dotted line across the whole plot."""
+    """Return a dotted horizontal line across the plot."""
     return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": DOTTED}
 
 
 def vertical_line(x: float) -> dict[str, Any]:
-    """A dotted line over the whole height of the plot."""
+    """Return a dotted vertical line across the plot."""
     return {"type": "line", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": DOTTED}
 
 
 def category_axis(names: list[str]) -> dict[str, Any]:
-    """One row a name, the first on top."""
+    """Return an axis with a row for each name, the first name on top."""
     return {
         "autorange": "reversed",
         "automargin": True,

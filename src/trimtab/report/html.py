@@ -1,4 +1,4 @@
-"""What every page is made with: its template, its files, and charts as text that is safe inside it."""
+"""Templates and files of a page, and the JSON of charts in a form that is safe inside a script element."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trimtab.section import Chart
 
 
 def page_template(name: str) -> Template:
-    """A template by its file name, in which names are escaped and a missing value is an error."""
+    """Return a template by its file name; values are escaped, and a missing value is an error."""
     environment = Environment(
         loader=FunctionLoader(lambda wanted: resource(f"templates/{wanted}")),
         autoescape=select_autoescape(default=True, default_for_string=True, enabled_extensions=("j2",)),
@@ -26,18 +26,18 @@ def page_template(name: str) -> Template:
 
 
 def specification_of(chart: Chart) -> str:
-    """A chart as the text of its script element."""
+    """Return the text of the script element of a chart."""
     return script_safe({"data": list(chart.data), "layout": chart.layout})
 
 
 def script_safe(chart: dict[str, Any]) -> str:
-    """JSON that cannot close the script element it stands in."""
+    """Return JSON that cannot close the script element around it."""
     text = json.dumps(chart, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def environment_of(folder: Path, run_ids: Sequence[str]) -> str:
-    """What the first run that says so ran on; also beside a study whose runs are gone."""
+    """Return the recorded environment of the first run; without run folders, that of the study folder."""
     beside_runs = (folder / "runs" / run_id / "environment.json" for run_id in run_ids)
     for file in (*beside_runs, folder / "environment.json"):
         if file.is_file():
@@ -46,5 +46,5 @@ def environment_of(folder: Path, run_ids: Sequence[str]) -> str:
 
 
 def resource(name: str) -> str:
-    """A file that comes with the report, as text."""
+    """Return the text of a file of this package."""
     return (files("trimtab") / "report" / name).read_text(encoding="utf-8")

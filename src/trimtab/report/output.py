@@ -1,4 +1,4 @@
-"""Dataclasses as JSON, rows as CSV."""
+"""Convert dataclasses to JSON, and rows to CSV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trimtab.section import Rows
 
 
 def plain(value: object) -> Any:
-    """A value for JSON: dataclasses as objects, numbers that are not finite as null, tuples as lists."""
+    """Return a value for JSON: dataclasses become objects, tuples become lists, NaN and infinity become null."""
     if hasattr(value, "__dataclass_fields__"):
         return {f.name: plain(getattr(value, f.name)) for f in fields(cast(Any, value))}
     if isinstance(value, Mapping):
@@ -32,12 +32,12 @@ def plain(value: object) -> Any:
 
 
 def json_text(results: dict[str, Any]) -> str:
-    """The text of ``results.json``."""
+    """Return the text of ``results.json``."""
     return json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def csv_text(rows: Rows) -> str:
-    """The text of ``results.csv``; a cell that a spreadsheet would run as a formula is disarmed."""
+    """Return the text of ``results.csv``; an apostrophe precedes text that a spreadsheet would read as a formula."""
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
     for row in (rows.columns, *rows.rows):

@@ -1,4 +1,4 @@
-"""The page: one HTML file that asks for nothing, with all data, charts and code inside."""
+"""The page of a report: a single HTML file that holds all data and code and makes no request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trimtab.section import Section
 def render(
     title: str, lead: str, sections: Sequence[Section], spec: Mapping[str, Any], folder: Path, run_ids: Sequence[str]
 ) -> str:
-    """The page as text.
+    """Return the page as text.
 
     Raises:
         ValueError: if two charts have the same slug.

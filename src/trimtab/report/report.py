@@ -1,4 +1,4 @@
-"""From the findings of any kind to its report: what the kind says, and what every report has besides."""
+"""The report of a study of any kind: the content from the kind, and the parts that all reports share."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SCHEMA = 2
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that is shown of a study.
+    """The content of a report.
 
     Attributes:
-        sections: of the page and the terminal.
+        sections: sections of the page; some are also printed on the terminal.
         results: the content of ``results.json``.
         csv: the text of ``results.csv``.
     """
@@ -41,7 +41,7 @@ class Report:
 
 
 def report_of(findings: Findings) -> Report:
-    """The report of a study of any kind."""
+    """Return the report of a study of any kind."""
     kind = kind_of(findings.spec)
     content = kind.content(findings)
     groups = kind.seed_groups(findings)
@@ -63,11 +63,11 @@ def report_of(findings: Findings) -> Report:
 
 
 def write_report(findings: Findings, folder: Path | None = None) -> dict[str, Any]:
-    """Write ``results.json``, ``results.csv`` and ``report.html``; returns the JSON content.
+    """Write ``results.json``, ``results.csv`` and ``report.html``; return the content of ``results.json``.
 
     Args:
-        findings: of a study of any kind.
-        folder: where to; the study folder if None. It is made if need be.
+        findings: findings of a study of any kind.
+        folder: the folder to write to; the study folder if None. It is created if it does not exist.
     """
     target = folder or findings.evidence.folder
     target.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def write_report(findings: Findings, folder: Path | None = None) -> dict[str, An
 
 
 def print_findings(findings: Findings, console: Console) -> None:
-    """The main tables and what they say, on a terminal."""
+    """Print the main tables and the conclusions on a terminal."""
     content = kind_of(findings.spec).content(findings)
     print_sections(findings.spec.name, [*_state(findings.evidence), *content.sections], console)
 
@@ -118,23 +118,24 @@ def _results(findings: Findings, content: Content, groups: Sequence[SeedGroup]) 
 
 
 def _state(evidence: Evidence) -> list[Section]:
-    """What must be read before anything else: that the study is not finished, or how its runs came together."""
+    """Return warnings about the study as a whole: unfinished, or made from runs of different origin."""
     lines = [f"warning: {note}" for note in evidence.notes]
     if not evidence.complete:
-        made = len(evidence.results)
         lines.append(
-            f"warning: this study is unfinished: {made} runs are made, {evidence.pending} that were asked for "
-            "are not, and "
-            "more may follow; 'trimtab study' goes on from here"
+            f"warning: this study is unfinished: {len(evidence.results)} runs are made, {evidence.pending} are "
+            "pending, and later rounds may add more; 'trimtab study' resumes it"
         )
     if len(evidence.versions) > 1:
-        lines.append(f"warning: the runs were made with {len(evidence.versions)} sets of versions, listed at the end")
+        lines.append(
+            f"warning: the runs were made with {len(evidence.versions)} different sets of versions; the table at the "
+            "end of the page lists them"
+        )
     return [Section("State of the study", lines=lines, on_terminal=True)] if lines else []
 
 
 def _excluded(evidence: Evidence) -> Section:
     lines = [f"{run_id}: {reason}" for run_id, reason in sorted(evidence.errors.items())]
-    return Section("What was excluded, and why", lines=lines or ["Nothing."])
+    return Section("Runs without outcome", lines=lines or ["None."])
 
 
 def _versions(evidence: Evidence) -> Section:

@@ -1,6 +1,6 @@
 """The part of ``results.json`` that every kind of study has.
 
-What may differ between two equal studies (times, versions, paths) stands under ``provenance``.
+The values that may differ between two identical studies (times, versions, paths) are under ``provenance``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from trimtab.run.folder import Outcome
 
 @dataclass(frozen=True, slots=True)
 class StudyHeading:
-    """The study as a whole; a kind adds its own facts.
+    """The facts of a study; each kind adds further facts.
 
     Attributes:
-        complete: whether the search was carried to its end.
-        pending: trials that were asked for and are not made yet.
-        notes: what the reader must know of how the runs came together.
+        complete: whether the search is finished.
+        pending: number of trials that the search asked for and that are not finished.
+        notes: remarks on the origin of the runs.
         spec: the complete specification.
     """
 
@@ -44,7 +44,7 @@ class StudyHeading:
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """A run without outcome, and why."""
+    """A run without outcome, and the reason."""
 
     id: str
     reason: str
@@ -52,10 +52,10 @@ class Excluded:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Versions, and the time that the runs took.
+    """The versions, and the training time of all runs.
 
     Attributes:
-        runs_by_versions: number of runs for each set of versions that made some.
+        runs_by_versions: number of runs for each set of versions.
     """
 
     trimtab: str
@@ -68,7 +68,7 @@ class Provenance:
 
 
 def provenance_of(outcomes: Sequence[Outcome | None], versions: Mapping[str, int]) -> Provenance:
-    """Of the report that is being written, and of the runs."""
+    """Return the provenance of the report and of its runs."""
     return Provenance(
         trimtab=__version__,
         torch=torch.__version__,
@@ -81,5 +81,5 @@ def provenance_of(outcomes: Sequence[Outcome | None], versions: Mapping[str, int
 
 
 def spec_hash(table: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of a complete specification."""
+    """Return 16 hexadecimal digits of the SHA-256 of a complete specification."""
     return hashlib.sha256(canonical(table).encode()).hexdigest()[:16]

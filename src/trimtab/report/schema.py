@@ -18,7 +18,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema(kind_slug: str) -> dict[str, Any]:
-    """The schema of one kind of study.
+    """Return the schema of a kind of study.
 
     Raises:
         KeyError: if there is no such kind.
@@ -42,16 +42,16 @@ def schema(kind_slug: str) -> dict[str, Any]:
     return {"$schema": DIALECT, "title": f"results.json of a study of kind {kind.slug}", **whole}
 
 
-def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return {
-        **one,
-        "properties": {**one["properties"], **other["properties"]},
-        "required": [*one["required"], *(name for name in other["required"] if name not in one["required"])],
+        **first,
+        "properties": {**first["properties"], **second["properties"]},
+        "required": [*first["required"], *(name for name in second["required"] if name not in first["required"])],
     }
 
 
 def _of(hint: Any) -> dict[str, Any]:
-    """The schema of a type; a float that is not ``Finite`` may be null, as JSON has no NaN."""
+    """Return the schema of a type; a float that is not ``Finite`` may be null, since JSON has no NaN."""
     simple = _SIMPLE.get(hint)
     if simple is not None:
         return dict(simple)
@@ -65,7 +65,7 @@ def _of(hint: Any) -> dict[str, Any]:
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin in (Union, types.UnionType):
-        return {"anyOf": [_of(one) for one in arguments]}
+        return {"anyOf": [_of(argument) for argument in arguments]}
     if origin is tuple:
         return _of_tuple(arguments)
     if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -104,7 +104,7 @@ def _of_tuple(arguments: tuple[Any, ...]) -> dict[str, Any]:
         return {"type": "array", "items": _of(arguments[0])}
     return {
         "type": "array",
-        "prefixItems": [_of(one) for one in arguments],
+        "prefixItems": [_of(argument) for argument in arguments],
         "minItems": len(arguments),
         "maxItems": len(arguments),
     }

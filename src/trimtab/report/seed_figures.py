@@ -1,4 +1,4 @@
-"""Charts of the view of seeds: curves with outliers named, variance by its source, the training map."""
+"""The charts of the view of seeds: loss curves with outliers, variance by source, the training map."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PLAIN = "rgba(128,128,128,0.45)"
 SOURCES: Mapping[str, str] = {
     "rows": "initial weights",
     "columns": "order of the data",
-    "rest": "both together, and the rest",
+    "rest": "interaction and residual",
 }
 
 
 def spaghetti(index: int, group: SeedGroup) -> Chart:
-    """Held-out loss of every run, outliers in colour and by name."""
+    """Return the chart of the held-out loss of every run, with outliers in colour and in the legend."""
     far = {run.run_id: COLOURS[(1 + place) % len(COLOURS)] for place, run in enumerate(group.outliers)}
     data: list[dict[str, Any]] = []
     for run in sorted(group.runs, key=lambda run: run.is_outlier):
@@ -40,12 +40,12 @@ def spaghetti(index: int, group: SeedGroup) -> Chart:
         )
     layout = chart_layout("step", "held-out loss (nats)", 360)
     layout["yaxis"]["type"] = "log"
-    caption = "Each line is a run; those in colour end beyond 2 standard deviations of the mean."
+    caption = "Each line is a run. Coloured lines: final loss more than 2 standard deviations from the mean."
     return Chart(f"seeds-curves-{index}", title_of(group), caption, data, layout)
 
 
 def variance_bars(index: int, group: SeedGroup) -> Chart | None:
-    """Share of the variance of the final loss by source; None without a two-way design."""
+    """Return the chart of the share of each source in the variance of the final loss; None without a two-way design."""
     if group.components is None:
         return None
     parts: list[Component] = [getattr(group.components, name) for name in SOURCES]
@@ -64,13 +64,13 @@ def variance_bars(index: int, group: SeedGroup) -> Chart | None:
             "hovertemplate": "%{x}: %{y:.0%}<extra></extra>",
         }
     ]
-    layout = chart_layout("", "share of the variance", 360)
+    layout = chart_layout("", "share of the variance of the final loss", 360)
     layout["yaxis"] |= {"range": [0, 1], "tickformat": ".0%"}
-    return Chart(f"seeds-variance-{index}", f"variance, {title_of(group)}", "95 % intervals.", data, layout)
+    return Chart(f"seeds-variance-{index}", f"variance, {title_of(group)}", "Bars show 95 % intervals.", data, layout)
 
 
 def training_map_chart(index: int, group: SeedGroup) -> Chart | None:
-    """State of each run over its steps, best run at the bottom; None without a map."""
+    """Return the chart of the state of each run over its steps; None without a map."""
     if group.map is None:
         return None
     order = sorted(
@@ -82,7 +82,7 @@ def training_map_chart(index: int, group: SeedGroup) -> Chart | None:
         y: list[str] = []
         for run in order:
             steps = group.runs[run].facts.steps
-            at = [int(step) for step, found in zip(steps, group.map.paths[run], strict=False) if found == state]
+            at = [int(step) for step, at_step in zip(steps, group.map.paths[run], strict=False) if at_step == state]
             x += at
             y += [_label(group, run)] * len(at)
         data.append(
@@ -101,7 +101,7 @@ def training_map_chart(index: int, group: SeedGroup) -> Chart | None:
         {
             "type": "scatter",
             "mode": "markers",
-            "name": "leaves the others",
+            "name": "fork",
             "showlegend": bool(forked),
             "x": [int(group.runs[run].facts.steps[fork.checkpoint]) for run, fork in forked],
             "y": [_label(group, run) for run, _ in forked],
@@ -117,15 +117,18 @@ def training_map_chart(index: int, group: SeedGroup) -> Chart | None:
         "categoryorder": "array",
         "categoryarray": [_label(group, run) for run in order],
     }
-    caption = "Runs by final loss, the lowest at the bottom. States are numbered by when runs are in them on average."
+    caption = (
+        "Runs are ordered by final loss, the lowest at the bottom. States are numbered by the mean step at which "
+        "runs are in them."
+    )
     return Chart(f"seeds-map-{index}", f"training map, {title_of(group)}", caption, data, layout)
 
 
 def title_of(group: SeedGroup) -> str:
-    """Arm and rate, as they stand in charts."""
+    """Return the name of a group in charts: arm and learning rate."""
     return f"{escape(group.arm)} at LR {group.learning_rate:.3g}"
 
 
 def _label(group: SeedGroup, run: int) -> str:
-    one = group.runs[run]
-    return escape(f"{one.name}: {one.loss:.3f}{' (outlier)' if one.is_outlier else ''}")
+    seed_run = group.runs[run]
+    return escape(f"{seed_run.name}: {seed_run.loss:.3f}{' (outlier)' if seed_run.is_outlier else ''}")

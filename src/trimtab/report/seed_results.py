@@ -1,4 +1,4 @@
-"""The view of seeds as plain numbers."""
+"""The view of seeds in ``results.json``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trimtab.study.seed_groups import SeedGroup
 
 @dataclass(frozen=True, slots=True)
 class MapResults:
-    """The training map: number of states, BIC by number of states, and (from, to, runs) of each transition."""
+    """The training map: number of states, BIC for each number of states, and (from, to, runs) of each transition."""
 
     states: int
     bic: Sequence[float]
@@ -23,13 +23,13 @@ class MapResults:
 
 @dataclass(frozen=True, slots=True)
 class SeedRunResults:
-    """One run of a group.
+    """A run of a group.
 
     Attributes:
         init, data: seeds of the initial weights and of the order of the data.
-        score: standard deviations of the final loss from the mean of the group.
-        fork_step: where it leaves the others on the training map; None if it does not.
-        path: its states on the training map.
+        score: distance of the final loss from the mean of the group, in standard deviations.
+        fork_step: step at which the run leaves the path of the other runs on the training map; None if it does not.
+        path: states of the run on the training map.
     """
 
     id: str
@@ -45,7 +45,7 @@ class SeedRunResults:
 
 @dataclass(frozen=True, slots=True)
 class SeedGroupResults:
-    """Runs of one arm at one LR that differ in nothing but their seeds; losses in nats."""
+    """The runs of an arm at an LR, which differ in their seeds only; losses in nats."""
 
     arm: str
     lr: Finite
@@ -59,8 +59,8 @@ class SeedGroupResults:
 
 
 def group_results(group: SeedGroup) -> SeedGroupResults:
-    """One group."""
-    found = group.map
+    """Return a group as plain numbers."""
+    training_map = group.map
     return SeedGroupResults(
         arm=group.arm,
         lr=group.learning_rate,
@@ -70,11 +70,11 @@ def group_results(group: SeedGroup) -> SeedGroupResults:
         agreement=group.agreement,
         components=group.components,
         map=None
-        if found is None
+        if training_map is None
         else MapResults(
-            states=found.states,
-            bic=list(found.bic),
-            transitions=[[a, b, runs] for (a, b), runs in sorted(found.transitions.items())],
+            states=training_map.states,
+            bic=list(training_map.bic),
+            transitions=[[a, b, runs] for (a, b), runs in sorted(training_map.transitions.items())],
         ),
         runs=[
             SeedRunResults(
@@ -86,7 +86,7 @@ def group_results(group: SeedGroup) -> SeedGroupResults:
                 outlier=run.is_outlier,
                 spikes=dict(zip(SPIKES, run.facts.spikes, strict=True)),
                 fork_step=run.fork_step,
-                path=None if found is None else found.paths[index].tolist(),
+                path=None if training_map is None else training_map.paths[index].tolist(),
             )
             for index, run in enumerate(group.runs)
         ],

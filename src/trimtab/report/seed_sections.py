@@ -1,4 +1,4 @@
-"""The view of seeds as sections of a page, of a study of any kind."""
+"""The sections of the view of seeds, for a study of any kind."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ from trimtab.watching import MetricKey
 MOST_DRAWN = 6
 SINGULAR = "all_weights/model/singular_variance"
 NOTE = (
-    "Runs of one arm at one learning rate that differ in nothing but their seeds. Outliers lie beyond 2 standard "
-    "deviations of the mean, which 1 normal run in 22 does by chance; with 5 runs none can. Kappa: agreement of two "
-    "runs in the likeliest next token of held-out text, beyond chance, mean over pairs, 95 % jackknife interval over "
-    "runs. Spikes: share of steps 7 standard deviations from the mean of the last 1,000, in percent; and steps 0.1 "
-    "nats above the rolling median, per 10,000; mean over runs, and the largest."
+    "Runs of an arm at the same learning rate, which differ in their seeds only. An outlier has a final loss more "
+    "than 2 standard deviations from the mean. For normally distributed losses, 1 run in 22 is an outlier by chance; "
+    "in a group of 5 runs, no run can be one. Kappa: Cohen's kappa of two runs for the most likely next token of "
+    "held-out text, mean over pairs of runs, with a 95 % jackknife interval over runs. Spikes: share of steps whose "
+    "loss is more than 7 standard deviations from the mean of the last 1,000 steps, in percent; and number of steps "
+    "whose loss is more than 0.1 nats above the rolling median, per 10,000 steps. Both are means over runs; the "
+    "largest value is in parentheses."
 )
 
 
 def verdicts(groups: Sequence[SeedGroup]) -> list[str]:
-    """What each group says, in sentences."""
+    """Return the conclusions on each group, in sentences."""
     lines: list[str] = []
     for group in groups:
         name = f"{group.arm} at LR {group.learning_rate:.3g}"
         for run in group.outliers:
-            beyond = "beyond" if abs(run.score) > group.limit else "within"
+            beyond = "more" if abs(run.score) > group.limit else "not more"
             lines.append(
-                f"{name}: {run.name} is an outlier, final loss {run.loss:.3f}, {run.score:+.2f} standard deviations "
-                f"({beyond} the {group.limit:.2f} that the most extreme of {len(group.runs)} exceeds by chance in "
-                f"5 % of cases){_singular(group, run)}{_forked(run)}"
+                f"{name}: {run.name} is an outlier: its final loss is {run.loss:.3f} nats, {run.score:+.2f} standard "
+                f"deviations from the mean, {beyond} than the 5 % critical value of {group.limit:.2f} for the largest "
+                f"of {len(group.runs)}{_singular(group, run)}{_forked(run)}"
             )
         if group.components is not None:
             shares = (f"{SOURCES[part]} {_share(getattr(group.components, part))}" for part in SOURCES)
-            lines.append(f"{name}: of the variance of the final loss, {'; '.join(shares)}")
+            lines.append(f"{name}: shares of the variance of the final loss: {'; '.join(shares)}")
         if group.map is None and group.why_no_map != NOT_READ:
             lines.append(f"warning: {name}: no training map: {group.why_no_map}")
         if group.map is not None:
             forked = [run.name for run in group.runs if run.fork is not None]
             lines.append(
-                f"{name}: training map of {group.map.states} states"
-                f"{' (as many as were tried)' if group.map.states == len(group.map.bic) else ''}; "
-                f"{', '.join(forked) if forked else 'no run'} leaves the others"
+                f"{name}: the training map has {group.map.states} states"
+                f"{' (the largest number that was tried)' if group.map.states == len(group.map.bic) else ''}; "
+                f"runs that leave the path of the other runs: {', '.join(forked) if forked else 'none'}"
             )
     return lines
 
@@ -55,7 +57,7 @@ def verdicts(groups: Sequence[SeedGroup]) -> list[str]:
 def view_sections(
     groups: Sequence[SeedGroup], warnings: Sequence[str] = (), *, on_terminal: bool = True
 ) -> list[Section]:
-    """The view of seeds for a page of any kind; nothing where no arm has 5 seeds at one rate."""
+    """Return the sections of the view of seeds; without groups, only the warnings."""
     if not groups:
         return [Section("Seeds", lines=[f"warning: {warning}" for warning in warnings])] if warnings else []
     lines = [*verdicts(groups), *(f"warning: {warning}" for warning in warnings)]
@@ -70,9 +72,10 @@ def view_sections(
     ]
     if bars:
         note = (
-            "Of the final loss: what initial weights, what the order of the data, what only the two together explain."
+            "Variance of the final loss due to the initial weights, to the order of the data, and to their interaction "
+            "and all else."
         )
-        sections.append(Section("Where the variance comes from", note, charts=bars))
+        sections.append(Section("Sources of the variance", note, charts=bars))
     sections += [_map_section(group, chart) for group, chart in zip([g for g in drawn if g.map], maps, strict=True)]
     return sections
 
@@ -81,8 +84,9 @@ def _table(groups: Sequence[SeedGroup]) -> Table:
     columns = ["arm", "LR", "runs", "final loss", "sd", "outliers", "kappa", *SPIKES]
     rows: list[list[str]] = []
     for group in groups:
-        found = group.agreement
-        kappa = "-" if found is None else f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
+        kappa = "-"
+        if group.agreement is not None:
+            kappa = f"{group.agreement.mean:.3f} [{group.agreement.low:.3f}, {group.agreement.high:.3f}]"
         outliers = ", ".join(run.name for run in group.outliers) or "none"
         rows.append(
             [
@@ -103,25 +107,27 @@ def _spikes(group: SeedGroup) -> list[str]:
 
 def _map_section(group: SeedGroup, chart: Chart) -> Section:
     assert group.map is not None
-    found = group.map
+    training_map = group.map
     names = max((run.facts.names for run in group.runs), key=len)
-    steps = max((run.facts.steps for run in group.runs), key=len)  # one that ended early has fewer
+    steps = max((run.facts.steps for run in group.runs), key=len)  # a run that ended early has fewer
     rows: list[list[str]] = []
-    for state in range(found.states):
-        inside = [int((path == state).sum()) for path in found.paths]
-        entered = [int(np.flatnonzero(path == state)[0]) for path in found.paths if (path == state).any()]
+    for state in range(training_map.states):
+        inside = [int((path == state).sum()) for path in training_map.paths]
+        entered = [int(np.flatnonzero(path == state)[0]) for path in training_map.paths if (path == state).any()]
         first = f"{int(np.median([steps[at] for at in entered]))}" if entered else "-"
-        change = found.means[state] - found.means[state - 1] if state else np.zeros(len(found.features))
+        change = (
+            training_map.means[state] - training_map.means[state - 1] if state else np.zeros(len(training_map.features))
+        )
         largest = np.argsort(-np.abs(change))[:3]
-        moved = ", ".join(f"{_short(names[found.features[place]])} {change[place]:+.2f}" for place in largest)
+        moved = ", ".join(f"{_short(names[training_map.features[place]])} {change[place]:+.2f}" for place in largest)
         rows.append([str(state), str(len(entered)), first, str(sum(inside)), moved if state else "-"])
-    columns = ["state", "runs", "median step of entry", "checkpoints", "what changes most from the state before"]
+    columns = ["state", "runs", "median step of entry", "checkpoints", "largest changes from the previous state"]
     note = (
-        "A hidden Markov model of the 14 weight statistics: phases that runs pass through. The state of a checkpoint "
-        "is said from it and those before. Changes in standard deviations over all checkpoints. BIC by number of "
-        "states: "
-        + ", ".join(f"{number}: {value:.0f}" for number, value in enumerate(found.bic, start=1))
-        + f". Tried up to {len(found.bic)}."
+        "The states of a hidden Markov model of the 14 weight statistics. The state of a checkpoint is inferred from "
+        "the checkpoint and the earlier ones. Changes are in standard deviations over all checkpoints. BIC by number "
+        "of states: "
+        + ", ".join(f"{number}: {value:.0f}" for number, value in enumerate(training_map.bic, start=1))
+        + f". Up to {len(training_map.bic)} states were tried."
     )
     return Section(
         f"Training map: {group.arm} at LR {group.learning_rate:.3g}", note, Table(columns, rows), charts=[chart]
@@ -129,7 +135,7 @@ def _map_section(group: SeedGroup, chart: Chart) -> Section:
 
 
 def _short(name: str) -> str:
-    """'singular_variance', or 'mean of biases'."""
+    """Return 'singular_variance', or 'mean of biases' for a statistic of the biases."""
     what, _, statistic = MetricKey.parse(name)
     return statistic if what == "all_weights" else f"{statistic} of biases"
 
@@ -137,7 +143,10 @@ def _short(name: str) -> str:
 def _drawn_note(groups: Sequence[SeedGroup]) -> str:
     if len(groups) <= MOST_DRAWN:
         return ""
-    return f"{MOST_DRAWN} of the {len(groups)} groups: those with a two-way design or a map, then those with outliers."
+    return (
+        f"The charts show {MOST_DRAWN} of the {len(groups)} groups: first those with a two-way design or a training "
+        "map, then those with the most outliers."
+    )
 
 
 def _share(part: Component) -> str:
@@ -146,17 +155,17 @@ def _share(part: Component) -> str:
 
 def _forked(run: SeedRun) -> str:
     step = run.fork_step
-    return "" if step is None else f"; on the training map it leaves the others at step {step}"
+    return "" if step is None else f"; on the training map it leaves the path of the other runs at step {step}"
 
 
 def _singular(group: SeedGroup, run: SeedRun) -> str:
-    """Whether the outlier's singular values vary more or less than the others', on which accounts differ."""
+    """Return the score of the variance of the outlier's singular values, on whose sign publications disagree."""
     column = run.facts.names.index(SINGULAR) if SINGULAR in run.facts.names else -1
-    last = [float(one.facts.statistics[-1, column]) for one in group.runs if column >= 0 and len(one.facts.statistics)]
-    sound = [value for value in last if math.isfinite(value)]
-    own = float(run.facts.statistics[-1, column]) if column >= 0 and len(run.facts.statistics) else math.nan
-    deviation = float(np.std(sound, ddof=1)) if len(sound) > 2 else 0.0
-    if not deviation or not math.isfinite(own):
+    last = [float(r.facts.statistics[-1, column]) for r in group.runs if column >= 0 and len(r.facts.statistics)]
+    finite = [value for value in last if math.isfinite(value)]
+    of_run = float(run.facts.statistics[-1, column]) if column >= 0 and len(run.facts.statistics) else math.nan
+    deviation = float(np.std(finite, ddof=1)) if len(finite) > 2 else 0.0
+    if not deviation or not math.isfinite(of_run):
         return ""
-    score = (own - float(np.mean(sound))) / deviation
-    return f", its singular values' variance {score:+.1f} standard deviations from the mean"
+    score = (of_run - float(np.mean(finite))) / deviation
+    return f"; the variance of its singular values is {score:+.1f} standard deviations from the mean"

@@ -1,4 +1,4 @@
-"""What of a report belongs on a terminal; names are shown as plain text."""
+"""Print a report on a terminal; names are printed as plain text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trimtab.section import Section
 
 
 def print_sections(name: str, sections: Sequence[Section], console: Console) -> None:
-    """Tables, under the name of the study, and lines of the sections that are for a terminal."""
+    """Print the tables and lines of the sections that are meant for a terminal."""
     for section in sections:
         if not section.on_terminal:
             continue

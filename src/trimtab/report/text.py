@@ -1,4 +1,4 @@
-"""Numbers as text cells."""
+"""Format numbers as cells of a table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def number(value: float | None, style: str) -> str:
-    """A number, or a dash where there is none or it is not finite."""
+    """Return a number as text; a dash for None and for a value that is not finite."""
     if value is None or not math.isfinite(value):
         return "-"
     return format(value, style).rstrip(".")

@@ -1,4 +1,4 @@
-"""``loss_at_lr``: final losses of arms on paired seeds at one learning rate, given or tuned, over several texts."""
+"""``loss_at_lr``: final losses of arms on paired seeds, at a given or tuned learning rate, on held-out texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From outcomes to differences: each arm against the reference, over seeds and text, and what its loss cost."""
+"""Compute the difference of each arm to the reference over seeds and text, and the tokens and compute it saves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LARGEST_EXPONENT = 700.0
 
 
 def analyse(spec: LossStudySpec, evidence: Evidence) -> LossFindings:
-    """Everything a report states, from outcomes and block losses; a run that is not there counts as missing."""
+    """Return the findings of a comparison, from outcomes and block losses; an absent run counts as missing."""
     order = list(spec.arms)
     runs = [
         _run(spec, evidence, trial)
@@ -32,10 +32,10 @@ def analyse(spec: LossStudySpec, evidence: Evidence) -> LossFindings:
     ]
     ticks = ticks_of(spec, evidence.results)
     costs = {name: evidence.cost(name) for name in spec.arms}
-    found = {(run.trial.arm, run.trial.tick, run.trial.seed): run for run in runs if run.trial.round == COMPARING}
+    made = {(run.trial.arm, run.trial.tick, run.trial.seed): run for run in runs if run.trial.round == COMPARING}
     cells = {
         (name, multiple): [
-            found.get((name, tick, seed)) or _absent(Trial(COMPARING, name, tick, seed))
+            made.get((name, tick, seed)) or _absent(Trial(COMPARING, name, tick, seed))
             for seed in range(spec.comparison.seeds)
         ]
         for name in spec.arms
@@ -77,7 +77,9 @@ def _compared(
     texts = {text: float(np.mean([run.blocks[text] for run in sound])) for text in (sound[0].blocks if sound else ())}
     reference = spec.name_of(spec.reference, place.size)
     pairs = [
-        (own, other) for own, other in zip(runs, cells[reference, multiple], strict=True) if own.sound and other.sound
+        (run, partner)
+        for run, partner in zip(runs, cells[reference, multiple], strict=True)
+        if run.sound and partner.sound
     ]
     comparable = bool(pairs) and len(row_of(pairs[0][0].blocks)) > 1
     is_reference = place.line == spec.reference
@@ -102,7 +104,7 @@ def _compared(
 
 
 def _differences(pairs: Sequence[tuple[ComparedRun, ComparedRun]], text: str = "") -> NDArray[np.float64]:
-    return np.array([np.subtract(row_of(own.blocks, text), row_of(other.blocks, text)) for own, other in pairs])
+    return np.array([np.subtract(row_of(run.blocks, text), row_of(partner.blocks, text)) for run, partner in pairs])
 
 
 def _mean_curve(runs: Sequence[ComparedRun]) -> list[tuple[int, float]]:
@@ -129,7 +131,7 @@ def _with_holm(spec: LossStudySpec, compared: Sequence[Compared]) -> list[Compar
 
 
 def _slopes(spec: LossStudySpec, cells: Cells) -> list[Slope]:
-    """Per seed, a straight line through the differences of all sizes against log2 of the number of blocks."""
+    """Fit, for each seed, a straight line to the differences at all sizes against log2 of the number of blocks."""
     if len(spec.size_names) < 2:
         return []
     models = [spec.arms[spec.name_of(spec.reference, size)].protocol.model for size in spec.size_names]
@@ -142,9 +144,9 @@ def _slopes(spec: LossStudySpec, cells: Cells) -> list[Slope]:
         for multiple in spec.comparison.multiples if line != spec.reference else ():
             per_seed: list[float] = []
             for seed in range(spec.comparison.seeds):
-                own = [cells[spec.name_of(line, size), multiple][seed].loss for size in spec.size_names]
-                other = [cells[spec.name_of(spec.reference, size), multiple][seed].loss for size in spec.size_names]
-                gap = np.subtract(own, other)
+                losses = [cells[spec.name_of(line, size), multiple][seed].loss for size in spec.size_names]
+                reference = [cells[spec.name_of(spec.reference, size), multiple][seed].loss for size in spec.size_names]
+                gap = np.subtract(losses, reference)
                 if np.isfinite(gap).all():
                     per_seed.append(float(centred @ gap / (centred @ centred)))
             slopes.append(Slope(line, multiple, Mean(*mean_interval(per_seed))))
@@ -154,19 +156,19 @@ def _slopes(spec: LossStudySpec, cells: Cells) -> list[Slope]:
 def _warnings(
     spec: LossStudySpec, results: Results, runs: Sequence[ComparedRun], compared: Sequence[Compared]
 ) -> list[str]:
-    found = [
-        f"the best rate of '{arm}' lies at an end of the swept range; widen learning_rates"
+    lines = [
+        f"the best learning rate of '{arm}' is at an end of the swept range; widen learning_rates"
         for arm in tuned_at_an_end(spec, results)
     ]
-    found += [
-        f"no run of the sweep of '{arm}' ended with a finite loss; its rate is the lowest swept"
+    lines += [
+        f"no run of the sweep of '{arm}' ended with a finite loss; its learning rate is the lowest of the sweep"
         for arm in never_tuned(spec, results)
     ]
     missing = sum(run.outcome is None for run in runs)
     if missing > 0.05 * len(runs):
-        found.append(f"{missing} of {len(runs)} runs have no outcome (the machine's fault, not counted)")
+        lines.append(f"{missing} of {len(runs)} runs have no outcome because of the machine; they are not counted")
     seeds = spec.comparison.seeds
     broken = [f"{one.name} at {one.multiple:g}x ({one.broken} of {seeds})" for one in compared if one.broken]
     if broken:
-        found.append(f"broken runs, left out of means and differences: {'; '.join(broken)}")
-    return found
+        lines.append(f"broken runs, which means and differences leave out: {'; '.join(broken)}")
+    return lines

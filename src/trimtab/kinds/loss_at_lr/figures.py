@@ -1,4 +1,4 @@
-"""Charts of a comparison of losses: against size, against the reference, against tokens and compute."""
+"""The charts of a comparison of losses: against size, against the reference, against tokens and compute."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trimtab.section import Chart
 
 
 def losses_by_size(findings: LossFindings) -> list[Chart]:
-    """Final loss against the number of blocks, one chart a rate, one line an arm; nothing where there is one depth."""
+    """Return a chart of final loss against depth for each learning rate; no chart if all models have the same depth."""
     depths = {one.name: findings.spec.arms[one.name].protocol.model.num_layers for one in findings.compared}
     if len(set(depths.values())) < 2:
         return []
@@ -19,16 +19,16 @@ def losses_by_size(findings: LossFindings) -> list[Chart]:
     for index, multiple in enumerate(findings.spec.comparison.multiples):
         data: list[dict[str, Any]] = []
         for place, line in enumerate(findings.spec.lines):
-            own = [one for one in _at(findings, multiple) if one.place.line == line and math.isfinite(one.loss.mean)]
-            own.sort(key=lambda one: depths[one.name])
+            cells = [one for one in _at(findings, multiple) if one.place.line == line and math.isfinite(one.loss.mean)]
+            cells.sort(key=lambda one: depths[one.name])
             data.append(
                 {
                     "type": "scatter",
                     "mode": "lines+markers",
                     "name": escape(line),
-                    "x": [depths[one.name] for one in own],
-                    "y": [one.loss.mean for one in own],
-                    "error_y": {"type": "data", "array": [_half(one) for one in own], "thickness": 1},
+                    "x": [depths[cell.name] for cell in cells],
+                    "y": [cell.loss.mean for cell in cells],
+                    "error_y": {"type": "data", "array": [_half(cell) for cell in cells], "thickness": 1},
                     "line": {"color": COLOURS[place % len(COLOURS)]},
                     "hovertemplate": "%{x} layers: %{y:.3f} nats<extra>%{fullData.name}</extra>",
                 }
@@ -37,24 +37,27 @@ def losses_by_size(findings: LossFindings) -> list[Chart]:
         layout = chart_layout("blocks", "final held-out loss (nats)", 420)
         layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [str(tick) for tick in ticks]}
         title = f"at {multiple:g}x the LR"
-        caption = "Mean over seeds; bars are 95 % intervals over seeds, which pairs of arms share in part."
+        caption = (
+            "Mean over seeds. Bars are 95 % intervals over seeds. The arms share their seeds; a difference can "
+            "therefore be clear although the bars overlap."
+        )
         charts.append(Chart(f"by-size-{index}", title, caption, data, layout))
     return charts
 
 
 def differences(findings: LossFindings) -> Chart:
-    """Every arm's difference to the reference with its interval, one trace a rate."""
+    """Return the chart of the difference of every arm to the reference, with a trace for each learning rate."""
     data: list[dict[str, Any]] = []
     for index, multiple in enumerate(findings.spec.comparison.multiples):
-        own = [(one.name, one.difference) for one in _at(findings, multiple) if one.difference is not None]
-        half = [0.0 if math.isnan(found.low) else found.high - found.mean for _, found in own]
+        shown = [(one.name, one.difference) for one in _at(findings, multiple) if one.difference is not None]
+        half = [0.0 if math.isnan(difference.low) else difference.high - difference.mean for _, difference in shown]
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers",
                 "name": f"at {multiple:g}x the LR",
-                "x": [found.mean for _, found in own],
-                "y": [escape(name) for name, _ in own],
+                "x": [difference.mean for _, difference in shown],
+                "y": [escape(name) for name, _ in shown],
                 "error_x": {"type": "data", "array": half},
                 "marker": {"size": 10, "color": COLOURS[index % len(COLOURS)]},
                 "hovertemplate": "%{y}: %{x:+.3f} nats<extra></extra>",
@@ -64,12 +67,12 @@ def differences(findings: LossFindings) -> Chart:
     layout = chart_layout("difference in final loss (nats)", "", 140 + 30 * len(set(names)))
     layout["yaxis"] = category_axis([escape(name) for name in dict.fromkeys(names)])
     layout["shapes"] = [vertical_line(0)]
-    caption = "Left of the line an arm ends lower than the reference. Bars: 95 % intervals over seeds and text."
+    caption = "Left of the dotted line, the loss is lower than that of the reference. Bars: 95 % intervals."
     return Chart("differences", "Differences", caption, data, layout)
 
 
 def curves(findings: LossFindings, *, compute: bool) -> list[Chart]:
-    """Held-out loss over the run at the first rate, one chart a size, against tokens or against FLOPs."""
+    """Return a chart of held-out loss for each size, against tokens or FLOPs, at the first of the learning rates."""
     charts: list[Chart] = []
     lines = list(findings.spec.lines)
     for index, size in enumerate(findings.spec.size_names):
@@ -94,7 +97,7 @@ def curves(findings: LossFindings, *, compute: bool) -> list[Chart]:
         layout = chart_layout("FLOPs" if compute else "tokens", "held-out loss (nats)", 340)
         layout["yaxis"]["type"] = "log"
         slug = f"{'compute' if compute else 'tokens'}-{index}"
-        charts.append(Chart(slug, size or "all arms", "Mean over seeds, before and after the LR falls.", data, layout))
+        charts.append(Chart(slug, size or "all arms", "Mean over seeds.", data, layout))
     return charts
 
 

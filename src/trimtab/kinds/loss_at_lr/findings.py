@@ -1,4 +1,4 @@
-"""What a comparison of losses found, as plain data."""
+"""The findings of a comparison of losses, as plain data."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from trimtab.study.trial import Trial
 
 
 def row_of(blocks: Blocks, text: str = "") -> list[float]:
-    """The losses of all blocks of one held-out part, or of all parts in the order of their names."""
+    """Return the losses of all blocks of a held-out part; by default of all parts, in the order of their names."""
     return list(blocks[text]) if text else [loss for name in sorted(blocks) for loss in blocks[name]]
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedRun:
-    """One run of the study.
+    """A run of the study.
 
     Attributes:
         blocks: final loss by held-out part and block, in nats.
-        explosion_margin: a final loss above a uniform guess's by more than this says nothing of the arm, in nats.
+        explosion_margin: a final loss higher than a uniform guess by more than this counts as broken, in nats.
     """
 
     trial: Trial
@@ -39,22 +39,22 @@ class ComparedRun:
 
     @property
     def sound(self) -> bool:
-        """Whether it ran to its end with finite losses, no worse than a uniform guess."""
+        """Whether the run reached its last step with finite losses, not far above the loss of a uniform guess."""
         if self.outcome is None or self.outcome.stopped is not None or not self.blocks:
             return False
         if not self.outcome.final_loss <= self.outcome.log_vocab + self.explosion_margin:
             return False
-        return all(math.isfinite(loss) for some in self.blocks.values() for loss in some)
+        return all(math.isfinite(loss) for losses in self.blocks.values() for loss in losses)
 
     @property
     def loss(self) -> float:
-        """Mean final loss over all blocks, in nats per token; nan where it is not sound."""
+        """Mean final loss over all blocks, in nats per token; nan if the run is not sound."""
         return float(np.mean(row_of(self.blocks))) if self.sound else math.nan
 
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean over seeds with its 95 % Student interval; nan where there are too few."""
+    """A mean over seeds with its 95 % Student interval. Values are nan if there are too few seeds."""
 
     mean: float
     low: float
@@ -63,12 +63,13 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """Share of the reference's tokens and compute that an arm does without, until it reaches the reference's loss.
+    """The share of the reference's tokens and compute that an arm saves when it reaches the loss of the reference.
 
     Attributes:
-        reached: seeds in which the loss is reached at all.
-        tokens: share saved, over those seeds; below 0 where more are needed.
-        compute: the same in FLOPs.
+        reached: number of seeds in which the arm reaches the final loss of the reference.
+        seeds: number of seeds in which both runs are sound.
+        tokens: share of tokens saved, over the seeds that reach the loss; negative if the arm needs more tokens.
+        compute: share of FLOPs saved, over the same seeds.
     """
 
     reached: int
@@ -79,22 +80,23 @@ class Saving:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One arm at one rate.
+    """An arm of a size at a learning rate.
 
     Attributes:
-        place: its line and size.
-        multiple: of the base rate.
-        broken: runs that exploded or were not finite.
-        missing: runs without outcome.
-        loss: mean final loss, nats per token, over the sound runs.
-        perplexity: exp of it.
-        bits_per_byte: nan where tokens are no text.
+        place: line and size of the arm.
+        multiple: the learning rate as a multiple of the base rate.
+        broken: number of runs that have an outcome and are not sound.
+        missing: number of runs without outcome.
+        loss: mean final loss over the sound runs, in nats per token.
+        perplexity: exp of the mean loss.
+        bits_per_byte: nan if the tokens are not text.
         by_text: mean final loss of each held-out part.
-        difference: loss minus the reference's, over the seeds in which both are sound; None for the reference, and
-            where fewer than one seed or two blocks are left.
-        difference_by_text: the same for each held-out part.
-        p_holm: Holm's p-value over the arms of the same size and rate.
-        saving: of tokens and compute; None for the reference.
+        difference: loss minus the loss of the reference, over the seeds in which both runs are sound; None for the
+            reference, without such a seed, and with fewer than two blocks.
+        difference_by_text: the difference on each held-out part.
+        p_holm: p-value after Holm's correction over the arms of the same size and learning rate.
+        saving: saved tokens and compute; None for the reference.
+        curve: mean held-out loss of the sound runs, by step.
     """
 
     name: str
@@ -116,7 +118,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """How the difference to the reference changes with each doubling of depth, over seeds, in nats."""
+    """The change of the difference to the reference with each doubling of depth, in nats; mean over seeds."""
 
     line: str
     multiple: float
@@ -125,7 +127,7 @@ class Slope:
 
 @dataclass(frozen=True, slots=True)
 class LossFindings:
-    """A comparison of losses: what was found and all it rests on."""
+    """The findings of a comparison of losses, with the data they are computed from."""
 
     spec: LossStudySpec
     evidence: Evidence

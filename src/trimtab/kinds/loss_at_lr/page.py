@@ -1,4 +1,4 @@
-"""The page of a comparison of losses, in sections."""
+"""The sections of the report of a comparison of losses."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from trimtab.stats.paired import PairedDifference
 
 SURE = 0.05
 LEAST_REPORTED = 3
-NOTE = "warning: losses of small models after few steps need not carry over"
+NOTE = "warning: the order of small models after few steps may differ from the order of larger models"
 
 
 def verdicts(findings: LossFindings) -> list[str]:
-    """Each arm against the reference in one sentence, with the smallest effect that could have been seen."""
+    """Return a sentence on each arm against the reference, with the smallest effect that these data can detect."""
     reference = findings.spec.reference
     lines: list[str] = []
     for one in findings.compared:
         if one.difference is None and one.place.line != reference:
-            lines.append(f"{_named(findings, one)}: cannot tell: in no seed did both it and {reference} end well")
+            lines.append(
+                f"{_named(findings, one)}: cannot tell: in no seed did both this arm and {reference} train to the end"
+            )
         if one.difference is not None:
             found = one.difference
             lines.append(
@@ -33,7 +35,7 @@ def verdicts(findings: LossFindings) -> list[str]:
     for slope in findings.slopes:
         mean = slope.mean
         if math.isnan(mean.mean):
-            continue  # no seed is whole at every size
+            continue  # no seed has sound runs at every size
         lines.append(
             f"{slope.line}{_at(findings, slope.multiple)}: with each doubling of depth the difference to {reference} "
             f"changes by {mean.mean:+.3f} {_range(mean.low, mean.high)} nats: {_direction(mean)}"
@@ -43,24 +45,24 @@ def verdicts(findings: LossFindings) -> list[str]:
 
 def _verdict(found: PairedDifference, p_holm: float | None) -> str:
     if math.isnan(found.low):
-        return "one seed, cannot tell"
+        return "cannot tell from a single seed"
     if found.low <= 0 <= found.high:
         return "cannot tell"
     side = "lower loss" if found.high < 0 else "higher loss"
-    return side if p_holm is not None and p_holm < SURE else f"{side} by itself, not after Holm's correction"
+    return side if p_holm is not None and p_holm < SURE else f"{side} before Holm's correction, cannot tell after it"
 
 
 def _direction(mean: Mean) -> str:
     if math.isnan(mean.low):
-        return "one seed, cannot tell"
-    return "better the deeper" if mean.high < 0 else "worse the deeper" if mean.low > 0 else "cannot tell"
+        return "cannot tell from a single seed"
+    return "better with more depth" if mean.high < 0 else "worse with more depth" if mean.low > 0 else "cannot tell"
 
 
 def content(findings: LossFindings) -> Content:
-    """Everything that is shown of a comparison of losses."""
+    """Return the content of the report."""
     spec = findings.spec
     return Content(
-        lead=f"Which arm ends at the lowest loss, and how sure is that? {len(findings.runs)} runs, "
+        lead=f"Which arm reaches the lowest final loss, and with what certainty? {len(findings.runs)} runs, "
         f"{len(spec.arms)} arms, "
         f"{spec.comparison.seeds} paired seeds, {spec.protocol.training.steps} steps each, reference {spec.reference}.",
         sections=_sections(findings),
@@ -76,10 +78,11 @@ def _sections(findings: LossFindings) -> list[Section]:
     sections = [
         Section(
             "The answer",
-            "Final loss on held-out text, mean over seeds; differences are paired by seed and block of text. Brackets "
-            "are 95 % intervals over seeds and text together. p is two-sided, after Holm's correction over the arms of "
-            "one size and rate. Tokens saved: the share of the reference's tokens that an arm does without until its "
-            "held-out loss, which at that point is not annealed, reaches the reference's final one.",
+            "Final loss on held-out text, mean over seeds. Differences are paired by seed and by block of text. The "
+            "brackets of a difference are its 95 % interval over seeds and text. The p-value is two-sided and "
+            "corrected by Holm's method over the arms of the same size and learning rate. Tokens saved: the share of "
+            "the reference's tokens that the arm does not need to reach the final loss of the reference. At the step "
+            "at which the arm reaches that loss, its LR has not decayed fully.",
             _main_table(findings),
             [*verdicts(findings), *(f"warning: {warning}" for warning in findings.warnings), NOTE],
             on_terminal=True,
@@ -90,8 +93,9 @@ def _sections(findings: LossFindings) -> list[Section]:
         sections.append(
             Section(
                 "Against the paper",
-                "Reported: Table 4 of arXiv 2410.16682, 830M parameters, one seed, interval of 0.1 in perplexity; "
-                "as a difference of ln perplexity. Ours counts where it stands after Holm's correction.",
+                "Reported: Table 4 of arXiv 2410.16682, with 830M parameters, one seed and an interval of +-0.1 in "
+                "perplexity. The reported difference is a difference of ln perplexity. A difference of this study "
+                "counts only if p after Holm's correction is below 0.05.",
                 reported,
                 on_terminal=True,
             )
@@ -102,9 +106,9 @@ def _sections(findings: LossFindings) -> list[Section]:
     sections += [
         Section(f"Differences to {reference}", charts=[differences(findings)]),
         Section(
-            "How sure is each difference?",
-            "Over seeds: these texts, other seeds. Over text: these very runs, other blocks. Visible: the "
-            "effect that such data would show with power 0.8.",
+            "Certainty of each difference",
+            "Over seeds: interval for other seeds on the same text. Over text: interval for other text with the same "
+            "runs. Visible: the smallest effect that such data can detect with power 0.8.",
             _intervals_table(findings),
         ),
         Section("Differences by held-out text", "In nats, 95 % intervals over seeds and text.", _text_table(findings)),
@@ -155,14 +159,14 @@ def _reported_table(findings: LossFindings) -> Table | None:
     return Table(["arm", "difference", "reported perplexity", "reported difference", "the paper's claim"], rows)
 
 
-# (sign that the paper reports, sign that stands here) -> what becomes of its claim
+# (sign of the reported difference, sign of the difference in this study) -> the verdict on the paper's claim
 AGREEMENT = {
     (-1, -1): "holds",
     (-1, 0): "cannot tell",
     (-1, 1): "does not hold: the opposite",
-    (0, -1): "no difference there, lower loss here",
-    (0, 0): "no difference seen in either",
-    (0, 1): "no difference there, higher loss here",
+    (0, -1): "paper: no difference; this study: lower loss",
+    (0, 0): "no difference in paper or study",
+    (0, 1): "paper: no difference; this study: higher loss",
     (1, -1): "does not hold: the opposite",
     (1, 0): "cannot tell",
     (1, 1): "holds",
@@ -204,7 +208,7 @@ def _at(findings: LossFindings, multiple: float) -> str:
 
 
 def interval(mean: Mean) -> str:
-    """'2.134 [2.120, 2.148]'."""
+    """Return '2.134 [2.120, 2.148]'."""
     if math.isnan(mean.mean):
         return "-"
     return f"{mean.mean:.3f}" + ("" if math.isnan(mean.low) else f" [{mean.low:.3f}, {mean.high:.3f}]")

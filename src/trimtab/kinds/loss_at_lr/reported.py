@@ -1,4 +1,7 @@
-"""What arXiv 2410.16682 reports in its Table 4, for comparison; taken from accounts of the paper, not from it."""
+"""The perplexities in Table 4 of arXiv 2410.16682.
+
+The values are taken from secondary accounts of the paper, not from the paper.
+"""
 
 # Perplexity after 0.2T tokens at LR 3e-4, 830M parameters, one seed; 95 % interval +-0.1.
 REPORTED_PERPLEXITY = {

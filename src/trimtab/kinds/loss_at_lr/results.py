@@ -1,4 +1,4 @@
-"""What a comparison of losses adds to ``results.json``, and its ``results.csv``."""
+"""The part of ``results.json`` of a comparison of losses, and its ``results.csv``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trimtab.section import Finite, Rows
 
 @dataclass(frozen=True, slots=True)
 class LossFacts:
-    """Laid into ``study``."""
+    """The facts that are merged into ``study``."""
 
     reference: str
     comparison: Comparison
@@ -21,7 +21,7 @@ class LossFacts:
 
 @dataclass(frozen=True, slots=True)
 class LossRun:
-    """One run; ``loss`` is the mean over all blocks, ``final_loss`` that of the held-out windows, in nats."""
+    """A run; ``loss`` is the mean over all blocks, ``final_loss`` the mean over the held-out windows, in nats."""
 
     id: str
     arm: str
@@ -35,7 +35,7 @@ class LossRun:
 
 @dataclass(frozen=True, slots=True)
 class LossResults:
-    """Laid into the top level."""
+    """The results that are merged into the top level."""
 
     compared: Sequence[Compared]
     slopes: Sequence[Slope]
@@ -44,12 +44,12 @@ class LossResults:
 
 
 def facts_of(findings: LossFindings) -> LossFacts:
-    """Of the study as a whole."""
+    """Return the facts of the whole study."""
     return LossFacts(findings.spec.reference, findings.spec.comparison)
 
 
 def results_of(findings: LossFindings) -> LossResults:
-    """Comparisons, trends and runs."""
+    """Return comparisons, trends and runs."""
     runs = [
         LossRun(
             id=run.run_id,
@@ -67,7 +67,7 @@ def results_of(findings: LossFindings) -> LossResults:
 
 
 def rows_of(findings: LossFindings) -> Rows:
-    """One row an arm, size and rate."""
+    """Return one row per arm, size and learning rate."""
     parts = ("mean", "low", "high", "p_value", "visible")
     columns = [
         *("arm", "size", "multiple", "learning_rate", "loss", "loss_low", "loss_high", "perplexity", "bits_per_byte"),

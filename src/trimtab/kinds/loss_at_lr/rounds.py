@@ -1,4 +1,4 @@
-"""Which runs a comparison of losses makes: first the sweeps that tune the rate, then every arm on the same seeds."""
+"""The rounds of a comparison of losses: first the sweeps that tune the LR, then all arms on the same seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMPARING = 1
 
 
 def rounds(spec: LossStudySpec) -> Rounds:
-    """Yield the trials of each round; send the results of all rounds so far."""
+    """Yield the trials of each round; the caller sends the results of all rounds so far."""
     comparison = spec.comparison
     results: Results = {}
     tuned = spec.tuned()
@@ -24,7 +24,7 @@ def rounds(spec: LossStudySpec) -> Rounds:
             Trial(TUNING, arm, tick, seed) for arm in tuned for seed in seeds for tick in spec.rates_of(arm).sweep()
         ]
     ticks = ticks_of(spec, results)
-    # Seed by seed, so that a study cut short has whole pairs.
+    # Seed by seed: a study that is interrupted has complete pairs.
     yield [
         Trial(COMPARING, arm, tick, seed)
         for seed in range(comparison.seeds)
@@ -34,12 +34,12 @@ def rounds(spec: LossStudySpec) -> Rounds:
 
 
 def round_name(number: int) -> str:
-    """'sweep' or 'comparison'."""
+    """Return 'sweep' or 'comparison'."""
     return "sweep" if number == TUNING else "comparison"
 
 
 def ticks_of(spec: LossStudySpec, results: Results) -> Mapping[str, Mapping[float, Tick]]:
-    """The rates at which each arm is compared, by multiple."""
+    """Return the learning rates at which each arm is compared, by multiple."""
     comparison = spec.comparison
     tuned = {
         arm: best.tick if math.isfinite(best.loss) else spec.rates_of(arm).lowest
@@ -58,13 +58,13 @@ def ticks_of(spec: LossStudySpec, results: Results) -> Mapping[str, Mapping[floa
 
 
 def tuned_at_an_end(spec: LossStudySpec, results: Results) -> list[str]:
-    """The arms whose best rate is the lowest or the highest of the sweep, so that it may lie beyond."""
+    """Return the arms whose best rate is the lowest or highest of the sweep; the best rate may be outside the range."""
     ends = {arm: (spec.rates_of(arm).lowest, spec.rates_of(arm).highest) for arm in spec.tuned()}
     return [arm for arm, best in _tuned(spec, results).items() if math.isfinite(best.loss) and best.tick in ends[arm]]
 
 
 def never_tuned(spec: LossStudySpec, results: Results) -> list[str]:
-    """The arms of whose sweep nothing finite came back."""
+    """Return the arms whose sweep has no run with a finite loss."""
     return [arm for arm, best in _tuned(spec, results).items() if not math.isfinite(best.loss)]
 
 

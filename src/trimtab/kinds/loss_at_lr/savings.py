@@ -1,4 +1,4 @@
-"""What an arm saves: the share of the reference's tokens and compute that it does without, to reach the same loss."""
+"""Compute the share of the reference's tokens and compute that an arm saves when it reaches the same loss."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from trimtab.stats.intervals import mean_interval
 def saving_of(
     spec: LossStudySpec, pairs: Sequence[tuple[ComparedRun, ComparedRun]], cost: ModelCost, reference: ModelCost
 ) -> Saving:
-    """Over the pairs of an arm's and the reference's runs of one seed."""
+    """Return the saving over pairs of runs: the run of the arm and the run of the reference with the same seed."""
     shares: list[float] = []
-    for own, other in pairs:
-        assert own.outcome is not None
-        assert other.outcome is not None
-        reached = first_step_at(own.outcome.held_out, other.outcome.final_loss)
+    for run, partner in pairs:
+        assert run.outcome is not None
+        assert partner.outcome is not None
+        reached = first_step_at(run.outcome.held_out, partner.outcome.final_loss)
         if reached is not None:
-            own_tokens, tokens = (_tokens_per_step(spec, run) for run in (own, other))
-            shares.append(reached * own_tokens / (other.outcome.steps * tokens))
-    dearer = cost.flops_per_token / reference.flops_per_token
+            needed = reached * _tokens_per_step(spec, run)
+            shares.append(needed / (partner.outcome.steps * _tokens_per_step(spec, partner)))
+    cost_ratio = cost.flops_per_token / reference.flops_per_token
     return Saving(
         reached=len(shares),
         seeds=len(pairs),
         tokens=Mean(*mean_interval([1 - share for share in shares])),
-        compute=Mean(*mean_interval([1 - share * dearer for share in shares])),
+        compute=Mean(*mean_interval([1 - share * cost_ratio for share in shares])),
     )
 
 
@@ -38,7 +38,7 @@ def _tokens_per_step(spec: LossStudySpec, run: ComparedRun) -> int:
 
 
 def first_step_at(curve: Sequence[tuple[int, float]], loss: float) -> float | None:
-    """The step, between two evaluations by a straight line, at which a held-out curve first comes down to a loss."""
+    """Return the first step at which a held-out curve reaches a loss, by linear interpolation; None if it does not."""
     before: tuple[int, float] | None = None
     for step, value in curve:
         if value <= loss:

@@ -1,4 +1,4 @@
-"""What a comparison of losses is: arms, perhaps at several sizes, seeds that they share, and a learning rate."""
+"""The specification of a comparison of losses: arms, optional sizes, shared seeds, and a learning rate."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from trimtab.study.settings import MOST_TRIALS, LearningRates
 from trimtab.study.specification import FREE, StudySpec
 from trimtab.study.trial import SIXTEENTH, Tick
 
-FIRST_TUNING_SEED = 1000  # those of the comparison lie below
+FIRST_TUNING_SEED = 1000  # seeds of the comparison are smaller
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """At which learning rates the arms meet, and how often.
+    """The learning rates and seeds of the comparison.
 
     Attributes:
-        seeds: of every arm at every rate; the same for all, so that differences are paired.
-        tune: whose sweep decides the rate: the ``reference``'s, for all alike; each ``arm``'s own; or none, and the
-            rate is ``fixed`` by ``learning_rate``. ``nobody`` is the name of ``fixed`` in files of version 0.1.0.
-        tuning_seeds: of the sweep; never those of the comparison.
-        at_size: the size at which the sweep is made, for all sizes; "" sweeps each size by itself.
-        learning_rate: with ``tune = "fixed"``; taken to the nearest 1/16 octave.
-        multiples: of that rate at which the arms are compared.
+        seeds: number of seeds of every arm at every rate. All arms use the same seeds, so that differences are paired.
+        tune: how the learning rate is chosen. ``reference``: a sweep of the reference decides for all arms. ``arm``: a
+            sweep of each arm decides for that arm. ``fixed``: no sweep; ``learning_rate`` is used. ``nobody`` is the
+            name of ``fixed`` in files of version 0.1.0.
+        tuning_seeds: number of seeds of the sweep. They differ from the seeds of the comparison.
+        at_size: the size at which the sweep is made, for all sizes. "": a sweep is made at every size.
+        learning_rate: the learning rate with ``tune = "fixed"``, rounded to the nearest 1/16 octave.
+        multiples: multiples of the chosen rate at which the arms are compared.
 
     Raises:
-        ValueError: if a count or a multiple is not positive, or a rate is given where one is tuned or the reverse.
+        ValueError: if a count or a multiple is not positive, or ``learning_rate`` does not agree with ``tune``.
     """
 
     seeds: int = field(default=5, metadata=FREE)
@@ -48,9 +49,9 @@ class Comparison:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seeds > FIRST_TUNING_SEED:
-            raise ValueError(f"seeds must be at most {FIRST_TUNING_SEED}, where tuning seeds begin, got {self.seeds}")
+            raise ValueError(f"seeds must be at most {FIRST_TUNING_SEED}, the first tuning seed, got {self.seeds}")
         if (self.tune == "fixed") != (self.learning_rate > 0):
-            raise ValueError('learning_rate goes with tune = "fixed", and is positive there')
+            raise ValueError('learning_rate: tune = "fixed" requires a positive value, and no other tune takes a value')
         if not self.multiples or not all(0 < multiple < math.inf for multiple in self.multiples):
             raise ValueError(f"multiples must be positive, got {list(self.multiples)}")
         if len({self.offset(multiple) for multiple in self.multiples}) < len(self.multiples):
@@ -58,19 +59,19 @@ class Comparison:
 
     @staticmethod
     def offset(multiple: float) -> int:
-        """A multiple in sixteenths of an octave."""
+        """Return a multiple in sixteenths of an octave."""
         return round(math.log2(multiple) * SIXTEENTH)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossStudySpec(StudySpec):
-    """A comparison of losses, completely.
+    """The complete specification of a comparison of losses.
 
     Attributes:
-        reference: the line that the others are compared with, size by size.
+        reference: the line with which the others are compared, at each size.
 
     Raises:
-        ValueError: if the reference, a size or the blocks of text are missing, or too many runs are asked for.
+        ValueError: if the reference or a size is unknown, arms differ in held-out text, or there are too many runs.
     """
 
     kind: ClassVar[str] = "loss_at_lr"
@@ -95,18 +96,20 @@ class LossStudySpec(StudySpec):
             reference = self.name_of(self.reference, place.size)
             if text_of(self.arms[name]) != text_of(self.arms[reference]):
                 raise ValueError(
-                    f"'{name}' and '{reference}' would be judged on other blocks of text: data, model.context and "
+                    f"'{name}' and '{reference}' would be judged on different blocks of text: data, model.context and "
                     "evaluation must be the same for all arms of a size"
                 )
         if self.most_runs() > MOST_TRIALS:
-            raise ValueError(f"comparison: {self.most_runs()} runs are asked for, more than {MOST_TRIALS}")
+            raise ValueError(
+                f"comparison: {self.most_runs()} runs are more than the {MOST_TRIALS} that a study can make"
+            )
 
     def rates_of(self, arm: str) -> LearningRates:
-        """The rates that are swept for an arm."""
+        """Return the range that is swept for an arm."""
         return self.arms[arm].learning_rates or self.learning_rates
 
     def tuned(self) -> tuple[str, ...]:
-        """The arms whose sweeps decide."""
+        """Return the arms that are swept."""
         comparison = self.comparison
         if comparison.tune == "fixed":
             return ()
@@ -115,7 +118,7 @@ class LossStudySpec(StudySpec):
         return tuple(self.name_of(line, size) for size in sizes for line in lines)
 
     def tuned_by(self, name: str) -> str:
-        """The arm whose sweep decides the rate of this one."""
+        """Return the arm whose sweep decides the learning rate of an arm."""
         place, comparison = self.places[name], self.comparison
         line = place.line if comparison.tune == "arm" else self.reference
         return self.name_of(line, comparison.at_size or place.size)
@@ -126,7 +129,7 @@ class LossStudySpec(StudySpec):
 
     @override
     def first_runs(self) -> int:
-        """Runs that tune the rate, all arms together."""
+        """Return the number of runs of all sweeps."""
         return sum(len(self.rates_of(arm).sweep()) for arm in self.tuned()) * self.comparison.tuning_seeds
 
     @override

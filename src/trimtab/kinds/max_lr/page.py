@@ -104,4 +104,4 @@ def _certainty(findings: LimitFindings) -> Section:
         edge = "-" if width is None else f"{width.estimate:.2f} [{width.low:.2f}, {width.high:.2f}]"
         rows.append([name, number(arm.visible_shift, ".2f"), edge])
     columns = ["arm", "smallest visible shift (octaves)", "width of the edge (octaves)"]
-    return Section("How sure is this?", note, Table(columns, rows))
+    return Section("Certainty of the limits", note, Table(columns, rows))

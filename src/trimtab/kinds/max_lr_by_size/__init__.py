@@ -1,4 +1,4 @@
-"""``max_lr_by_size``: the learning-rate limit at several sizes, and how it moves with size."""
+"""``max_lr_by_size``: the learning-rate limit at several model sizes, and its trend with size."""
 
 from __future__ import annotations
 

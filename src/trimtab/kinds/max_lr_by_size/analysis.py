@@ -1,4 +1,4 @@
-"""From the limits at each size to a trend with size, and what it would say of a model ten times as large."""
+"""Fit a trend to the limits at each size, and extrapolate it to a model with ten times the parameters."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LARGER = 10.0
 
 @dataclass(frozen=True, slots=True)
 class SizePoint:
-    """The limit of one line at one size.
+    """The limit of a line at a size.
 
     Attributes:
-        parameters: of the blocks, without embedding and head.
-        used: whether it enters the trend; a bound does not.
+        parameters: number of parameters of the blocks, without embedding and head.
+        used: whether the trend uses the limit; it does not use bounds.
     """
 
     arm: str
@@ -38,12 +38,12 @@ class SizePoint:
 
 @dataclass(frozen=True, slots=True)
 class SizeTrend:
-    """How the limit of one line moves with size; None where there are too few sizes with a limit.
+    """The trend of the limit of a line with size. A value is None if too few sizes have a limit.
 
     Attributes:
-        per_doubling: octaves of LR50 for each doubling of the blocks' parameters: low, median, high.
-        per_width, per_depth: octaves for each doubling of width alone, and of depth alone.
-        predicted: LR50 of a model with ten times the parameters of the largest: low, median, high.
+        per_doubling: change of LR50 for each doubling of the parameters of the blocks, in octaves: low, median, high.
+        per_width, per_depth: change for each doubling of width at fixed depth, and of depth at fixed width.
+        predicted: extrapolated LR50 of a model with ten times the parameters of the largest: low, median, high.
     """
 
     line: str
@@ -57,7 +57,7 @@ class SizeTrend:
 
 @dataclass(frozen=True, slots=True)
 class SizedFindings:
-    """A finished study of limits by size."""
+    """The findings of a study of limits by size."""
 
     spec: SizedStudySpec
     evidence: Evidence
@@ -68,7 +68,7 @@ class SizedFindings:
 
 
 def analyse(spec: SizedStudySpec, evidence: Evidence) -> SizedFindings:
-    """Each size by itself, then the trend over sizes."""
+    """Analyse each size, then fit the trend over sizes."""
     by_size: dict[str, LimitFindings] = {}
     for size, study in spec.studies.items():
         results = {t: outcome for t, outcome in evidence.results.items() if spec.places[t.arm].size == size}
@@ -124,7 +124,7 @@ def _fit(design: np.ndarray, draws: Sequence[np.ndarray], at: np.ndarray) -> tup
     try:
         trend = linear_trend(design, np.stack(draws, 1) if draws else np.zeros((0, 0)), at)
     except ValueError:
-        return None  # too few sizes with a limit, or all of one shape
+        return None  # too few sizes have a limit, or the sizes do not differ
     coefficients: list[Triple] = [tuple(map(float, row)) for row in trend.coefficients]  # pyright: ignore[reportAssignmentType]
     predictions: list[Triple] = [tuple(map(float, row)) for row in trend.predictions]  # pyright: ignore[reportAssignmentType]
     return coefficients, predictions

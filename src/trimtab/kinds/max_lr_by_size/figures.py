@@ -11,7 +11,7 @@ from trimtab.section import Chart
 
 
 def limit_against_size(findings: SizedFindings) -> Chart:
-    """LR50 with its interval against parameters, and what the line says of a larger model."""
+    """Return the chart of LR50 with its interval against parameters, with the fitted line and its extrapolation."""
     data: list[dict[str, Any]] = []
     for index, trend in enumerate(findings.trends):
         colour = COLOURS[index % len(COLOURS)]
@@ -44,8 +44,9 @@ def limit_against_size(findings: SizedFindings) -> Chart:
     layout = chart_layout("parameters of the blocks", "log2 LR50", 460)
     layout["xaxis"]["type"] = "log"
     caption = (
-        "Dots: measured, 95 % intervals; open triangles are only bounds. Line: fitted. Diamond: what the line says of "
-        f"a model with {LARGER:g} times the parameters of the largest, with a 95 % interval; none was trained."
+        "Dots: measured limits with 95 % intervals. Open triangles: bounds, which the fit does not use. Line: the fit. "
+        f"Diamond: extrapolation to {LARGER:g} times the parameters of the largest model, with a 95 % interval; no "
+        "model of that size was trained."
     )
     return Chart("limit-against-size", "Limit against size", caption, data, layout)
 
@@ -80,7 +81,7 @@ def _prediction(trend: SizeTrend, colour: str) -> dict[str, Any]:
         "y": [middle],
         "error_y": {"type": "data", "symmetric": False, "array": [high - middle], "arrayminus": [middle - low]},
         "marker": {"size": 11, "symbol": "diamond-open", "color": colour},
-        "hovertemplate": "the line: 2^%{y:.2f}<extra></extra>",
+        "hovertemplate": "extrapolated: 2^%{y:.2f}<extra></extra>",
     }
 
 

@@ -1,4 +1,4 @@
-"""The page of limits by size, in sections."""
+"""The sections of the report of limits by size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trimtab.section import Content, Section, Table
 
 
 def verdicts(findings: SizedFindings) -> list[str]:
-    """Each line's trend in a sentence or two."""
+    """Return sentences on the trend of each line."""
     lines: list[str] = []
     for trend in findings.trends:
         used = sum(point.used for point in trend.points)
@@ -22,18 +22,19 @@ def verdicts(findings: SizedFindings) -> list[str]:
             lines.append(f"{trend.line}: no trend: only {used} of {len(trend.points)} sizes have a limit")
             continue
         lines.append(
-            f"{trend.line}: with each doubling of the blocks' parameters LR50 moves by {_octaves(trend.per_doubling)} "
-            f"octaves: {_direction(trend.per_doubling)}"
+            f"{trend.line}: LR50 changes by {_octaves(trend.per_doubling)} octaves with each doubling of the "
+            f"parameters of the blocks: {_direction(trend.per_doubling)}"
         )
         if trend.per_width is not None and trend.per_depth is not None:
             lines.append(
-                f"{trend.line}: {_octaves(trend.per_width)} octaves for each doubling of width, "
-                f"{_octaves(trend.per_depth)} of depth"
+                f"{trend.line}: LR50 changes by {_octaves(trend.per_width)} octaves with each doubling of width and "
+                f"by {_octaves(trend.per_depth)} octaves with each doubling of depth"
             )
         low, middle, high = trend.predicted
         lines.append(
-            f"{trend.line}: the line, drawn on to {LARGER:g} times the largest ({trend.predicted_parameters:.3g} "
-            f"parameters), says LR50 {middle:.3g} [{low:.2g}, {high:.2g}]; nothing of that size was trained"
+            f"{trend.line}: extrapolated to {LARGER:g} times the parameters of the largest model "
+            f"({trend.predicted_parameters:.3g} parameters), LR50 is {middle:.3g} [{low:.2g}, {high:.2g}]; no model of "
+            "that size was trained"
         )
     return lines
 
@@ -41,15 +42,16 @@ def verdicts(findings: SizedFindings) -> list[str]:
 def _direction(slope: Sequence[float]) -> str:
     if slope[2] < 0:
         return "the limit falls with size"
-    return "the limit rises with size" if slope[0] > 0 else "cannot tell whether it moves"
+    return "the limit rises with size" if slope[0] > 0 else "cannot tell whether the limit changes"
 
 
 def content(findings: SizedFindings) -> Content:
-    """Everything that is shown of limits by size."""
+    """Return the content of the report."""
     spec = findings.spec
     return Content(
-        lead=f"How does the learning-rate limit move with size? {len(findings.runs)} runs, {len(spec.lines)} arms at "
-        f"{len(spec.sizes)} sizes, {spec.protocol.training.steps} steps each, reference {spec.reference}.",
+        lead=f"How does the learning-rate limit change with model size? {len(findings.runs)} runs, "
+        f"{len(spec.lines)} arms at {len(spec.sizes)} sizes, {spec.protocol.training.steps} steps each, reference "
+        f"{spec.reference}.",
         sections=_sections(findings),
         verdicts=verdicts(findings),
         facts=facts_of(findings),
@@ -62,9 +64,9 @@ def _sections(findings: SizedFindings) -> list[Section]:
     sections = [
         Section(
             "The answer",
-            "LR50 is the peak learning rate at which half of the runs fail. The trend is a straight line through log2 "
-            "of LR50 against log2 of the blocks' parameters, with the uncertainty of each limit and the scatter about "
-            "it; limits that are only bounds are left out of it.",
+            "LR50 is the peak learning rate at which half of the runs fail. The trend is a straight line fitted to "
+            "log2 of LR50 against log2 of the number of parameters of the blocks. The interval of the trend includes "
+            "the uncertainty of each limit and the scatter about the line. The fit does not use bounds.",
             _table(findings),
             [*verdicts(findings), *(f"warning: {warning}" for warning in findings.warnings)],
             on_terminal=True,

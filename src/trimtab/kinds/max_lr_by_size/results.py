@@ -1,4 +1,4 @@
-"""What limits by size add to ``results.json``, and their ``results.csv``."""
+"""The part of ``results.json`` of limits by size, and the ``results.csv``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from trimtab.section import Rows
 
 @dataclass(frozen=True, slots=True)
 class SizedFacts:
-    """Laid into ``study``."""
+    """The facts that are merged into ``study``."""
 
     reference: str
 
 
 @dataclass(frozen=True, slots=True)
 class SizeResults:
-    """One size by itself."""
+    """The results of a size."""
 
     study: LimitFacts
     warnings: Sequence[str]
@@ -31,19 +31,19 @@ class SizeResults:
 
 @dataclass(frozen=True, slots=True)
 class SizedResults:
-    """Laid into the top level."""
+    """The results that are merged into the top level."""
 
     trends: Sequence[SizeTrend]
     sizes: Mapping[str, SizeResults]
 
 
 def facts_of(findings: SizedFindings) -> SizedFacts:
-    """Of the study as a whole."""
+    """Return the facts of the whole study."""
     return SizedFacts(findings.spec.reference)
 
 
 def results_of(findings: SizedFindings) -> SizedResults:
-    """Trends, then each size."""
+    """Return the trends and the results of each size."""
     sizes = {
         size: SizeResults(
             study=facts_of_one_size(one),
@@ -56,7 +56,7 @@ def results_of(findings: SizedFindings) -> SizedResults:
 
 
 def rows_of(findings: SizedFindings) -> Rows:
-    """One row an arm and size."""
+    """Return one row per arm and size."""
     columns = ("arm", "size", "width", "num_layers", "parameters", "lr50", "low", "high", "bound", "used")
     rows = [
         [

@@ -1,4 +1,4 @@
-"""One study of limits, laid out over several sizes: each size is a study by itself, all share a folder and workers."""
+"""The specification of limits by size. Each size is a study of limits; all share a folder and workers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trimtab.study.settings import MOST_TRIALS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SizedStudySpec(MaxLrSpec):
-    """Limits by size, completely.
+    """The complete specification of limits by size.
 
     Attributes:
-        studies: by size, the study of the limits at that size; its arms are named after line and size.
+        studies: the study of limits of each size; the name of an arm contains line and size.
 
     Raises:
-        ValueError: if there is no size, the reference is no arm, or more than 10,000 trials are asked for.
+        ValueError: if there is no size, the reference is not an arm, or the search asks for more than 10,000 trials.
     """
 
     kind: ClassVar[str] = "max_lr_by_size"
@@ -35,7 +35,7 @@ class SizedStudySpec(MaxLrSpec):
             raise ValueError(f"reference: '{self.reference}' is not an arm; arms are {', '.join(self.lines)}")
         object.__setattr__(self, "studies", {size: self._at(size) for size in self.sizes})
         if self.most_runs() > MOST_TRIALS:
-            raise ValueError(f"search: up to {self.most_runs()} trials are asked for, more than {MOST_TRIALS}")
+            raise ValueError(f"search: {self.most_runs()} trials are more than the {MOST_TRIALS} that a study can make")
 
     def _at(self, size: str) -> MaxLrSpec:
         arms = {name: arm for name, arm in self.arms.items() if self.places[name].size == size}

@@ -1,4 +1,4 @@
-"""``seeds``: how much of a run is its seed, and which part of the seed."""
+"""``seeds``: the variance between runs due to initial weights and to the order of the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The findings of a study of seeds: the view of seeds of each of its arms, and what to be wary of."""
+"""The findings of a study of seeds: the groups of runs of each arm, and warnings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trimtab.study.trial import Results, Trial, seed_by_seed
 
 @dataclass(frozen=True, slots=True)
 class MadeRun:
-    """One run of the study."""
+    """A run of the study."""
 
     trial: Trial
     run_id: str
@@ -23,10 +23,10 @@ class MadeRun:
 
 @dataclass(frozen=True, slots=True)
 class SeedFindings:
-    """Everything a study of seeds found.
+    """The findings of a study of seeds.
 
     Attributes:
-        groups: one for each arm with 5 runs or more.
+        groups: a group for each arm with at least 5 runs.
     """
 
     spec: SeedsSpec
@@ -37,7 +37,7 @@ class SeedFindings:
 
 
 def analyse(spec: SeedsSpec, evidence: Evidence) -> SeedFindings:
-    """The findings, from run folders or from the facts kept of them."""
+    """Return the findings, from run folders or from the facts that are stored when run folders are removed."""
     results = evidence.results
     groups = seed_groups(results, evidence.run_ids, evidence.folder, list(spec.arms))
     trials = seed_by_seed(results, list(spec.arms))
@@ -47,14 +47,19 @@ def analyse(spec: SeedsSpec, evidence: Evidence) -> SeedFindings:
 
 def _warnings(spec: SeedsSpec, results: Results, groups: Sequence[SeedGroup]) -> list[str]:
     missing = sum(outcome is None for outcome in results.values())
-    found = [f"{missing} of {len(results)} runs have no outcome (the machine's fault, not counted)"] if missing else []
+    lines: list[str] = []
+    if missing:
+        lines.append(f"{missing} of {len(results)} runs have no outcome because of the machine; they are not counted")
     for group in groups:
         broken = sum(outcome is not None and outcome.stopped is not None for outcome in (r.outcome for r in group.runs))
         if broken:
-            found.append(f"{group.arm}: {broken} of {len(group.runs)} runs were stopped early")
+            lines.append(f"{group.arm}: {broken} of {len(group.runs)} runs were stopped early")
         if group.map is None and group.why_no_map == NOT_READ:
-            found.append(f"{group.arm}: no training map: {NOT_READ}")
+            lines.append(f"{group.arm}: no training map: {NOT_READ}")
         if group.components is None:
-            found.append(f"{group.arm}: not every pair of seeds ended with a finite loss, so no variance components")
+            lines.append(
+                f"{group.arm}: no variance components, because not every pair of seeds ended with a finite loss"
+            )
     few = [arm for arm in spec.arms if arm not in {group.arm for group in groups}]
-    return [*found, *(f"{arm}: fewer than 5 runs ended, so nothing is said of it" for arm in few)]
+    lines += [f"{arm}: not analysed, because fewer than 5 runs have an outcome" for arm in few]
+    return lines

@@ -1,4 +1,4 @@
-"""The page of a study of seeds: the view of seeds of each arm."""
+"""The content of the report of a study of seeds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from trimtab.study.seed_facts import SPIKES
 
 
 def content(findings: SeedFindings) -> Content:
-    """Everything that is shown of a study of seeds."""
+    """Return the content of the report."""
     spec = findings.spec
     return Content(
-        lead=f"How much of a run is its seed? {len(findings.runs)} runs, {len(spec.arms)} arms, "
-        f"{spec.seeds.init} seeds of "
-        f"the initial weights by {spec.seeds.data} of the order of the data, {spec.protocol.training.steps} "
-        "steps each.",
+        lead=f"How much does a run depend on its seed? {len(findings.runs)} runs, {len(spec.arms)} arms, "
+        f"{spec.seeds.init} seeds of the initial weights times {spec.seeds.data} seeds of the order of the data, "
+        f"{spec.protocol.training.steps} steps each.",
         sections=view_sections(findings.groups, findings.warnings),
         verdicts=verdicts(findings.groups),
         facts=NoFacts(),
@@ -25,7 +24,7 @@ def content(findings: SeedFindings) -> Content:
 
 
 def _rows(findings: SeedFindings) -> Rows:
-    """One row a run."""
+    """Return one row per run."""
     columns = ("arm", "learning_rate", "init", "data", "final_loss", "score", "outlier", "fork_step", *SPIKES)
     rows: list[list[object]] = []
     for group in findings.groups:

@@ -1,4 +1,4 @@
-"""Which runs a study of seeds makes: each initial model with each order of the data."""
+"""The round of a study of seeds: each initial model is trained with each order of the data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trimtab.study.trial import Trial
 
 
 def rounds(spec: SeedsSpec) -> Rounds:
-    """Yield the trials of the one round, one pair of seeds after the other, each with every arm."""
+    """Yield the trials of the only round: for each pair of seeds, every arm."""
     yield [
         Trial(0, arm, spec.seeds.tick, init, data)
         for init in range(spec.seeds.init)
@@ -18,5 +18,5 @@ def rounds(spec: SeedsSpec) -> Rounds:
 
 
 def round_name(number: int) -> str:
-    """What a display calls it."""
+    """Return the name of the round."""
     return "seeds"

@@ -1,4 +1,4 @@
-"""What a study of seeds is: arms at fixed learning rates, each with every pair of an init seed and a data seed."""
+"""The specification of a study of seeds: arms at a fixed learning rate, with every pair of init seed and data seed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class SeedsConfig:
     """The two-way design.
 
     Attributes:
-        learning_rate: at which every run is made; taken to the nearest 1/16 octave.
-        init: seeds of the initial weights.
-        data: seeds of the order of the data.
+        learning_rate: the learning rate of every run, rounded to the nearest 1/16 octave.
+        init: number of seeds of the initial weights.
+        data: number of seeds of the order of the data.
 
     Raises:
-        ValueError: if the rate is not positive and finite, or a count is below 2.
+        ValueError: if the learning rate is not positive and finite, or a count is below 2.
     """
 
     learning_rate: float
@@ -35,20 +35,20 @@ class SeedsConfig:
             raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
         for name in ("init", "data"):
             if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}: one seed has no variance")
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}: a single seed has no variance")
 
     @property
     def tick(self) -> Tick:
-        """The rate in sixteenths of an octave."""
+        """The learning rate in sixteenths of an octave."""
         return Tick.nearest(self.learning_rate)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeedsSpec(StudySpec):
-    """A study of seeds, completely.
+    """The complete specification of a study of seeds.
 
     Raises:
-        ValueError: if too many runs are asked for.
+        ValueError: if there are more than 10,000 runs.
     """
 
     kind: ClassVar[str] = "seeds"
@@ -58,7 +58,7 @@ class SeedsSpec(StudySpec):
 
     def __post_init__(self) -> None:
         if self.most_runs() > MOST_TRIALS:
-            raise ValueError(f"seeds: {self.most_runs()} runs are asked for, more than {MOST_TRIALS}")
+            raise ValueError(f"seeds: {self.most_runs()} runs are more than the {MOST_TRIALS} that a study can make")
 
     @override
     def ticks(self) -> tuple[Tick, ...]:

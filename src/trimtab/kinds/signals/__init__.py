@@ -1,4 +1,4 @@
-"""``signals``: what a run shows early on, and whether it tells how the run will end."""
+"""``signals``: TEV and gradient variance during a run, and whether they predict how the run ends."""
 
 from __future__ import annotations
 

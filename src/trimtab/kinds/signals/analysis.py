@@ -1,4 +1,4 @@
-"""From traces to answers: does TEV go with gradient variance, and does either tell early how a run ends?"""
+"""Compute the correlation of TEV with gradient variance, and how well either predicts the end of a run."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ PREDICTORS: Mapping[str, tuple[str, ...]] = {
     "all but TEV": ("loss", "grad_norm", "variance"),
     "loss, gradient norm and TEV": ("loss", "grad_norm", "tev_mean", "tev_std"),
 }
-BAR = "loss and gradient norm"  # what everybody has already
+BAR = "loss and gradient norm"  # the baseline of the gain: every training loop logs these two
 CURVE = tuple(index / 10 for index in range(1, 11))
 
 
 def analyse(spec: SignalsSpec, evidence: Evidence) -> SignalFindings:
-    """The findings, from run folders or from the traces kept of them."""
+    """Return the findings, from run folders or from the traces that are stored when run folders are removed."""
     folder = evidence.folder
     results = evidence.results
     kept = load_traces(folder / TRACES) if (folder / TRACES).is_file() else {}
@@ -55,10 +55,9 @@ def analyse(spec: SignalsSpec, evidence: Evidence) -> SignalFindings:
             trace = read_trace(run, spec.signals.frequent_share)
         else:
             trace = kept.get(name, NO_TRACE)
-        its_label = label(
-            outcome, trial.tick, _yardstick(spec, results, trial.arm), spec.criterion, spec.criterion.margin
-        )
-        runs.append(SignalRun(trial, name, outcome, its_label, failed(its_label), trace))
+        yardstick = _yardstick(spec, results, trial.arm)
+        outcome_label = label(outcome, trial.tick, yardstick, spec.criterion, spec.criterion.margin)
+        runs.append(SignalRun(trial, name, outcome, outcome_label, failed(outcome_label), trace))
     return SignalFindings(
         spec=spec,
         evidence=evidence,
@@ -71,7 +70,7 @@ def analyse(spec: SignalsSpec, evidence: Evidence) -> SignalFindings:
 
 
 def keep(findings: SignalFindings, folder: Path) -> None:
-    """Keep the traces of all runs in one file."""
+    """Store the traces of all runs in a single file."""
     save_traces({run.run_id: run.trace for run in findings.runs if run.outcome is not None}, folder / TRACES)
 
 
@@ -79,33 +78,33 @@ NO_TRACE = Trace(np.zeros(0, dtype=np.int64), {}, np.zeros((0, 0, 0)), {})
 
 
 def _yardstick(spec: SignalsSpec, results: Results, arm: str) -> Yardstick:
-    """An arm's own best, and the best of all arms that are judged on the same text, which says what stuck means."""
-    own = best_of(arm, results)
-    rivals = [name for name, other in spec.arms.items() if text_of(other) == text_of(spec.arms[arm])]
-    best = [best_of(name, results).loss for name in rivals]
-    reference = min((loss for loss in best if math.isfinite(loss)), default=math.nan)
-    return Yardstick(own.loss if math.isfinite(own.loss) else math.inf, own.tick, reference)
+    """Return the best loss of an arm, and the best loss of all arms with the same held-out text."""
+    best = best_of(arm, results)
+    same_text = [name for name, other in spec.arms.items() if text_of(other) == text_of(spec.arms[arm])]
+    losses = [best_of(name, results).loss for name in same_text]
+    reference = min((loss for loss in losses if math.isfinite(loss)), default=math.nan)
+    return Yardstick(best.loss if math.isfinite(best.loss) else math.inf, best.tick, reference)
 
 
 def group_of(spec: SignalsSpec, run: SignalRun) -> tuple[str, str]:
-    """Size and text of a run: signals of others are of another scale."""
+    """Return size and text of a run; signals have a different scale for other sizes and texts."""
     return spec.places[run.trial.arm].size, repr(spec.arms[run.trial.arm].protocol.data)
 
 
 def stratum_of(spec: SignalsSpec, run: SignalRun) -> tuple[object, ...]:
-    """All that is held fixed between two runs: size, text, learning rate, and the optimizer with its weight decay."""
+    """Return what two compared runs have in common: size, text, learning rate, and the optimizer with its settings."""
     return (*group_of(spec, run), run.trial.tick, spec.arms[run.trial.arm].protocol.optimizer)
 
 
 def _all_related(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[Related]:
-    found: list[Related] = []
+    related: list[Related] = []
     for line in (EVERY_LINE, *spec.lines):
-        mine = [run for run in runs if line in (EVERY_LINE, spec.places[run.trial.arm].line)]
+        of_line = [run for run in runs if line in (EVERY_LINE, spec.places[run.trial.arm].line)]
         for against in VARIANCES:
             for signal in TEV if line == EVERY_LINE else TEV[:2]:
-                if any(signal in run.trace.signals for run in mine):
-                    found.append(_related(spec, mine, line, signal, against))
-    return found
+                if any(signal in run.trace.signals for run in of_line):
+                    related.append(_related(spec, of_line, line, signal, against))
+    return related
 
 
 def _related(spec: SignalsSpec, runs: Sequence[SignalRun], line: str, signal: str, against: str) -> Related:
@@ -115,47 +114,48 @@ def _related(spec: SignalsSpec, runs: Sequence[SignalRun], line: str, signal: st
     changes = [spearman(np.diff(a), np.diff(b)) for a, b in pairs]
     first: list[float] = []
     second: list[float] = []
-    loose: list[object] = []
-    strict: list[object] = []
-    whose: list[str] = []
+    groups: list[object] = []
+    strata: list[object] = []
+    run_ids: list[str] = []
     for fraction in (*spec.signals.fractions, 1.0):
         for run in runs:
             step = fraction * spec.arms[run.trial.arm].protocol.training.steps
             first.append(run.trace.at(signal, step))
             second.append(run.trace.at(against, step))
-            loose.append((fraction, *group_of(spec, run)))
-            strict.append((fraction, *stratum_of(spec, run)))
-            whose.append(run.run_id)
+            groups.append((fraction, *group_of(spec, run)))
+            strata.append((fraction, *stratum_of(spec, run)))
+            run_ids.append(run.run_id)
     return Related(
         runs=line,
         signal=signal,
         against=against,
         over_time=mean_correlation(levels),
         of_changes=mean_correlation(changes),
-        across=stratified_spearman(first, second, loose, whose),
-        partial=stratified_spearman(first, second, strict, whose),
+        across=stratified_spearman(first, second, groups, run_ids),
+        partial=stratified_spearman(first, second, strata, run_ids),
     )
 
 
 def _together(trace: Trace, signal: str, against: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    nothing = np.zeros(0)
-    a, b = trace.signals.get(signal, nothing), trace.signals.get(against, nothing)
+    empty = np.zeros(0)
+    a = trace.signals.get(signal, empty)
+    b = trace.signals.get(against, empty)
     if len(a) != len(b):
-        return nothing, nothing
-    sound = np.isfinite(a) & np.isfinite(b)
-    return a[sound], b[sound]
+        return empty, empty
+    finite = np.isfinite(a) & np.isfinite(b)
+    return a[finite], b[finite]
 
 
 def _predicted(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[Predicted]:
     usable = [run for run in runs if run.fails is not None]
-    found: list[Predicted] = []
+    predicted: list[Predicted] = []
     for fraction in sorted({*CURVE, *spec.signals.fractions}):
         judged = {name: _judged(spec, usable, signals, fraction) for name, signals in PREDICTORS.items()}
         bar = judged[BAR]
         for name, one in judged.items():
             if one is not None and bar is not None:
-                found.append(Predicted(name, fraction, area(one), gain(one, bar), one.untrained))
-    return found
+                predicted.append(Predicted(name, fraction, area(one), gain(one, bar), one.untrained))
+    return predicted
 
 
 def _judged(spec: SignalsSpec, runs: Sequence[SignalRun], signals: Sequence[str], fraction: float) -> Judged | None:
@@ -175,45 +175,48 @@ def _judged(spec: SignalsSpec, runs: Sequence[SignalRun], signals: Sequence[str]
 
 
 def _method_of(spec: SignalsSpec, run: SignalRun) -> str:
-    """The method of a run by its slug; the line of the study where it has none."""
+    """Return the slug of the method of a run; the line of the study if the run has no method."""
     return spec.arms[run.trial.arm].method or spec.places[run.trial.arm].line
 
 
 def _logarithm(value: float) -> float:
-    """Signals span decades; 0, of which there is no logarithm, is put far below any of them."""
+    """Return the logarithm of a signal, since signals span decades; 0 becomes log(1e-30), below every signal."""
     return math.log(max(value, 1e-30)) if math.isfinite(value) else math.nan
 
 
 def _costs(spec: SignalsSpec, runs: Sequence[SignalRun]) -> dict[str, SignalCost]:
-    found: dict[str, SignalCost] = {}
+    costs: dict[str, SignalCost] = {}
     for arm in spec.arms:
         times = [run.trace.times for run in runs if run.trial.arm == arm and run.trace.times.get("step", 0) > 0]
         if not times:
             continue
         probes = spec.arms[arm].protocol.probes
         preset = probes.probes()
-        assert preset is not None, "the specification asks for signals"
+        assert preset is not None, "the specification requires probes"
         every = probes.every or preset.every
         tev = float(np.median([one.get("tables", 0.0) / one["step"] for one in times]))
         noise = float(np.median([one.get("noise", 0.0) / one["step"] for one in times]))
         step = float(np.median([one["step"] for one in times]))
-        found[arm] = SignalCost(step, tev, noise, tev / every, noise / every)
-    return found
+        costs[arm] = SignalCost(step, tev, noise, tev / every, noise / every)
+    return costs
 
 
 def _warnings(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[str]:
-    found: list[str] = []
+    lines: list[str] = []
     missing = sum(run.outcome is None for run in runs)
     if missing > 0.05 * len(runs):
-        found.append(f"{missing} of {len(runs)} runs have no outcome (the machine's fault, not counted)")
+        lines.append(f"{missing} of {len(runs)} runs have no outcome because of the machine; they are not counted")
     usable = [run for run in runs if run.fails is not None]
     if len({run.fails for run in usable}) < 2:
-        found.append("all runs ended alike, so nothing can be predicted; widen learning_rates")
+        lines.append("all runs failed or all succeeded, so that nothing can be predicted; widen learning_rates")
     methods = {_method_of(spec, run) for run in usable}
     if len(methods) < 4:
-        found.append(
-            f"{len(methods)} methods are few: a pair of two of them leaves {max(0, len(methods) - 2)} to learn from"
+        lines.append(
+            f"there are only {len(methods)} methods: a pair of runs of two methods is judged by a model that is "
+            f"fitted to the other {max(0, len(methods) - 2)}"
         )
     if not any(len(run.trace.histogram) for run in runs):
-        found.append("tokens were not kept, so frequent and rare ones cannot be told apart; set probes.tokens = true")
-    return found
+        lines.append(
+            "tokens were not kept, so that frequent and rare tokens cannot be separated; set probes.tokens = true"
+        )
+    return lines

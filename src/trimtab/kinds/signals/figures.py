@@ -1,4 +1,4 @@
-"""Charts of a study of signals: prediction over the run, TEV against variance, TEV by token, variance by layer."""
+"""The charts of a study of signals: prediction, TEV against variance, TEV by token, variance by layer."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ LAYER = re.compile(r"variance_layer_(\d+)$")
 
 
 def prediction_curves(findings: SignalFindings) -> Chart:
-    """Area under the ROC curve against the fraction of the run that was seen."""
+    """Return the chart of the area under the ROC curve against the fraction of the run that is used."""
     data: list[dict[str, Any]] = []
     for index, name in enumerate(PREDICTORS):
-        own = [one for one in findings.predicted if one.predictor == name and math.isfinite(one.area.estimate)]
-        sure = name in DRAWN
-        half = [_span(one.area.same_high - one.area.estimate) for one in own]
-        below = [_span(one.area.estimate - one.area.same_low) for one in own]
+        points = [one for one in findings.predicted if one.predictor == name and math.isfinite(one.area.estimate)]
+        above = [_span(point.area.same_high - point.area.estimate) for point in points]
+        below = [_span(point.area.estimate - point.area.same_low) for point in points]
         data.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": name,
-                "visible": True if sure else "legendonly",
-                "x": [one.fraction for one in own],
-                "y": [one.area.estimate for one in own],
-                "error_y": {"type": "data", "symmetric": False, "array": half, "arrayminus": below, "thickness": 0.7},
+                "visible": True if name in DRAWN else "legendonly",
+                "x": [point.fraction for point in points],
+                "y": [point.area.estimate for point in points],
+                "error_y": {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 0.7},
                 "line": {"color": COLOURS[index % len(COLOURS)]},
-                "hovertemplate": "%{x:.0%} seen: %{y:.2f}<extra>%{fullData.name}</extra>",
+                "hovertemplate": "%{x:.0%} of the run: %{y:.2f}<extra>%{fullData.name}</extra>",
             }
         )
-    layout = chart_layout("share of the run that was seen", "area under the ROC curve", 460)
+    layout = chart_layout("share of the run that is used", "area under the ROC curve", 460)
     layout["xaxis"] |= {"range": [0, 1.02], "tickformat": ".0%"}
     layout["yaxis"]["range"] = [0, 1.02]
     layout["shapes"] = [{"type": "line", "x0": 0, "x1": 1, "y0": 0.5, "y1": 0.5, "line": DOTTED}]
     caption = (
-        "Dotted: guessing. Bars: 95 % intervals of these very methods, over seeds. Click a name to show or hide it."
+        "Dotted line: random guess. Bars: 95 % intervals over seeds, for the methods of this study. Click a name to "
+        "show or hide its line."
     )
     return Chart("prediction", "Prediction over the run", caption, data, layout)
 
@@ -57,17 +57,17 @@ def _span(length: float) -> float:
 
 
 def scatters(findings: SignalFindings) -> list[Chart]:
-    """TEV against gradient variance at the last fraction asked for, one chart a size and text, coloured by label."""
+    """Return a chart for each size and text: TEV against gradient variance at the last fraction, coloured by label."""
     fraction = max(findings.spec.signals.fractions)
     charts: list[Chart] = []
     for index, (group, runs) in enumerate(_grouped(findings).items()):
         data: list[dict[str, Any]] = []
-        for one in Label:
-            mine = [run for run in runs if run.outcome_label is one]
-            steps = [fraction * findings.spec.arms[run.trial.arm].protocol.training.steps for run in mine]
+        for label in Label:
+            labelled = [run for run in runs if run.outcome_label is label]
+            steps = [fraction * findings.spec.arms[run.trial.arm].protocol.training.steps for run in labelled]
             points = [
                 (run.trace.at("tev_mean", step), run.trace.at("variance", step), run)
-                for run, step in zip(mine, steps, strict=True)
+                for run, step in zip(labelled, steps, strict=True)
             ]
             points = [point for point in points if all(math.isfinite(value) and value > 0 for value in point[:2])]
             if points:
@@ -75,14 +75,14 @@ def scatters(findings: SignalFindings) -> list[Chart]:
                     {
                         "type": "scatter",
                         "mode": "markers",
-                        "name": one.value,
+                        "name": label.value,
                         "x": [x for x, _, _ in points],
                         "y": [y for _, y, _ in points],
                         "text": [
                             escape(f"{run.trial.arm} at LR {run.trial.learning_rate:.3g}, seed {run.trial.seed}")
                             for _, _, run in points
                         ],
-                        "marker": {"size": 8, "color": LABEL_COLOURS[one]},
+                        "marker": {"size": 8, "color": LABEL_COLOURS[label]},
                         "hovertemplate": "%{text}<br>TEV %{x:.3g}, variance %{y:.3g}<extra>%{fullData.name}</extra>",
                     }
                 )
@@ -94,7 +94,7 @@ def scatters(findings: SignalFindings) -> list[Chart]:
 
 
 def ridgelines(findings: SignalFindings) -> list[Chart]:
-    """TEV of frequent and of rare tokens over training, for a sound and a failing run of each group."""
+    """Return charts of TEV of frequent and rare tokens over training, of a sound and a failing run of each group."""
     charts: list[Chart] = []
     for group, runs in _grouped(findings).items():
         kept = [run for run in runs if len(run.trace.histogram)]
@@ -146,16 +146,15 @@ def _extent(run: SignalRun) -> dict[str, list[float]]:
 
 
 def layers(findings: SignalFindings) -> list[Chart]:
-    """Share of the gradient variance in each layer at the middle of the run, sound and failing runs apart."""
+    """Return charts of the share of each layer in the gradient variance at half of the run, by failure."""
     charts: list[Chart] = []
     for index, (group, runs) in enumerate(_grouped(findings).items()):
         data: list[dict[str, Any]] = []
         for place, fails in enumerate((False, True)):
-            mine = [run for run in runs if run.fails is fails]
-            profile = [_profile(findings, run) for run in mine]
-            profile = [one for one in profile if one]
-            names = list(dict.fromkeys(name for one in profile for name in one))
-            if not profile:
+            profiles = [_profile(findings, run) for run in runs if run.fails is fails]
+            profiles = [profile for profile in profiles if profile]
+            names = list(dict.fromkeys(name for profile in profiles for name in profile))
+            if not profiles:
                 continue
             data.append(
                 {
@@ -163,12 +162,14 @@ def layers(findings: SignalFindings) -> list[Chart]:
                     "mode": "lines+markers",
                     "name": "failing runs" if fails else "sound runs",
                     "x": names,
-                    "y": [float(np.median([one[name] for one in profile if name in one])) for name in names],
+                    "y": [
+                        float(np.median([profile[name] for profile in profiles if name in profile])) for name in names
+                    ],
                     "line": {"color": COLOURS[place]},
                     "hovertemplate": "%{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
                 }
             )
-        layout = chart_layout("", "share of the model's variance", 340)
+        layout = chart_layout("", "share of the gradient variance of the model", 340)
         layout["yaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}
         charts.append(Chart(f"layers-{index}", group, "Median over runs, at half of the run.", data, layout))
     return charts
@@ -182,17 +183,17 @@ def _profile(findings: SignalFindings, run: SignalRun) -> dict[str, float]:
     numbers = sorted(int(found[1]) for name in run.trace.signals if (found := LAYER.match(name)))
     shares = {"embedding": run.trace.at("variance_embedding", step) / whole}
     shares |= {f"layer {number}": run.trace.at(f"variance_layer_{number}", step) / whole for number in numbers}
-    return shares | {"everything else": 1 - sum(shares.values())}
+    return shares | {"other parameters": 1 - sum(shares.values())}
 
 
 def _grouped(findings: SignalFindings) -> dict[str, Sequence[SignalRun]]:
-    """Runs by size and text, under a name of both."""
-    found: dict[tuple[str, str], list[SignalRun]] = {}
+    """Return the runs of each size and text, by a name for both."""
+    groups: dict[tuple[str, str], list[SignalRun]] = {}
     for run in findings.runs:
-        found.setdefault(group_of(findings.spec, run), []).append(run)
-    several = len({text for _, text in found}) > 1
+        groups.setdefault(group_of(findings.spec, run), []).append(run)
+    several = len({text for _, text in groups}) > 1
     names: dict[str, Sequence[SignalRun]] = {}
-    for (size, text), runs in found.items():
+    for (size, text), runs in groups.items():
         vocabulary = findings.spec.arms[runs[0].trial.arm].protocol.data.vocab_size
         name = ", ".join(part for part in (size, f"vocabulary {vocabulary:,}" if several else "") if part)
         names[name if name not in names else f"{name}, {text}"] = runs

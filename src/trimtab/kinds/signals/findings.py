@@ -1,4 +1,4 @@
-"""What a study of signals found, as plain data."""
+"""The findings of a study of signals, as plain data."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from trimtab.study.trial import Trial
 
 @dataclass(frozen=True, slots=True)
 class SignalRun:
-    """One run.
+    """A run of the study.
 
     Attributes:
-        outcome_label: derived from its outcome by the criterion.
-        fails: None where it is evidence of nothing.
+        outcome_label: label of the outcome under the criterion.
+        fails: whether the run fails; None if the label says neither.
     """
 
     trial: Trial
@@ -34,15 +34,16 @@ class SignalRun:
 
 @dataclass(frozen=True, slots=True)
 class Related:
-    """How one signal goes with another, over some of the runs.
+    """The rank correlations of two signals.
 
     Attributes:
-        runs: which: a line of the study, or "" for all.
-        signal, against: names of the two.
-        over_time: mean over runs of the correlation over the readings of a run.
-        of_changes: the same of the changes from one reading to the next, in which a common trend is no agreement.
-        across: between runs of one size and text at equal step, at the fractions asked for, pooled.
-        partial: between runs of one size and text at equal step that have the same learning rate and weight decay.
+        runs: the line of the study whose runs are used; "" for all runs.
+        signal, against: names of the two signals.
+        over_time: correlation over the readings of a run, mean over runs.
+        of_changes: correlation of the changes between consecutive readings, which a common trend does not affect; mean
+            over runs.
+        across: correlation between runs of the same size and text at the same step, pooled over the fractions.
+        partial: as ``across``, between runs that also have the same learning rate and weight decay.
     """
 
     runs: str
@@ -56,11 +57,12 @@ class Related:
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """How well signals up to a fraction of the run tell its end, beside loss and gradient norm.
+    """How well signals up to a fraction of the run predict whether it fails.
 
     Attributes:
-        gain: area beyond that of loss and gradient norm on the same pairs.
-        untrained: pairs that no model could be fitted for; they count as ties.
+        area: area under the ROC curve.
+        gain: area minus the area of loss and gradient norm on the same pairs.
+        untrained: number of pairs for which no model could be fitted; they count as ties.
     """
 
     predictor: str
@@ -72,7 +74,7 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True)
 class SignalCost:
-    """What the two signals take, in shares of an ordinary step: per reading, and spread over all steps.
+    """The time of the two signals as a share of a step: per reading, and averaged over all steps.
 
     Attributes:
         step: seconds of a step without a reading, median over runs.
@@ -87,7 +89,7 @@ class SignalCost:
 
 @dataclass(frozen=True, slots=True)
 class SignalFindings:
-    """Everything a study of signals found."""
+    """The findings of a study of signals, with the data they are computed from."""
 
     spec: SignalsSpec
     evidence: Evidence

@@ -1,4 +1,4 @@
-"""The page of a study of signals, in sections."""
+"""The sections of the report of a study of signals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trimtab.stats.prediction import Area
 from trimtab.stats.rank import Correlation
 from trimtab.study.labels import Label
 
-# What stands in tables for the names of signals.
+# The names of signals in tables.
 NAMES: Mapping[str, str] = {
     "tev_mean": "TEV, mean",
     "tev_std": "TEV, spread",
@@ -22,42 +22,44 @@ NAMES: Mapping[str, str] = {
     "tev_over_init": "TEV over init",
     "tev_frequent": "TEV, frequent tokens",
     "tev_rare": "TEV, rare tokens",
-    "tev_unseen": "TEV, tokens never seen",
+    "tev_unseen": "TEV, tokens not in the training text",
     "variance": "gradient variance",
     "variance_embedding": "gradient variance, embedding",
 }
 
 
 def verdicts(findings: SignalFindings) -> list[str]:
-    """What the study says, in sentences."""
+    """Return the conclusions in sentences."""
     lines: list[str] = []
     for one in findings.related:
         if one.runs == EVERY_LINE and one.signal in TEV[:2]:
             for relation, shown in RELATIONS.items():
-                found: Correlation = getattr(one, relation)
-                if math.isfinite(found.estimate):
+                correlation: Correlation = getattr(one, relation)
+                if math.isfinite(correlation.estimate):
                     lines.append(
-                        f"{NAMES[one.signal]} against {NAMES[one.against]}, {shown}: {_signed(found)}: "
-                        f"{_strength(found)} (smallest visible {_number(found.visible)}, {found.runs} runs)"
+                        f"{NAMES[one.signal]} against {NAMES[one.against]}, {shown}: {_signed(correlation)}: "
+                        f"{_strength(correlation)} (smallest visible {_number(correlation.visible)}, "
+                        f"{correlation.runs} runs)"
                     )
     for fraction in findings.spec.signals.fractions:
         for name in ("TEV", "loss, gradient norm and TEV", "gradient variance"):
-            told = _at(findings, name, fraction)
-            if told is not None and told.area.pairs:
+            predicted = _at(findings, name, fraction)
+            if predicted is not None and predicted.area.pairs:
+                gain = predicted.gain
                 lines.append(
-                    f"at {fraction:.0%} of the run, {name}: area {_plain(told.area)}, {_signed(told.gain)} against "
-                    f"{BAR}: {_better(told.gain)}; of these very methods {_same(told.gain)}: {_better_same(told.gain)} "
-                    f"(smallest visible {_number(told.gain.visible)}, {told.area.pairs} pairs)"
+                    f"at {fraction:.0%} of the run, {name}: area {_plain(predicted.area)}, gain {_signed(gain)} over "
+                    f"{BAR}: {_better(gain)}; interval for the methods of this study {_same(gain)}: "
+                    f"{_better_same(gain)} (smallest visible {_number(gain.visible)}, {predicted.area.pairs} pairs)"
                 )
     return lines
 
 
 def content(findings: SignalFindings) -> Content:
-    """Everything that is shown of a study of signals."""
+    """Return the content of the report."""
     spec = findings.spec
     return Content(
-        lead="Does token embedding variability (TEV) stand in for gradient variance, and does it tell early how "
-        "a run ends? "
+        lead="Can token embedding variability (TEV) replace gradient variance, and does it predict early whether a run "
+        "fails? "
         f"{len(findings.runs)} runs, {len(spec.arms)} arms, {len(spec.ticks())} learning rates, {spec.signals.seeds} "
         f"seeds, {spec.protocol.training.steps} steps each.",
         sections=_sections(findings),
@@ -72,20 +74,22 @@ def _sections(findings: SignalFindings) -> list[Section]:
     spec = findings.spec
     return [
         Section(
-            "Does TEV go with gradient variance?",
-            "Spearman's rank correlations with 95 % intervals that resample whole runs. Over time: mean over runs of "
-            "the correlation over the readings of a run; of changes: of the changes between readings, in which a "
-            f"common trend is no agreement. Across runs: of one size and text at equal step, at {_fractions(findings)} "
-            "and at the end; the last column holds learning rate and weight decay fixed as well.",
+            "Does TEV correlate with gradient variance?",
+            "Spearman's rank correlations with 95 % intervals from resampling whole runs. Over time: correlation over "
+            "the readings of a run, mean over runs. Of changes: correlation of the changes between consecutive "
+            "readings, which a common trend does not affect. Across runs: correlation between runs of the same size "
+            f"and text at the same step, at {_fractions(findings)} of the run and at its end. In the last column, the "
+            "runs also have the same learning rate and weight decay.",
             _related_table([one for one in findings.related if one.runs == EVERY_LINE]),
             on_terminal=True,
         ),
         Section(
-            "Does it tell how a run will end?",
-            "Area under the ROC curve for failing against sound runs of the same size, text, learning rate and weight "
-            "decay: 0.5 is guessing. Which of a pair looks worse is said by a model fitted to runs of other methods "
-            "and other seeds. In brackets 95 % intervals over methods, for what others may show; the lines below have "
-            f"those of these very methods, over seeds, too. The gain, on the same pairs, is over {BAR}.",
+            "Do the signals predict whether a run fails?",
+            "Area under the ROC curve for pairs of a failing and a sound run with the same size, text, learning rate "
+            "and weight decay. A random guess has an area of 0.5. A model that is fitted to runs of other methods "
+            "and other seeds predicts which run of a pair fails. Brackets are 95 % intervals over methods; they "
+            "apply to methods that were not studied. The sentences below also give intervals over seeds, which apply "
+            f"to the methods of this study. The gain is the area minus the area of {BAR} on the same pairs.",
             _predicted_table(findings),
             [*verdicts(findings), *(f"warning: {warning}" for warning in findings.warnings), *_labels(findings)],
             on_terminal=True,
@@ -93,19 +97,22 @@ def _sections(findings: SignalFindings) -> list[Section]:
         Section("Prediction over the run", charts=[prediction_curves(findings)]),
         Section("TEV against gradient variance", charts=scatters(findings)),
         Section(
-            "Each arm by itself", "As above.", _related_table([o for o in findings.related if o.runs != EVERY_LINE])
+            "Each arm separately",
+            "The columns are those of the first table.",
+            _related_table([o for o in findings.related if o.runs != EVERY_LINE]),
         ),
         Section(
             "TEV over training",
-            f"Each line is the histogram of TEV at one reading, the first at the bottom. Frequent tokens make up "
-            f"{spec.signals.frequent_share:.0%} of the training text, rare ones the rest of it.",
+            "Each line is the histogram of TEV at a reading; the first reading is at the bottom. Frequent tokens are "
+            f"the fewest tokens that make up {spec.signals.frequent_share:.0%} of the training text; the other tokens "
+            "of the text are rare.",
             charts=ridgelines(findings),
         ),
         Section("Gradient variance by layer", charts=layers(findings)),
         Section(
-            "What the signals cost",
-            "Time of one reading as a share of an ordinary step of the same run, and spread over all steps; medians "
-            "over runs, as the host sees them, beside whatever else the machine did.",
+            "Cost of the signals",
+            "Time of a reading as a share of the time of a step without a reading, and averaged over all steps. "
+            "Values are medians over runs, measured on the host. Other load on the machine affects them.",
             _costs_table(findings),
         ),
     ]
@@ -126,13 +133,16 @@ def _related_table(related: Sequence[Related]) -> Table:
 
 def _predicted_table(findings: SignalFindings) -> Table:
     fractions = findings.spec.signals.fractions
-    columns = ["from"] + [f"{what} {fraction:.0%}" for fraction in fractions for what in ("area at", "gain at")]
+    columns = ["signals"] + [f"{what} {fraction:.0%}" for fraction in fractions for what in ("area at", "gain at")]
     rows: list[list[str]] = []
     for name in PREDICTORS:
         cells: list[str] = []
         for fraction in fractions:
-            found = _at(findings, name, fraction)
-            cells += ["-", "-"] if found is None else [_plain(found.area), "" if name == BAR else _signed(found.gain)]
+            predicted = _at(findings, name, fraction)
+            if predicted is None:
+                cells += ["-", "-"]
+            else:
+                cells += [_plain(predicted.area), "" if name == BAR else _signed(predicted.gain)]
         rows.append([name, *cells])
     return Table(columns, rows)
 
@@ -145,18 +155,25 @@ def _costs_table(findings: SignalFindings) -> Table:
         ]
         for arm, cost in findings.costs.items()
     ]
-    columns = ["arm", "a step", "a reading of TEV", "spread", "a reading of gradient variance", "spread"]
+    columns = [
+        "arm",
+        "step",
+        "TEV, per reading",
+        "TEV, averaged",
+        "gradient variance, per reading",
+        "gradient variance, averaged",
+    ]
     return Table(columns, rows)
 
 
 def _labels(findings: SignalFindings) -> list[str]:
-    counts = {one: sum(run.outcome_label is one for run in findings.runs) for one in Label}
-    return ["labels: " + ", ".join(f"{count} {one.value}" for one, count in counts.items() if count)]
+    counts = {label: sum(run.outcome_label is label for run in findings.runs) for label in Label}
+    return ["labels: " + ", ".join(f"{count} {label.value}" for label, count in counts.items() if count)]
 
 
 def _at(findings: SignalFindings, predictor: str, fraction: float) -> Predicted | None:
-    found = (one for one in findings.predicted if (one.predictor, one.fraction) == (predictor, fraction))
-    return next(found, None)
+    matching = (one for one in findings.predicted if (one.predictor, one.fraction) == (predictor, fraction))
+    return next(matching, None)
 
 
 def _fractions(findings: SignalFindings) -> str:
@@ -166,7 +183,7 @@ def _fractions(findings: SignalFindings) -> str:
 def _strength(found: Correlation) -> str:
     if math.isnan(found.low) or found.low <= 0 <= found.high:
         return "cannot tell"
-    return "they go together" if found.low > 0 else "they go against each other"
+    return "positive correlation" if found.low > 0 else "negative correlation"
 
 
 def _better(found: Area) -> str:
@@ -185,10 +202,10 @@ def _same(found: Area) -> str:
     return "-" if math.isnan(found.same_low) else f"[{found.same_low:+.2f}, {found.same_high:+.2f}]"
 
 
-def _signed(found: Correlation | Area) -> str:
-    if math.isnan(found.estimate):
+def _signed(value: Correlation | Area) -> str:
+    if math.isnan(value.estimate):
         return "-"
-    return f"{found.estimate:+.2f}" + ("" if math.isnan(found.low) else f" [{found.low:+.2f}, {found.high:+.2f}]")
+    return f"{value.estimate:+.2f}" + ("" if math.isnan(value.low) else f" [{value.low:+.2f}, {value.high:+.2f}]")
 
 
 def _plain(found: Area) -> str:

@@ -1,4 +1,4 @@
-"""What a study of signals adds to ``results.json``, and its ``results.csv``."""
+"""The part of ``results.json`` of a study of signals, and its ``results.csv``."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ RELATIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class SignalFacts:
-    """Laid into ``study``."""
+    """The facts that are merged into ``study``."""
 
     criterion: Criterion
 
 
 @dataclass(frozen=True, slots=True)
 class SignalRunResults:
-    """One run; ``fails`` is null where it is evidence of nothing."""
+    """A run; ``fails`` is null if the label says neither."""
 
     id: str
     arm: str
@@ -43,7 +43,7 @@ class SignalRunResults:
 
 @dataclass(frozen=True, slots=True)
 class SignalResults:
-    """Laid into the top level."""
+    """The results that are merged into the top level."""
 
     related: Sequence[Related]
     predicted: Sequence[Predicted]
@@ -52,12 +52,12 @@ class SignalResults:
 
 
 def facts_of(findings: SignalFindings) -> SignalFacts:
-    """Of the study as a whole."""
+    """Return the facts of the whole study."""
     return SignalFacts(findings.spec.criterion)
 
 
 def results_of(findings: SignalFindings) -> SignalResults:
-    """Correlations, predictions and runs."""
+    """Return correlations, predictions and runs."""
     runs = [
         SignalRunResults(
             id=run.run_id,
@@ -74,13 +74,13 @@ def results_of(findings: SignalFindings) -> SignalResults:
 
 
 def rows_of(findings: SignalFindings) -> Rows:
-    """One row a correlation or area."""
+    """Return one row per correlation or area."""
     columns = ("what", "runs", "signal", "against", "fraction", "estimate", "low", "high", "visible", "count")
     rows: list[list[object]] = []
     for one in findings.related:
         for relation in RELATIONS:
-            found: Correlation = getattr(one, relation)
-            cells = [found.estimate, found.low, found.high, found.visible, found.runs, "", ""]
+            value: Correlation = getattr(one, relation)
+            cells = [value.estimate, value.low, value.high, value.visible, value.runs, "", ""]
             rows.append([relation, one.runs, one.signal, one.against, "", *cells])
     for one in findings.predicted:
         for what, against in (("area", ""), ("gain", BAR)):

@@ -1,4 +1,4 @@
-"""Which runs a study of signals makes: every arm at every rate with every seed, at once."""
+"""The round of a study of signals: every arm at every learning rate with every seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trimtab.study.trial import Trial
 
 
 def rounds(spec: SignalsSpec) -> Rounds:
-    """Yield the trials of the one round; seed by seed, so that a study cut short has whole grids."""
+    """Yield the trials of the only round, seed by seed: a study that is interrupted has complete grids."""
     yield [
         Trial(0, arm, tick, seed)
         for seed in range(spec.signals.seeds)
@@ -18,5 +18,5 @@ def rounds(spec: SignalsSpec) -> Rounds:
 
 
 def round_name(number: int) -> str:
-    """What a display calls it."""
+    """Return the name of the round."""
     return "grid"

@@ -1,4 +1,4 @@
-"""What a study of signals is: arms, perhaps at several sizes, on a grid of learning rates and seeds, all watched."""
+"""The specification of a study of signals: arms, optional sizes, a grid of learning rates and seeds, and probes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LEAST_READINGS = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignalsConfig:
-    """How often each arm meets each learning rate, and when the signals are asked.
+    """The number of seeds, and the fractions of a run at which its end is predicted.
 
     Attributes:
-        seeds: of every arm at every rate, the same for all.
-        fractions: of the run, at which the end is predicted from what was seen until then.
-        frequent_share: of the training text that the frequent tokens make up; the others are rare.
+        seeds: number of seeds of every arm at every learning rate; all arms use the same seeds.
+        fractions: fractions of the run; at each, the end of the run is predicted from the signals until then.
+        frequent_share: share of the training text that the frequent tokens make up; the other tokens are rare.
 
     Raises:
         ValueError: if there are fewer than 2 seeds, or a number does not lie between 0 and 1.
@@ -35,7 +35,9 @@ class SignalsConfig:
 
     def __post_init__(self) -> None:
         if self.seeds < 2:
-            raise ValueError(f"seeds must be at least 2, got {self.seeds}: what a seed alone does must be told apart")
+            raise ValueError(
+                f"seeds must be at least 2, got {self.seeds}: the variation between seeds must be measured"
+            )
         if not self.fractions or not all(0 < fraction < 1 for fraction in self.fractions):
             raise ValueError(f"fractions must lie between 0 and 1, got {list(self.fractions)}")
         if not 0 < self.frequent_share < 1:
@@ -44,10 +46,10 @@ class SignalsConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignalsSpec(StudySpec):
-    """A study of signals, completely.
+    """The complete specification of a study of signals.
 
     Raises:
-        ValueError: if an arm is not watched as it must be, or too many runs are asked for.
+        ValueError: if an arm lacks probes, readings or micro-batches, or there are more than 10,000 runs.
     """
 
     kind: ClassVar[str] = "signals"
@@ -61,10 +63,10 @@ class SignalsSpec(StudySpec):
         for name, arm in self.arms.items():
             _check(name, arm.protocol)
         if self.most_runs() > MOST_TRIALS:
-            raise ValueError(f"signals: {self.most_runs()} runs are asked for, more than {MOST_TRIALS}")
+            raise ValueError(f"signals: {self.most_runs()} runs are more than the {MOST_TRIALS} that a study can make")
 
     def rates_of(self, arm: str) -> LearningRates:
-        """The learning rates of an arm."""
+        """Return the range of learning rates of an arm."""
         return self.arms[arm].learning_rates or self.learning_rates
 
     @override
@@ -89,12 +91,12 @@ def _check(name: str, protocol: TrainingProtocol) -> None:
         raise ValueError(f"probes: '{name}' does not read {' and '.join(missing)}; set probes.named = {list(WATCHED)}")
     if training.accumulate < 2:
         raise ValueError(
-            f"training.accumulate: gradient variance takes at least 2 micro-batches a step, '{name}' has "
+            f"training.accumulate: gradient variance requires at least 2 micro-batches per step, '{name}' has "
             f"{training.accumulate}"
         )
     every = protocol.probes.every or preset.every
     if training.steps // every < LEAST_READINGS:
         raise ValueError(
-            f"probes.every: {training.steps // every} readings of '{name}' are too few, at least {LEAST_READINGS} are "
-            "needed; lower it or train longer"
+            f"probes.every: '{name}' would have {training.steps // every} readings, at least {LEAST_READINGS} are "
+            "required; lower probes.every or raise training.steps"
         )

@@ -1,4 +1,4 @@
-"""What each run of a study of signals showed over time, as plain arrays: read from run folders, kept in one file."""
+"""The signals of each run over time, as arrays: read from run folders, and stored in a single file."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from trimtab.watching import MetricKey
 
 Floats = NDArray[np.float64]
 GROUPS = ("frequent", "rare", "unseen")
-BIN_EDGES = 2.0 ** np.arange(-10, 4.25, 0.25)  # of the histogram of TEV; what lies beyond falls into the end bins
+BIN_EDGES = 2.0 ** np.arange(
+    -10, 4.25, 0.25
+)  # of the histogram of TEV; values outside are counted in the first or last bin
 VARIANCE = "all_grad/model/variance"
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One run over time.
+    """The signals of a run over time.
 
     Attributes:
-        steps: of the readings, (R,).
-        signals: by name, (R,); nan where there is none.
-        histogram: share of the tokens of each group by TEV, (R, 3, bins); no rows where tokens were not kept.
-        times: seconds of an ordinary step and of each kind of reading.
+        steps: steps of the readings, (R,).
+        signals: values by name, (R,); nan without a value.
+        histogram: share of the tokens of each group by TEV, (R, 3, bins); no rows if tokens were not kept.
+        times: seconds of a step without a reading, and of each kind of reading.
     """
 
     steps: NDArray[np.int64]
@@ -37,20 +39,20 @@ class Trace:
     times: Mapping[str, float]
 
     def at(self, name: str, step: float) -> float:
-        """A signal at the last reading up to a step; nan before the first."""
+        """Return a signal at the last reading up to a step; nan before the first reading."""
         index = int(np.searchsorted(self.steps, step, side="right")) - 1
         return float(self.signals[name][index]) if index >= 0 and name in self.signals else math.nan
 
 
 def read_trace(run: Path, frequent_share: float) -> Trace:
-    """The trace of a finished run; without readings if it ended before the first."""
+    """Return the trace of a finished run; it is empty if the run ended before the first reading."""
     rows, readings = load_steps(run), load_readings(run)
     steps = np.array([int(row["step"]) for row in readings], dtype=np.int64)
     signals = _of_steps(rows, steps)
     for row in readings:
         for key in row:
             if key.endswith(("/variance", "/tev_mean", "/tev_std")) and "head" not in key and key not in signals:
-                signals[key] = np.array([float(one.get(key, math.nan)) for one in readings])
+                signals[key] = np.array([float(reading.get(key, math.nan)) for reading in readings])
     named = {_plain(key): values for key, values in signals.items() if _plain(key)}
     tokens = load_arrays(run, TOKENS)
     histogram = np.zeros((0, len(GROUPS), len(BIN_EDGES) - 1))
@@ -62,9 +64,9 @@ def read_trace(run: Path, frequent_share: float) -> Trace:
 
 
 def token_groups(count: NDArray[np.integer], frequent_share: float) -> NDArray[np.int64]:
-    """For each token 0 if it is frequent, 1 if rare, 2 if it never occurs in the training text, (V,).
+    """Return, for each token, 0 if it is frequent, 1 if rare, 2 if it does not occur in the training text, (V,).
 
-    The frequent ones are the fewest that make up this share of the text.
+    The frequent tokens are the fewest tokens that make up this share of the text.
     """
     order = np.argsort(-count, kind="stable")
     before = np.concatenate([[0.0], np.cumsum(count[order])[:-1]]) / max(1, count.sum())
@@ -75,21 +77,21 @@ def token_groups(count: NDArray[np.integer], frequent_share: float) -> NDArray[n
 
 
 def _of_steps(rows: Any, steps: NDArray[np.int64]) -> dict[str, Floats]:
-    """Mean training loss and median gradient norm since the reading before."""
+    """Return mean training loss and median gradient norm since the previous reading."""
     number = np.array([int(row["step"]) for row in rows])
     loss, norm = (np.array([float(row[key]) for row in rows]) for key in ("loss", "grad_norm"))
-    found: dict[str, list[float]] = {"loss": [], "grad_norm": []}
+    series: dict[str, list[float]] = {"loss": [], "grad_norm": []}
     previous = 0
     for step in steps:
         since = (number > previous) & (number <= step)
-        found["loss"].append(float(loss[since].mean()))
-        found["grad_norm"].append(float(np.median(norm[since])))
+        series["loss"].append(float(loss[since].mean()))
+        series["grad_norm"].append(float(np.median(norm[since])))
         previous = int(step)
-    return {key: np.array(values) for key, values in found.items()}
+    return {key: np.array(values) for key, values in series.items()}
 
 
 def _plain(key: str) -> str:
-    """'variance', 'variance_embedding', 'variance_layer_3', 'tev_mean'; '' for what is none of the signals."""
+    """Return the name of a signal, such as 'variance', 'variance_layer_3' or 'tev_mean'; '' for any other metric."""
     if "/" not in key:
         return key
     what, where, statistic = MetricKey.parse(key)
@@ -109,23 +111,27 @@ def _of_tokens(
     deviation: Floats = tokens["deviation"].astype(float)
     mean = np.asarray(deviation.mean(1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        of_norm = np.where(tokens["rms"] == 0, 0.0, deviation / tokens["rms"]).mean(1)  # of a row of zeros nothing
+        of_norm = np.where(tokens["rms"] == 0, 0.0, deviation / tokens["rms"]).mean(
+            1
+        )  # a row of zeros has no deviation
     series = {"tev_over_norm": of_norm, "tev_over_init": mean / mean[place[0]]}
     for index, group in enumerate(GROUPS):
-        mine = deviation[:, groups == index]
-        series[f"tev_{group}"] = np.asarray(mine.mean(1)) if mine.shape[1] else np.full(len(deviation), math.nan)
+        of_group = deviation[:, groups == index]
+        series[f"tev_{group}"] = (
+            np.asarray(of_group.mean(1)) if of_group.shape[1] else np.full(len(deviation), math.nan)
+        )
     rows = [place[int(step)] for step in steps]
     histogram = np.zeros((len(rows), len(GROUPS), len(BIN_EDGES) - 1))
     for index in range(len(GROUPS)):
-        mine = np.clip(deviation[:, groups == index], BIN_EDGES[0], np.nextafter(BIN_EDGES[-1], 0))
+        of_group = np.clip(deviation[:, groups == index], BIN_EDGES[0], np.nextafter(BIN_EDGES[-1], 0))
         for at, row in enumerate(rows):
-            if mine.shape[1] and np.isfinite(mine[row]).all():
-                histogram[at, index] = np.histogram(mine[row], BIN_EDGES)[0] / mine.shape[1]
+            if of_group.shape[1] and np.isfinite(of_group[row]).all():
+                histogram[at, index] = np.histogram(of_group[row], BIN_EDGES)[0] / of_group.shape[1]
     return {name: values[rows] for name, values in series.items()}, histogram
 
 
 def save_traces(traces: Mapping[str, Trace], file: Path) -> None:
-    """Keep traces by run id in one compressed file; signals in double precision, as those of broken runs are huge."""
+    """Store traces by run id in a compressed file; signals in double precision, as those of broken runs are huge."""
     arrays: dict[str, NDArray[Any]] = {}
     for run_id, trace in traces.items():
         arrays[f"{run_id}/steps"] = trace.steps
@@ -136,7 +142,7 @@ def save_traces(traces: Mapping[str, Trace], file: Path) -> None:
 
 
 def load_traces(file: Path) -> dict[str, Trace]:
-    """The traces of a file by run id."""
+    """Return the traces of a file by run id."""
     parts: dict[str, dict[str, Any]] = {}
     with np.load(file, allow_pickle=False) as stored:
         for name in stored.files:
@@ -144,10 +150,10 @@ def load_traces(file: Path) -> dict[str, Trace]:
             parts.setdefault(run_id, {})[rest] = stored[name]
     return {
         run_id: Trace(
-            found["steps"],
-            {name[7:]: values.astype(float) for name, values in found.items() if name.startswith("signal/")},
-            found["histogram"].astype(float),
-            {name[5:]: float(values[0]) for name, values in found.items() if name.startswith("time/")},
+            arrays["steps"],
+            {name[7:]: values.astype(float) for name, values in arrays.items() if name.startswith("signal/")},
+            arrays["histogram"].astype(float),
+            {name[5:]: float(values[0]) for name, values in arrays.items() if name.startswith("time/")},
         )
-        for run_id, found in parts.items()
+        for run_id, arrays in parts.items()
     }
