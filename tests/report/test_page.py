@@ -19,6 +19,7 @@ HOSTILE = {
     "</script><img src=x onerror=alert(1)>": 0.9,
     "=cmd()": 0.1,
     "\u202eright to left\u202c": -0.4,
+    "\u2066isolated\u200f {{ name }} {% raw %}": 0.3,
     "quotes ' \" ` {{ 7 * 7 }} %{x} ${1}": 0.5,
     '<a href="javascript:alert(1)">x</a>': 1.0,
     "<b>bold</b>&lt;i&gt;<br>": -2.0,

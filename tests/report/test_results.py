@@ -10,18 +10,31 @@ from typing import Any
 import jsonschema
 import plotly.graph_objects as go
 import pytest
+from rich.console import Console
 
+from trimtab.config import printable
 from trimtab.kinds.max_lr.agreement import order_agreement
 from trimtab.kinds.max_lr.findings import LimitFindings
 from trimtab.kinds.max_lr.page import answer, content
 from trimtab.kinds.max_lr.table import limit, ratio, result_table
-from trimtab.report import report_of, write_report
+from trimtab.report import print_findings, report_of, write_report
 from trimtab.report.output import json_text
 from trimtab.report.schema import schema
 from trimtab.study.labels import Label
 from trimtab.study.trial import Trial
 
 Make = Callable[..., LimitFindings]
+HOSTILE = (
+    "{{ 7 * 7 }} %{x} ${1} %25",
+    "<b>bold</b>&lt;i&gt;<br>",
+    "</script><!--",
+    "[red]markup[/red] [link=x]y",
+    "a" * 99 + "b",
+    "a" * 99 + "c",
+    "\u202eright to left\u2066 mark\u200f",
+    "two\nlines\rand\x1b[31m colour",
+    'quotes " and, commas; tabs\t',
+)
 FORMULAE = ("=cmd()", "+1+1", "-2+3", "@SUM(A1)", "\t=1")
 
 
@@ -178,6 +191,29 @@ def test_cells_that_a_spreadsheet_would_run_are_disarmed(make_findings: Make, na
         for cell in row:
             starts = cell[:1] in ("=", "+", "@", "\t", "\r", "-")
             assert not starts or float(cell) < 0, f"armed: {cell!r}"
+
+
+@pytest.fixture
+def hostile(make_findings: Make) -> LimitFindings:
+    return make_findings(dict.fromkeys(HOSTILE, 0.1) | {HOSTILE[0]: -1.0})
+
+
+def test_hostile_names_come_back_whole_from_the_csv(hostile: LimitFindings) -> None:
+    table = list(csv.reader(io.StringIO(report_of(hostile).csv, newline="")))
+    assert len({len(row) for row in table}) == 1
+    assert [row[0] for row in table] == ["arm", *HOSTILE]
+
+
+def test_hostile_names_are_plain_and_whole_on_a_narrow_terminal(hostile: LimitFindings) -> None:
+    console = Console(file=io.StringIO(), width=130, highlight=False, force_terminal=False)
+    print_findings(hostile, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert all(character.isprintable() or character == "\n" for character in text)
+    cells = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
+    shown = "".join(cells).replace(" ", "")
+    for name in HOSTILE:
+        assert printable(name).replace(" ", "") in shown, name
 
 
 def test_csv_has_a_row_an_arm_with_the_numbers_of_the_json(make_findings: Make) -> None:

@@ -20,7 +20,8 @@ def print_sections(name: str, sections: Sequence[Section], console: Console) -> 
         if section.table is not None:
             table = Table(title=Text(printable(f"{name}: {section.title}")))
             for index, column in enumerate(section.table.columns):
-                table.add_column(Text(printable(column)), justify="left" if index == 0 else "right")
+                # By default rich cuts a long word, so that two arms may look the same.
+                table.add_column(Text(printable(column)), justify="left" if index == 0 else "right", overflow="fold")
             for row in section.table.rows:
                 table.add_row(*(Text(printable(cell)) for cell in row))
             console.print(table)
