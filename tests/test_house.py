@@ -53,6 +53,7 @@ def test_every_intervention_says_where_it_comes_from():
         assert re.fullmatch(r"(\d{4}\.\d{4,5})?", kind.source.arxiv), slug
 
 
+@pytest.mark.nightly  # make check says it too, and it takes a minute
 def test_generated_tables_are_fresh():
     done = subprocess.run([sys.executable, ROOT / "docs/generate.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

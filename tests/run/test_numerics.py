@@ -121,7 +121,7 @@ def test_a_mended_source_another_torch_a_new_field_and_moved_data_rename_no_run(
         {
             "run/execute.py": ("recorder = token_recorder(", "recorder = kept = token_recorder("),  # a variable
             "loop.py": ("losses: list[Tensor] = []", "losses: list[Tensor] = []\n        # another comment\n"),
-            "run/facts.py": ('"""Gathers from the rows', '"""Collects from the rows'),
+            "run/facts.py": ('"""Compute the outcome', '"""Work out the outcome'),  # a docstring
             "run/environment.py": ('"torch": torch.__version__', '"torch": "99.0.0"'),
             "run/spec.py": (FIELD, FIELD + '    fresh: str = field(default="", metadata={"neutral": ""})\n'),
         },

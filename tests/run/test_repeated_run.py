@@ -80,7 +80,7 @@ def test_a_finished_run_without_weights_is_refused_and_kept(
     assert cli.main(["run", str(run_file), "--out", str(tmp_path)]) == cli.DAMAGED
     said = capsys.readouterr()
     assert said.err.count("\n") == 1
-    assert "kept no weights" in said.err
+    assert "has no weights" in said.err
     assert "--out" in said.err
     assert state_of(folder) == before
 

@@ -247,8 +247,10 @@ def test_signals_while_starting_end_with_their_codes(
         driver.assert_nobody_left()
 
 
-def test_a_second_driver_leaves_at_once_with_31(study_file: Path, tmp_path: Path) -> None:
+def test_a_second_driver_leaves_at_once_with_31(tiny_tables: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     folder = tmp_path / "study"
+    study_file = tmp_path / "long.toml"
+    study_file.write_text(tomli_w.dumps(tiny_tables(training={"steps": 4000})), encoding="utf-8")
     first = Driver(study_file, folder)
     wait_for_a_run(folder, first)
     other = subprocess.run(
