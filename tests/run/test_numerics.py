@@ -140,4 +140,4 @@ def test_a_mended_source_another_torch_a_new_field_and_moved_data_rename_no_run(
     made = results["provenance"]["runs_by_versions"]
     assert sorted(made.values()) == sorted([len(before), len(after - before)])
     assert any("torch 99.0.0" in versions for versions in made)
-    assert "the runs were made with 2 sets of versions" in report.stdout
+    assert "the runs were made with 2 different sets of versions" in report.stdout
