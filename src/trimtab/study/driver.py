@@ -1,7 +1,7 @@
-"""Run a study to its end: ask the kind for a round, make the runs that are missing, and again until it is answered.
+"""Run a study: request a round of trials from its kind, train the runs that are missing, and repeat until it ends.
 
-Killing it at any moment loses nothing but the runs at work: every finished run is a folder named by its content, and
-the index says which trial is which run.
+If the driver is killed, only the runs in progress are lost. Every finished run is a folder that is named by its run id,
+and the index maps each trial to a run id.
 """
 
 from __future__ import annotations
@@ -48,18 +48,19 @@ def run_study(
     Args:
         spec: the study.
         folder: its folder.
-        executor: carries out runs.
-        display: shows what goes on; silent by default.
-        reuse: other study folders; a finished run that is there under the same id is copied and not made again.
-        on_change: what to do with stored runs that rest on another version of the numbers, other data or other user
-            code than today's: ``stop``; ``keep`` them, which is recorded; or ``retrain`` them.
+        executor: trains the runs.
+        display: shows the progress; silent by default.
+        reuse: other study folders. A finished run with the same run id is copied from there instead of being trained.
+        on_change: what to do with stored runs that were made with another version of the numbers, other data or other
+            user code: ``stop`` with an error, ``keep`` them and record it, or ``retrain`` them.
 
     Raises:
-        ConfigError: if an arm cannot be built, the folder holds something else, stored runs rest on something else and
-            ``on_change`` is ``stop``, or one of ``reuse`` is no study folder; nothing was changed.
-        StudyLockedError: if another live process works on the folder.
+        ConfigError: if an arm cannot be built, the folder holds other things or another study, stored runs were made
+            with something else and ``on_change`` is ``stop``, or a folder in ``reuse`` is not a study folder. Nothing
+            was changed.
+        StudyLockedError: if another running process holds the folder.
         IntegrityError: if a stored file is damaged.
-        StorageError: if the disk refuses.
+        StorageError: if a file cannot be written or read.
     """
     for other in reuse:
         if not (other / "runs").is_dir():
@@ -68,7 +69,7 @@ def run_study(
     check_arms(spec, tokens)
     make_folder(folder)
     try:
-        open_index(spec, folder)  # what is refused is refused before the lock file is touched
+        open_index(spec, folder)  # refuse before the lock file is written
         with StudyLock(folder):
             index = open_index(spec, folder)
             bases = {name: _basis(arm.run(0, 0), tokens) for name, arm in spec.arms.items()}
@@ -84,7 +85,7 @@ def run_study(
                 search.carry_out()
             evidence = evidence_of(folder, spec, index, failures.errors())
             findings = kind_of(spec).analyse(spec, evidence)
-            index.save(folder)  # with the costs that the analysis asked for
+            index.save(folder)  # now with the costs that the analysis computed
             return findings
     except ConnectionError:
         raise
@@ -94,7 +95,9 @@ def run_study(
         reason = getattr(error, "strerror", None) or error
         if error.errno == errno.ELOOP:
             raise StorageError(f"{folder}: {reason}") from error
-        if any(os.strerror(number) in str(error) for number in (errno.EMFILE, errno.ENFILE)):  # a worker's is text
+        if any(
+            os.strerror(number) in str(error) for number in (errno.EMFILE, errno.ENFILE)
+        ):  # a worker reports its error as text
             raise StorageError(
                 f"{folder}: {reason}; close other programs or raise the limit of open files (ulimit -n), then run the "
                 "same command again"
@@ -105,7 +108,7 @@ def run_study(
 
 
 def _other_text(spec: StudySpec, index: Index, folder: Path, tokens: Tokens) -> list[str]:
-    """The arms of version 0.1.0 whose runs saw text of another entropy; of their data nothing else was recorded."""
+    """Arms of version 0.1.0 whose data have another unigram entropy, the only fact of the data that it recorded."""
     lines: list[str] = []
     for name, arm in spec.arms.items():
         if name not in index.bases or index.bases[name] is not None:
@@ -120,11 +123,11 @@ def _other_text(spec: StudySpec, index: Index, folder: Path, tokens: Tokens) -> 
 def _settle(
     index: Index, bases: Mapping[str, Basis], changed: Sequence[str], folder: Path, on_change: OnChange
 ) -> None:
-    """Decide what becomes of stored runs that rest on something else than today's runs would."""
+    """Apply ``on_change`` to stored runs that were made with other data, code or numerics than new runs would be."""
     if changed and on_change == "stop":
         raise ConfigError(
-            f"{folder}: the stored runs rest on something else: {'; '.join(changed)}. Give --keep to go on with them, "
-            "which the page then says, or --retrain to make them again (from Python: on_change)"
+            f"{folder}: the stored runs were made with other data, code or numerics: {'; '.join(changed)}. Use --keep "
+            "to keep them, which the page states, or --retrain to train them again (from Python: on_change)"
         )
     if on_change == "keep":
         index.notes += [line for line in changed if line not in index.notes]
@@ -161,7 +164,7 @@ class _Search:
         self.failures = failures
 
     def carry_out(self) -> None:
-        """All rounds; in the end the index holds the trials that they asked for, and no others."""
+        """Run all rounds. At the end the index contains exactly the trials that they requested."""
         self.runs.mkdir(exist_ok=True)
         kind = kind_of(self.spec)
         asked: dict[Trial, str] = {}
@@ -190,27 +193,27 @@ class _Search:
 
     def _plan(self, names: Mapping[Trial, str]) -> None:
         """Write the trials of a round into the index before any of them is trained."""
-        if any(trial not in self.index.runs for trial in names):
+        if any(self.index.runs.get(trial) != name for trial, name in names.items()):
             self.index.runs |= names
             self.index.save(self.folder)
 
     def _make(self, names: Mapping[Trial, str], title: str) -> None:
         trials: dict[str, Trial] = {}
         for trial, name in names.items():
-            trials.setdefault(name, trial)  # of several trials with one run, one makes it
+            trials.setdefault(name, trial)  # one of the trials that share a run trains it
         missing = {name: trial for name, trial in trials.items() if self._present(name) is None}
         self.display.round_started(title, len(names), len(missing))
         jobs = {name: run_of(self.spec, trial) for name, trial in missing.items()}
         Round(missing, jobs, self.runs, self.executor, self.failures, self.display).carry_out()
 
     def _present(self, name: str) -> Outcome | None:
-        """The outcome of a run that is there, or is now copied from where it is."""
+        """The outcome of a finished run, copied from a folder in ``reuse`` if need be; None without one."""
         outcome = load_outcome(self.runs / name)
         for other in self.reuse:
             source = other / "runs" / name
             if outcome is None and load_outcome(source) is not None:
                 shutil.rmtree(self.runs / name, ignore_errors=True)
-                arriving = self.runs / f".{name}"  # its outcome must not be there before the rest
+                arriving = self.runs / f".{name}"  # a folder with an outcome must be complete
                 shutil.rmtree(arriving, ignore_errors=True)
                 shutil.copytree(source, arriving)
                 arriving.rename(self.runs / name)
@@ -237,8 +240,7 @@ def check_arms(spec: StudySpec, tokens: Tokens) -> None:
     for arm in spec.arms.values():
         if arm.missing_code:
             raise ConfigError(
-                f"arms.{arm.name}: is built by your own code ({', '.join(arm.missing_code)}), which a file does "
-                "not hold; "
-                "run the script that defines it"
+                f"arms.{arm.name}: is built by your own code ({', '.join(arm.missing_code)}), which a file does not "
+                "hold; run the script that defines it"
             )
         check_run(arm.run(-8 * SIXTEENTH, 0), tokens.of(arm.protocol.data), f"arms.{arm.name}")
