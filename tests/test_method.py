@@ -236,7 +236,7 @@ def test_a_compiled_model_is_refused() -> None:
 
 
 def test_no_host_is_found_for_an_unknown_model() -> None:
-    with pytest.raises(UnknownFamilyError, match="no host knows Linear; known families: trimtab GPT"):
+    with pytest.raises(UnknownFamilyError, match=r"no host knows Linear; known families: .*trimtab GPT"):
         host_for(nn.Linear(2, 2))
 
 
