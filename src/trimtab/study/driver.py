@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -139,29 +140,23 @@ def _settle(
     index.bases = {**index.bases, **{name: basis.table() for name, basis in bases.items()}}
 
 
+@dataclass(slots=True)
 class _Search:
     """The rounds of one study."""
 
-    def __init__(
-        self,
-        spec: StudySpec,
-        folder: Path,
-        executor: Executor,
-        display: Display,
-        reuse: Sequence[Path],
-        index: Index,
-        bases: Mapping[str, Basis],
-        failures: Failures,
-    ) -> None:
-        self.spec = spec
-        self.folder = folder
-        self.runs = folder / "runs"
-        self.executor = executor
-        self.display = display
-        self.reuse = reuse
-        self.index = index
-        self.bases = bases
-        self.failures = failures
+    spec: StudySpec
+    folder: Path
+    executor: Executor
+    display: Display
+    reuse: Sequence[Path]
+    index: Index
+    bases: Mapping[str, Basis]
+    failures: Failures
+
+    @property
+    def runs(self) -> Path:
+        """The folder that holds run folders."""
+        return self.folder / "runs"
 
     def carry_out(self) -> None:
         """Run all rounds. At the end the index contains exactly the trials that they requested."""
