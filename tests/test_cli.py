@@ -662,7 +662,7 @@ def test_every_preset_is_a_study_that_can_be_built(preset: str) -> None:
     from trimtab.config import load_toml
     from trimtab.study.kind import read_any_study
 
-    path = Path(cli.__file__).parent / "presets" / f"{preset}.toml"
+    path = Path(cli.__file__).parents[1] / "presets" / f"{preset}.toml"
     spec = read_any_study(load_toml(path), preset)
     assert spec.name == preset
     assert read_any_study(tomllib.loads(tomli_w.dumps(spec.table())), preset) == spec

@@ -222,8 +222,8 @@ def test_the_method_snippet_of_the_readme_runs():
 
 
 def test_every_command_of_the_readme_exists():
-    from trimtab.cli import _parser
+    from trimtab.cli import make_parser
 
     text = (ROOT / "README.md").read_text()
     for line in re.findall(r"^    trimtab (.*?)(?:\s+#.*)?$", text, re.MULTILINE):
-        _parser().parse_args(line.split())
+        make_parser().parse_args(line.split())

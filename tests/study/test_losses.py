@@ -19,6 +19,7 @@ import pytest
 import tomli_w
 
 from trimtab import Study, cli, load_study
+from trimtab.cli.commands import study_tables
 from trimtab.config import ConfigError, dump_toml
 from trimtab.kinds.loss_at_lr.analysis import analyse as analyse_losses
 from trimtab.kinds.loss_at_lr.findings import Compared, LossFindings
@@ -1109,7 +1110,7 @@ def test_a_study_file_can_be_planned(tables: Tables, kind: str, trimtab: Any, tm
 
 @pytest.mark.parametrize("preset", ["depth", "depth-demo", "table-4", "scale"])
 def test_the_presets_are_read_and_can_be_read_again(preset: str) -> None:
-    raw, _ = cli._study_tables(cli._parser().parse_args(["study", "--preset", preset]))
+    raw, _ = study_tables(cli.make_parser().parse_args(["study", "--preset", preset]))
     spec = read(raw)
     assert spec.kind in WHOLE
     again = read(tomllib.loads(dump_toml(spec.table())))

@@ -21,6 +21,7 @@ import tomli_w
 import torch
 
 from trimtab import Study, cli, load_study
+from trimtab.cli.commands import study_tables
 from trimtab.config import ConfigError, dump_toml
 from trimtab.kinds.signals.analysis import TRACES
 from trimtab.kinds.signals.traces import Trace, load_traces, read_trace, save_traces, token_groups
@@ -190,7 +191,7 @@ def test_a_study_is_read_again_from_its_table(tables: Tables, kind: str) -> None
 
 @both
 def test_the_preset_of_the_kind_is_read_and_plans_all_its_runs(kind: str) -> None:
-    raw, _ = cli._study_tables(cli._parser().parse_args(["study", "--preset", kind]))
+    raw, _ = study_tables(cli.make_parser().parse_args(["study", "--preset", kind]))
     spec = read(raw)
     assert read(tomllib.loads(dump_toml(spec.table()))).table() == spec.table()
     assert len(next(kind_of(spec).rounds(spec))) == spec.first_runs() == spec.most_runs()

@@ -1,0 +1,167 @@
+"""What each command does. Slow modules are imported inside, so that --help and a wrong command respond immediately."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from trimtab.cli.exit_codes import NO_OUTCOMES, OK
+from trimtab.config import ConfigError, Raw, apply_settings, load_toml, unknown
+
+
+def presets() -> list[str]:
+    """The names of the studies that come with the package."""
+    folder = files("trimtab") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def study(options: argparse.Namespace, console: Console) -> int:
+    """Carry out, resume, extend or plan a study."""
+    from trimtab.report import print_findings, write_report
+    from trimtab.study.display import PlainDisplay, ProgressDisplay
+    from trimtab.study.driver import run_study
+    from trimtab.study.kind import read_any_study
+    from trimtab.study.plan import plan
+    from trimtab.study.study import executor_for
+
+    raw, where = study_tables(options)
+    spec = read_any_study(apply_settings(raw, options.settings), where)
+    if options.workers is not None and options.workers < 0:
+        raise ConfigError("--workers must not be negative")
+    if options.workers_per_gpu < 1:
+        raise ConfigError("--workers-per-gpu must be at least 1")
+    executor = executor_for(spec, options.workers, options.workers_per_gpu)
+    if options.plan:
+        console.print(Text(plan(spec, executor.capacity)))
+        return OK
+    if options.out is None:
+        raise ConfigError("--out: name the study folder")
+    display = ProgressDisplay(console) if console.is_terminal else PlainDisplay(console)
+    with display if isinstance(display, ProgressDisplay) else nullcontext():
+        on_change = "keep" if options.keep else "retrain" if options.retrain else "stop"
+        findings = run_study(spec, options.out, executor, display, options.reuse, on_change=on_change)
+    write_report(findings)
+    print_findings(findings, console)
+    console.print(Text(f"report: {options.out / 'report.html'}"))
+    return NO_OUTCOMES if findings.evidence.errors else OK
+
+
+def study_tables(options: argparse.Namespace) -> tuple[Raw, str]:
+    """The tables of the study file or the preset, and its name for errors."""
+    if (options.file is None) == (options.preset is None):
+        raise ConfigError("give either a study FILE or --preset NAME")
+    if options.file is not None:
+        return load_toml(Path(options.file)), options.file
+    if options.preset not in presets():
+        raise ConfigError(f"--preset: {unknown(options.preset, presets())}")
+    resource = files("trimtab") / "presets" / f"{options.preset}.toml"
+    return load_toml(Path(str(resource))), f"preset {options.preset}"
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Train one run and keep its weights."""
+    from trimtab.run.check import check_run
+    from trimtab.run.execute import execute
+    from trimtab.run.reading import read_run
+
+    spec = read_run(apply_settings(load_toml(Path(options.file)), options.settings), options.file)
+    every = max(1, spec.protocol.training.steps // 20)
+
+    def progress(step: int, loss: float) -> None:
+        if step and step % every == 0:
+            console.print(Text(f"step {step}: training loss {loss:.4f}"))
+
+    check_run(spec, spec.protocol.data.load(), options.file)
+    options.out.mkdir(parents=True, exist_ok=True)
+    outcome = execute(spec, options.out, progress=progress, keep_weights=True)
+    ended = f"stopped at step {outcome.steps} ({outcome.stopped})" if outcome.stopped else "finished"
+    console.print(Text(f"{ended}; final held-out loss {outcome.final_loss:.4f} nats"))
+    console.print(Text(f"run folder: {options.out / outcome.run_id}"))
+    return OK
+
+
+def report(options: argparse.Namespace, console: Console) -> int:
+    """Write the report of a stored study."""
+    from trimtab.report import print_findings, write_report
+    from trimtab.study.stored import load_stored
+
+    if options.settings and options.out is None:
+        raise ConfigError(
+            "--out: name a folder for a report with other settings; the report in the study folder is not changed"
+        )
+    findings = load_stored(options.folder, options.settings).findings()
+    target = options.out or options.folder
+    write_report(findings, target)
+    print_findings(findings, console)
+    console.print(Text(f"report: {target / 'report.html'}"))
+    return OK
+
+
+def inspect(options: argparse.Namespace, console: Console) -> int:
+    """Measure stored weights."""
+    from trimtab.inspection.checkpoints import open_checkpoint
+    from trimtab.inspection.show import as_json, show, show_tev, show_trajectory
+    from trimtab.inspection.summary import summarise
+    from trimtab.inspection.tev import tev_points
+
+    if options.tev:
+        points = tev_points(options.paths, options.embedding)
+        show_tev(points, console)
+        return _written(options, console, as_json(points), lambda: _pages().tev_page(points))
+    summaries = [summarise(open_checkpoint(path), options.embedding) for path in options.paths]
+    for summary in summaries:
+        show(summary, console)
+    if len(summaries) > 1:
+        show_trajectory(summaries, console)
+    return _written(options, console, as_json(summaries), lambda: _pages().page(summaries))
+
+
+def _pages() -> Any:
+    from trimtab.inspection import page  # imports the charts of the report, and so torch
+
+    return page
+
+
+def _written(options: argparse.Namespace, console: Console, text: str, page: Callable[[], str]) -> int:
+    from trimtab.run.files import write_whole
+
+    if options.json is not None:
+        write_whole(options.json, text)
+        console.print(Text(f"written: {options.json}"))
+    if options.html is not None:
+        write_whole(options.html, page())
+        console.print(Text(f"written: {options.html}"))
+    return OK
+
+
+def methods(options: argparse.Namespace, console: Console) -> int:
+    """Print the catalogue of methods."""
+    from trimtab.methods import catalogue
+
+    known = catalogue()
+    if options.slug is not None and options.slug not in known:
+        raise ConfigError(f"methods: {unknown(options.slug, known)}")
+    for slug, method in known.items():
+        if options.slug in (None, slug):
+            console.print(Text(_described(slug, method)), soft_wrap=True)
+    return OK
+
+
+def _described(slug: str, method: Any) -> str:
+    source = method.source
+    parts = ", ".join(f"{type(i).slug()}" for i in method.interventions) or "nothing"
+    lines = [
+        slug,
+        f"  equation:   {source.equation}",
+        f"  installs:   {parts}",
+        f"  paper:      {source.title}{f' (arXiv {source.arxiv})' if source.arxiv else ''}, {source.place}",
+    ]
+    lines += [f"  deviation:  {deviation}" for deviation in source.deviations]
+    return "\n".join(lines) + "\n"

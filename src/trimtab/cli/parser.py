@@ -1,0 +1,103 @@
+"""The arguments of every command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from trimtab import __version__
+from trimtab.cli import commands
+from trimtab.cli.exit_codes import EXIT_CODES
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets ``command`` to its function."""
+    parser = argparse.ArgumentParser(
+        prog="trimtab",
+        description="How far can the learning rate be pushed before training breaks, per method, with an interval.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    study = subparsers.add_parser("study", help="find the learning rate at which training breaks, for each arm")
+    study.add_argument("file", nargs="?", metavar="FILE", help="a study file (TOML)")
+    study.add_argument(
+        "--preset", metavar="NAME", help=f"one of the studies of trimtab: {', '.join(commands.presets())}"
+    )
+    study.add_argument(
+        "--out", metavar="DIR", type=Path, help="the study folder; the same command continues an unfinished study"
+    )
+    study.add_argument(
+        "--reuse",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="another study folder, from which finished runs with the same id are copied",
+    )
+    change = study.add_mutually_exclusive_group()
+    change.add_argument(
+        "--keep", action="store_true", help="keep stored runs of other data, code or numerics; the report says so"
+    )
+    change.add_argument(
+        "--retrain", action="store_true", help="train stored runs of other data, code or numerics again"
+    )
+    study.add_argument(
+        "--plan", action="store_true", help="print an estimate of runs, hours and disk space, and train nothing"
+    )
+    study.add_argument(
+        "--workers", type=int, metavar="N", help="number of processes; 0 trains in this process (default: one per core)"
+    )
+    study.add_argument(
+        "--workers-per-gpu", type=int, default=1, metavar="N", help="processes per GPU, if training.device is cuda"
+    )
+    study.set_defaults(command=commands.study)
+
+    run = subparsers.add_parser("run", help="train one run and keep its weights")
+    run.add_argument("file", metavar="FILE", help="a run file (TOML)")
+    run.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="the folder that holds run folders")
+    run.set_defaults(command=commands.run)
+    report = subparsers.add_parser(
+        "report", help="write table, page, JSON and CSV of a finished or unfinished study again"
+    )
+    report.add_argument("folder", metavar="DIR", type=Path)
+    report.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="the folder to write to (default: the study folder); required with --set",
+    )
+    report.set_defaults(command=commands.report)
+
+    for command in (study, run, report):
+        command.add_argument(
+            "--set",
+            dest="settings",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="change one setting, such as training.steps=200",
+        )
+
+    inspect = subparsers.add_parser("inspect", help="measure stored weights: TEV, sizes, spectra, outlier layers")
+    inspect.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="a safetensors or GGUF file, a model folder or a run folder; several are compared in the given order",
+    )
+    inspect.add_argument(
+        "--tev", action="store_true", help="only TEV, of every checkpoint in the given folders, against step or size"
+    )
+    inspect.add_argument("--embedding", metavar="NAME", help="the name of the token embedding, if it is unusual")
+    inspect.add_argument("--json", metavar="FILE", type=Path, help="write all results to this file")
+    inspect.add_argument("--html", metavar="FILE", type=Path, help="write charts to this file")
+    inspect.set_defaults(command=commands.inspect)
+
+    methods = subparsers.add_parser("methods", help="print the catalogue of methods: equation, paper, deviations")
+    methods.add_argument("slug", nargs="?", help="print only this method")
+    methods.set_defaults(command=commands.methods)
+    return parser
