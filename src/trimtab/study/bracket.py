@@ -1,7 +1,7 @@
 """Extend a sweep of learning rates until the best rate of an arm is bracketed by a lower and a higher rate.
 
-A best rate at an end of the swept range is not known to be the best. Every quantity that is relative to the best loss then
-depends on where the sweep happened to begin or end.
+A best rate at an end of the swept range is not known to be the best. Every quantity that is relative to the best loss
+then depends on where the sweep happened to begin or end.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def further_rates(
     Args:
         requested: the range that the user asked for.
         swept: all rates swept so far; may not be empty.
-        lower, higher: whether the sweep is to go on at this end.
+        lower: whether the sweep is to go on at its low end.
+        higher: whether the sweep is to go on at its high end.
         most: largest number of rates beyond each end of the requested range.
     """
     apart = round(requested.octaves_apart * SIXTEENTH)
