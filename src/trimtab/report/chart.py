@@ -16,6 +16,7 @@ LABEL_COLOURS = {
     Label.STABLE: "#009E73",
     Label.RECOVERED: "#56B4E9",
     Label.UNDERTRAINED: "#999999",
+    Label.NOT_LEARNED: "#BBBBBB",
     Label.DEGRADED: "#E69F00",
     Label.STUCK: "#CC79A7",
     Label.EXPLODED: "#D55E00",

@@ -26,16 +26,23 @@ class Difference:
 def difference(arm: EdgePosterior, baseline: EdgePosterior, level: float = 0.5) -> Difference:
     """Limit of ``arm`` minus limit of ``baseline``, each clipped to the tested range.
 
-    The p-value is 2 min(P(difference < 0), P(difference > 0)).
+    The p-value is 2 min(P(difference < 0), P(difference > 0)), of the limits before they are clipped, because arms may
+    have different ranges.
     """
     grid = arm.x50
     spread = np.convolve(clipped_density(arm, level), clipped_density(baseline, level)[::-1])
     step = grid[1] - grid[0]
     octaves = np.arange(-(len(grid) - 1), len(grid)) * step
     low, median, high = grid_quantiles(octaves, spread, INTERVAL)
-    tie = spread[len(grid) - 1] / 2
-    below, above = spread[: len(grid) - 1].sum() + tie, spread[len(grid) :].sum() + tie
-    return Difference(float(median), float(low), float(high), float(min(1.0, 2 * min(below, above))))
+    above = probability_above(arm, baseline, level)
+    return Difference(float(median), float(low), float(high), min(1.0, 2 * min(above, 1 - above)))
+
+
+def probability_above(arm: EdgePosterior, other: EdgePosterior, level: float = 0.5) -> float:
+    """Posterior probability that the limit of ``arm`` is above that of ``other``; a tie counts half."""
+    density, others = arm.density(level), other.density(level)
+    below = np.cumsum(others) - others / 2
+    return float(np.clip(density @ below, 0.0, 1.0))
 
 
 def clipped_density(posterior: EdgePosterior, level: float) -> Floats:

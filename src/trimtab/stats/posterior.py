@@ -5,9 +5,10 @@ r"""Bayesian posterior, on a grid of log2 LR, of the edge: the learning rate at 
 with :math:`x = \log_2 \mathrm{LR}`.
 
 Under complete separation, which is the usual case, the maximum-likelihood estimate does not exist; the posterior does.
-The prior of x50 is flat. The prior of s is log-normal within 0.05 to 1.5 octaves; its location and spread are shared by
-the arms of a study, because some edges are steep and others are gradual. The prior of the lapse rate is Beta(1, 30),
-mostly below 6 %. Failure levels refer to the curve without lapses.
+The prior of x50 is flat. The prior of s is log-normal within 0.05 to 1.5 octaves, with a flat prior over its location
+and spread. An arm whose own runs show a sharp edge learns location and spread from the other arms too; every other arm
+is judged by its own runs alone, because a gradual edge among sharp ones would get an interval that is too narrow. The
+prior of the lapse rate is Beta(1, 30), mostly below 6 %. Failure levels refer to the curve without lapses.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ LAPSES = np.array([0.0, 0.01, 0.02, 0.04, 0.06, 0.09, 0.13])
 LAPSE_PRIOR = (1 - LAPSES) ** 29 * np.gradient(LAPSES)
 HYPER_LOCATIONS = np.log(np.geomspace(0.05, 1.5, 9))
 HYPER_SPREADS = np.array([0.2, 0.5, 1.0, 2.0])
+SHARP_WIDTH = 0.35  # octaves; an edge is sharp if s is below with probability SHARP_CERTAINTY, from its own runs
+SHARP_CERTAINTY = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +58,14 @@ class EdgePosterior:
         x50: grid of log2 LR50, ascending.
         weight: (x50, width), the probability of each pair; the sum is 1.
         low, high: the tested range in log2 LR; no limit outside it is reported.
+        pooled: whether the runs of other arms inform the width of this edge.
     """
 
     x50: Floats
     weight: Floats
     low: float
     high: float
+    pooled: bool = False
 
     def density(self, level: float = 0.5) -> Floats:
         """Probability of each point of ``x50`` as the log2 LR at which a share ``level`` of runs fails."""
@@ -123,20 +128,27 @@ class EdgeModel:
     def fit(self, arms: Mapping[str, EdgeEvidence]) -> dict[str, EdgePosterior]:
         """Posterior of every arm.
 
-        The arms share the prior of the edge width, so the runs of each arm inform the widths of the others. Without
-        any runs the posterior of each arm is the prior.
+        The runs of other arms inform the width of an edge only if the arm's own runs show that it is sharp. Without any
+        runs the posterior of each arm is the prior.
         """
         likelihood = {name: self._marginal(trials) for name, trials in arms.items()}
         by_width = {name: table.sum(0) for name, table in likelihood.items()}
         log_evidence = {name: np.log(self.width_given_hyper @ widths) for name, widths in by_width.items()}
         total = sum(log_evidence.values(), np.zeros(len(self.width_given_hyper)))
+        nothing = np.zeros(len(self.width_given_hyper))
         posteriors: dict[str, EdgePosterior] = {}
         for name, table in likelihood.items():
+            alone = self._posterior(name, table, nothing, pooled=False)
             others = total - log_evidence[name]
-            hyper = np.exp(others - others.max())
-            weight = table * (hyper @ self.width_given_hyper)
-            posteriors[name] = EdgePosterior(self.x50, weight / weight.sum(), *self.ranges.get(name, self.shared))
+            sharp = _is_sharp(alone) and len(arms) > 1
+            posteriors[name] = self._posterior(name, table, others, pooled=True) if sharp else alone
         return posteriors
+
+    def _posterior(self, name: str, table: Floats, log_hyper: Floats, *, pooled: bool) -> EdgePosterior:
+        hyper = np.exp(log_hyper - log_hyper.max())
+        weight = table * (hyper @ self.width_given_hyper)
+        low, high = self.ranges.get(name, self.shared)
+        return EdgePosterior(self.x50, weight / weight.sum(), low, high, pooled)
 
     def _marginal(self, trials: EdgeEvidence) -> Floats:
         """Likelihood over (x50, width), summed over the prior of the lapse and scaled to a maximum near 1."""
@@ -152,3 +164,7 @@ class EdgeModel:
             fail = LAPSES + (1 - LAPSES) * edge[:, :, None]
             self._log_likelihood[key] = np.log(np.maximum(fail if failed else 1 - fail, 1e-12))
         return self._log_likelihood[key]
+
+
+def _is_sharp(alone: EdgePosterior) -> bool:
+    return float(alone.weight.sum(0)[WIDTHS <= SHARP_WIDTH].sum()) >= SHARP_CERTAINTY

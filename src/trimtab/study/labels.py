@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,15 +17,37 @@ class Label(StrEnum):
     NO_OUTCOME = "no_outcome"  # the machine failed; not evidence about the arm
     NON_FINITE = "non_finite"
     EXPLODED = "exploded"
-    STUCK = "stuck"
+    STUCK = "stuck"  # above the line of collapse, at the arm's best LR or higher
     DEGRADED = "degraded"
-    UNDERTRAINED = "undertrained"  # learned too slowly, at an LR below the arm's best: neither failure nor success
+    NOT_LEARNED = "not_learned"  # above the line of collapse, at an LR below the arm's best
+    UNDERTRAINED = "undertrained"  # learned too slowly, at an LR below the arm's best
     RECOVERED = "recovered"
     STABLE = "stable"
 
 
-FAILURES: Collection[Label] = (Label.NON_FINITE, Label.EXPLODED, Label.STUCK, Label.DEGRADED)
+class Edge(StrEnum):
+    """The event whose learning rate is asked for: loss of quality, collapse, or divergence in the strict sense."""
+
+    QUALITY = "quality"
+    COLLAPSE = "collapse"
+    STRICT = "strict"
+
+
 STRICT_FAILURES: Collection[Label] = (Label.NON_FINITE, Label.EXPLODED)
+COLLAPSES: Collection[Label] = (*STRICT_FAILURES, Label.STUCK)
+FAILURES: Collection[Label] = (*COLLAPSES, Label.DEGRADED)
+
+# A run below the arm's best LR that has learned too little says nothing about an LR that is too high.
+_FAILURES_AT: Mapping[Edge, Collection[Label]] = {
+    Edge.QUALITY: FAILURES,
+    Edge.COLLAPSE: COLLAPSES,
+    Edge.STRICT: STRICT_FAILURES,
+}
+_NO_EVIDENCE_AT: Mapping[Edge, Collection[Label]] = {
+    Edge.QUALITY: (Label.NO_OUTCOME, Label.NOT_LEARNED, Label.UNDERTRAINED),
+    Edge.COLLAPSE: (Label.NO_OUTCOME, Label.NOT_LEARNED),
+    Edge.STRICT: (Label.NO_OUTCOME,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +56,23 @@ class Yardstick:
 
     Attributes:
         best_loss: best loss of the arm for the limit "breaks"; best loss of the reference arm for the limit "usable".
-        best_tick: the arm's best LR, in sixteenths of an octave; it separates degraded from undertrained.
-        reference_loss: best loss of the reference arm ("L*"), which defines stuck.
+        best_tick: the arm's best LR, in sixteenths of an octave; a failure below it is not one of a high LR.
+        reference_loss: best loss of the reference arm ("L*"), which defines the line of collapse.
     """
 
     best_loss: float
     best_tick: int
     reference_loss: float
+
+
+def collapse_line(unigram_entropy: float, reference_loss: float, criterion: Criterion) -> float:
+    """The final loss above which a run has collapsed, in nats; the same for all arms of a size.
+
+    It lies ``collapse_margin`` above the best loss of the reference, or ``stuck_share`` of the way from the unigram
+    entropy to that loss, whichever is lower.
+    """
+    learned = unigram_entropy - reference_loss
+    return min(reference_loss + criterion.collapse_margin, unigram_entropy - criterion.stuck_share * learned)
 
 
 def label(outcome: Outcome | None, tick: int, yardstick: Yardstick, criterion: Criterion, margin: float) -> Label:
@@ -54,19 +86,17 @@ def label(outcome: Outcome | None, tick: int, yardstick: Yardstick, criterion: C
         return Label.EXPLODED
     if final > outcome.log_vocab + criterion.explosion_margin or outcome.norm_ratio > criterion.explosion_norm_ratio:
         return Label.EXPLODED
-    learned = outcome.unigram_entropy - yardstick.reference_loss
-    if final > outcome.unigram_entropy - criterion.stuck_share * learned:
-        return Label.STUCK
+    high = tick >= yardstick.best_tick
+    if final > collapse_line(outcome.unigram_entropy, yardstick.reference_loss, criterion):
+        return Label.STUCK if high else Label.NOT_LEARNED
     if final > yardstick.best_loss + margin:
-        return Label.DEGRADED if tick >= yardstick.best_tick else Label.UNDERTRAINED
+        return Label.DEGRADED if high else Label.UNDERTRAINED
     return Label.RECOVERED if outcome.spike > criterion.spike_margin else Label.STABLE
 
 
-def failed(run_label: Label, *, strict: bool = False) -> bool | None:
-    """Whether a label is a failure; None if it is neither failure nor success."""
-    if run_label in (Label.NO_OUTCOME, Label.UNDERTRAINED):
-        return None
-    return run_label in (STRICT_FAILURES if strict else FAILURES)
+def failed(run_label: Label, edge: Edge = Edge.QUALITY) -> bool | None:
+    """Whether a label is a failure at an edge; None if it is no evidence about that edge."""
+    return None if run_label in _NO_EVIDENCE_AT[edge] else run_label in _FAILURES_AT[edge]
 
 
 def reference_never_learned(reference_loss: float, unigram_entropy: float) -> bool:

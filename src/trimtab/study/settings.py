@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from trimtab.study.trial import SIXTEENTH, Tick
 
@@ -59,8 +59,10 @@ class Criterion:
         explosion_margin: a final loss that exceeds ln V by more counts as exploded, in nats.
         explosion_norm_ratio: a norm of the weight matrices that exceeds its initial value by a larger factor counts as
             exploded.
-        stuck_share: a run counts as stuck if its final loss has fallen from the unigram entropy by less than this share
+        stuck_share: a run has collapsed if its final loss has fallen from the unigram entropy by less than this share
             of the distance to the best loss of the reference arm.
+        collapse_margin: a run has also collapsed if its final loss exceeds the best loss of the reference arm by more,
+            in nats.
         spike_margin: a training loss that exceeds its trailing median by more counts as a spike, in nats.
 
     Raises:
@@ -72,9 +74,10 @@ class Criterion:
     explosion_norm_ratio: float = 100.0
     stuck_share: float = 0.2
     spike_margin: float = 0.1
+    collapse_margin: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("margin", "explosion_margin", "explosion_norm_ratio", "stuck_share", "spike_margin"):
+        for name in (field.name for field in fields(self)):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if self.stuck_share >= 1:

@@ -24,5 +24,5 @@ def lr_layout(findings: LimitFindings, *, x_title: str, height: int, y_title: st
 
 def tested_range(findings: LimitFindings) -> tuple[float, float]:
     """Return the lowest and the highest tested LR of all arms, as log2."""
-    ticks = findings.spec.ticks()
-    return ticks[0].octave, ticks[-1].octave
+    ranges = [arm.tested for arm in findings.arms.values()]
+    return math.log2(min(low for low, _ in ranges)), math.log2(max(high for _, high in ranges))

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from trimtab.kinds.max_lr.axes import lr_layout, tested_range
-from trimtab.kinds.max_lr.findings import LabelledRun, LimitFindings
+from trimtab.kinds.max_lr.findings import MAIN, EdgeName, LabelledRun, LimitFindings
 from trimtab.report.chart import COLOURS, LABEL_COLOURS, category_axis, colour, escape, vertical_line
 from trimtab.section import Chart
 from trimtab.study.labels import Label
 
+EDGE_STYLES: Mapping[EdgeName, tuple[str, str, str]] = {
+    "quality": ("circle", COLOURS[0], "loses quality at (LR50)"),
+    "collapse": ("square", COLOURS[1], "collapses at (LR50)"),
+}
+
 
 def limits(findings: LimitFindings) -> Chart:
-    """Return the chart of LR50 with its interval and of LR10, a row for each arm."""
-    names = list(findings.arms)
+    """Return the chart of LR50 with its interval at both edges, a row for each arm."""
     data: list[dict[str, Any]] = []
-    for level, symbol, title in (("lr50", "circle", "breaks at (LR50)"), ("lr10", "line-ns-open", "safe up to (LR10)")):
-        estimates = [getattr(findings.arms[name].criteria["d"].breaks, level) for name in names]
-        # A bound of LR10 lies on the same point as the bound of LR50 and would cover it.
-        shown = [
-            (name, e)
-            for name, e in zip(names, estimates, strict=True)
-            if e.estimate is not None and (level == "lr50" or e.bound is None)
-        ]
-        x = [math.log2(e.estimate) for _, e in shown]
+    for edge, (symbol, its_colour, title) in EDGE_STYLES.items():
+        estimates = [(name, arm.criteria[MAIN[edge]].breaks.lr50) for name, arm in findings.arms.items()]
+        shown = [(name, estimate) for name, estimate in estimates if estimate.estimate is not None]
+        x = [math.log2(e.estimate or 1.0) for _, e in shown]
         high = [_span(e.high, e.estimate) for _, e in shown]
         low = [_span(e.estimate, e.low) for _, e in shown]
-        bars = {"type": "data", "array": high, "arrayminus": low, "symmetric": False, "visible": level == "lr50"}
+        bars = {"type": "data", "array": high, "arrayminus": low, "symmetric": False}
         arrows = [
             "triangle-right" if e.bound == "above" else "triangle-left" if e.bound == "below" else symbol
             for _, e in shown
@@ -40,18 +40,18 @@ def limits(findings: LimitFindings) -> Chart:
                 "x": x,
                 "y": [escape(name) for name, _ in shown],
                 "error_x": bars,
-                "marker": {"size": 11, "symbol": arrows, "color": COLOURS[0 if level == "lr50" else 1]},
+                "marker": {"size": 11, "symbol": arrows, "color": its_colour},
                 "hovertemplate": "%{y}: 2^%{x:.2f}<extra></extra>",
             }
         )
-    layout = lr_layout(findings, x_title="peak learning rate", height=120 + 34 * len(names))
+    layout = lr_layout(findings, x_title="peak learning rate", height=120 + 34 * len(findings.arms))
     layout["yaxis"] = {"autorange": "reversed", "automargin": True, "type": "category"}
     return Chart(
         "limits",
         "Learning-rate limits",
-        "Dot: LR50, at which half of the runs fail. Bar: 95 % interval of LR50; an end outside the tested range is not "
-        "drawn. Vertical tick: LR10, at which a tenth of the runs fail. Triangle: a bound; the limit is outside the "
-        "tested range.",
+        "LR50, at which half of the runs fail, with its 95 % interval. Circle: loss of quality. Square: collapse. An "
+        "end of an interval outside the tested range is not drawn. Triangle: a bound; the limit is outside the tested "
+        "range.",
         data,
         layout,
     )
@@ -94,28 +94,33 @@ def label_map(findings: LimitFindings) -> Chart:
     )
 
 
-def posteriors(findings: LimitFindings) -> Chart:
-    """Return the chart of the posteriors of LR50, a curve for each arm."""
+def posteriors(findings: LimitFindings) -> list[Chart]:
+    """Return, for each edge, the chart of the posteriors of LR50, a curve for each arm."""
+    return [_posteriors(findings, edge) for edge in MAIN]
+
+
+def _posteriors(findings: LimitFindings, edge: EdgeName) -> Chart:
+    curves = {name: arm.edges[edge].posterior for name, arm in findings.arms.items()}
     data = [
         {
             "type": "scatter",
             "mode": "lines",
             "name": escape(name),
             "line": {"color": colour(index)},
-            "x": list(arm.posterior.log2_lr50),
-            "y": list(arm.posterior.probability),
+            "x": list(posterior.log2_lr50),
+            "y": list(posterior.probability),
             "hovertemplate": "2^%{x:.2f}<extra>%{fullData.name}</extra>",
         }
-        for index, (name, arm) in enumerate(findings.arms.items())
-        if arm.posterior.log2_lr50
+        for index, (name, posterior) in enumerate(curves.items())
+        if posterior.log2_lr50
     ]
     layout = lr_layout(findings, x_title="LR50", y_title="probability", height=380)
     layout["shapes"] = [vertical_line(x) for x in tested_range(findings)]
     return Chart(
-        "posteriors",
-        "Posterior of LR50",
+        "posteriors" if edge == "quality" else f"posteriors-{edge}",
+        f"Posterior of LR50, edge of {edge}",
         "Posterior probability of the learning rate at which half of the runs fail, per 1/16 octave. Dotted lines: the "
-        "ends of the tested range. Outside the range, the report gives only bounds.",
+        "lowest and the highest tested rate of all arms. Outside the range of an arm, the report gives only bounds.",
         data,
         layout,
     )

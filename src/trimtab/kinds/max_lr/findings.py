@@ -9,12 +9,15 @@ from typing import Literal
 from trimtab.kinds.max_lr.spec import MaxLrSpec
 from trimtab.run.folder import Outcome
 from trimtab.section import Finite
+from trimtab.stats.sensitivity import Sensitivity
 from trimtab.study.kind import Evidence
 from trimtab.study.labels import Label
 from trimtab.study.trial import Trial
 
-CriterionName = Literal["half_d", "d", "double_d", "strict"]
-Bound = Literal["above", "below", "no_clear_boundary", "no_data", "undetermined", "other_optimizer"]
+CriterionName = Literal["half_d", "d", "double_d", "collapse", "collapse_at_entropy", "strict"]
+EdgeName = Literal["quality", "collapse"]
+MAIN: Mapping[EdgeName, CriterionName] = {"quality": "d", "collapse": "collapse"}  # the criterion of each edge
+Bound = Literal["above", "below", "no_single_edge", "never_learned", "no_data", "undetermined", "other_optimizer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,8 @@ class CriterionFindings:
     """The results of one arm under one criterion.
 
     Attributes:
-        breaks: limits measured against the best loss of the arm.
-        usable: limits measured against the best loss of the reference.
+        breaks: limits; of the criteria of quality, measured against the best loss of the arm.
+        usable: limits measured against the best loss of the reference; at a line of collapse the same as ``breaks``.
         ratio: ratios of ``breaks`` to the reference.
         p_value: of the LR50 ratio, before Holm's correction; None without a ratio.
         p_holm: the same p-value after Holm's correction.
@@ -70,27 +73,74 @@ class Posterior:
 
 
 @dataclass(frozen=True, slots=True)
+class EdgeFindings:
+    """One of the two edges of an arm.
+
+    Attributes:
+        visible_shift: smallest difference to the reference that these data can detect with power 0.8, in octaves.
+        isotonic_lr50: LR50 by isotonic regression, a check without a parametric model; infinite if the failure rate
+            never crosses one half.
+        width: s of the logistic curve, in octaves.
+        pooled: whether the arm's own runs show a sharp edge, so that the other arms inform its width.
+        group: letters; two arms without a common letter differ, familywise 5 % over all pairs of the edge.
+        slope: change of the final loss (at most the unigram entropy) within one octave of LR50, in nats per octave.
+        spread: standard deviation about that line of the runs that have not collapsed, in nats.
+        shape: ``cliff`` if the slope exceeds two margins per octave, otherwise ``slope``; None if not known.
+        failures: number of failing runs.
+        late: share of them that began to fail in the last fifth of the steps.
+        posterior: of LR50.
+    """
+
+    visible_shift: float | None
+    isotonic_lr50: float | None
+    width: Estimate | None
+    pooled: bool
+    group: str
+    slope: float | None
+    spread: float | None
+    shape: Literal["cliff", "slope"] | None
+    failures: int
+    late: Finite
+    posterior: Posterior
+
+
+@dataclass(frozen=True, slots=True)
 class ArmFindings:
     """The results of one arm.
 
     Attributes:
         best_loss: lowest mean final loss at a single LR of phase 1, in nats.
-        visible_shift: smallest difference to the reference that these data can detect with power 0.8, in octaves.
-        isotonic_lr50: LR50 by isotonic regression, a check without a parametric model; infinite if the failure rate
-            never crosses one half.
-        posterior: of LR50 under the main criterion.
+        bracketed: whether rates below and above the best LR were swept. If not, the best loss and every number that is
+            relative to it depend on where the sweep began or ended.
+        tested: lowest and highest LR of the sweep and its extensions.
+        one_edge: whether the estimate of the quality edge is not below that of the collapse edge; then they are one.
     """
 
     method: str
     best_loss: float
     best_lr: float
-    lr_sensitivity: float
+    bracketed: bool
+    tested: tuple[Finite, Finite]
+    one_edge: bool
+    lr_sensitivity: Sensitivity
     counts: Mapping[str, int]
     criteria: Mapping[CriterionName, CriterionFindings]
-    visible_shift: float | None
-    isotonic_lr50: float | None
-    edge_width: Estimate | None
-    posterior: Posterior
+    edges: Mapping[EdgeName, EdgeFindings]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The comparison of two arms at an edge.
+
+    Attributes:
+        probability: that LR50 of ``arm`` is above that of ``other``; not corrected for the number of pairs.
+        p_holm: two-sided p-value, corrected by Holm's method over all pairs of the edge.
+    """
+
+    arm: str
+    other: str
+    probability: Finite
+    p_holm: Finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +160,10 @@ class LimitFindings:
     Attributes:
         learned: whether the best loss of the reference is below unigram entropy; if not, no limit is estimated.
         reference_loss: best loss of the reference, in nats.
-        seed_sd: standard deviation of the final loss between seeds at the same LR, pooled over arms, in nats; nan if
-            not measured.
+        seed_sd: standard deviation of the final loss between seeds at the same LR, near the best, pooled over arms, in
+            nats; nan if not measured.
+        collapse_line: final loss above which a run has collapsed, in nats; the same for all arms.
+        pairs: for each edge, all pairs of arms with a limit.
     """
 
     spec: MaxLrSpec
@@ -121,6 +173,8 @@ class LimitFindings:
     unigram_entropy: float
     log_vocab: float
     seed_sd: float
+    collapse_line: float
+    pairs: Mapping[EdgeName, Sequence[Pair]]
     arms: Mapping[str, ArmFindings]
     runs: Sequence[LabelledRun]
     warnings: Sequence[str]

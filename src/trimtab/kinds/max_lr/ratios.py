@@ -11,14 +11,14 @@ from trimtab.stats.posterior import EdgeEvidence, EdgePosterior
 INTERVAL = (0.025, 0.5, 0.975)
 
 
-def limit_of(posterior: EdgePosterior | None, trials: EdgeEvidence) -> Limit:
-    """Return LR50 and LR10 of an arm; pass None as the posterior if failures do not form a single edge."""
-    return Limit(_estimate(posterior, trials, 0.5), _estimate(posterior, trials, 0.1))
+def limit_of(posterior: EdgePosterior | None, trials: EdgeEvidence, without: Bound = "no_single_edge") -> Limit:
+    """Return LR50 and LR10 of an arm; ``without`` is the reason why there is no posterior."""
+    return Limit(_estimate(posterior, trials, 0.5, without), _estimate(posterior, trials, 0.1, without))
 
 
-def _estimate(posterior: EdgePosterior | None, trials: EdgeEvidence, level: float) -> Estimate:
+def _estimate(posterior: EdgePosterior | None, trials: EdgeEvidence, level: float, without: Bound) -> Estimate:
     if posterior is None:
-        return Estimate(None, None, None, "no_clear_boundary")
+        return Estimate(None, None, None, without)
     bound = _bound(posterior, trials, level)
     if bound == "no_data":
         return Estimate(None, None, None, bound)
@@ -54,6 +54,14 @@ _RATIO_BOUNDS: Mapping[tuple[Bound | None, Bound | None], Bound | None] = {
 }
 
 
+def told_apart(
+    arm: str, other: str, posteriors: Mapping[str, EdgePosterior], trials: Mapping[str, EdgeEvidence]
+) -> bool:
+    """Whether the limits of two arms can differ on these data: not if both are bounds on the same side."""
+    bounds = (_bound(posteriors[arm], trials[arm], 0.5), _bound(posteriors[other], trials[other], 0.5))
+    return bounds in _RATIO_BOUNDS
+
+
 def ratio_of(
     arm: str,
     reference: str,
@@ -78,7 +86,7 @@ def _ratio(
     if arm == reference:
         return Estimate(1.0, 1.0, 1.0)
     if arm not in posteriors or reference not in posteriors:
-        return Estimate(None, None, None, "no_clear_boundary")
+        return Estimate(None, None, None, "no_single_edge")
     bound_of_arm = _bound(posteriors[arm], trials[arm], level)
     bound_of_reference = _bound(posteriors[reference], trials[reference], level)
     if "no_data" in (bound_of_arm, bound_of_reference):

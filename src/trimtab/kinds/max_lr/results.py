@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trimtab.kinds.max_lr.agreement import OrderAgreement
-from trimtab.kinds.max_lr.findings import ArmFindings, LimitFindings
+from trimtab.kinds.max_lr.findings import MAIN, ArmFindings, EdgeName, LimitFindings, Pair
 from trimtab.kinds.max_lr.movers import MovementResults
 from trimtab.section import Finite, Rows
 from trimtab.study.labels import Label
@@ -19,12 +19,13 @@ class StopRule:
 
     most_runs: int
     enough: float
+    share_collapse: float
     fixed_in_advance: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class LimitFacts:
-    """The facts that are merged into ``study``."""
+    """The facts that are merged into ``study``; ``horizon`` is the number of steps within which runs were judged."""
 
     reference: str
     learned: bool
@@ -32,6 +33,9 @@ class LimitFacts:
     unigram_entropy: float
     log_vocab: float
     seed_sd: float
+    collapse_line: float
+    reference_bracketed: bool
+    horizon: int
     criterion: Criterion
     stop_rule: StopRule
 
@@ -56,6 +60,7 @@ class LimitResults:
     """The results that are merged into the top level."""
 
     arms: Mapping[str, ArmFindings]
+    pairs: Mapping[EdgeName, Sequence[Pair]]
     runs: Sequence[LimitRun]
     reported: OrderAgreement | None
     movers: Mapping[str, MovementResults]
@@ -71,8 +76,11 @@ def facts_of(findings: LimitFindings) -> LimitFacts:
         unigram_entropy=findings.unigram_entropy,
         log_vocab=findings.log_vocab,
         seed_sd=findings.seed_sd,
+        collapse_line=findings.collapse_line,
+        reference_bracketed=findings.arms[spec.reference].bracketed,
+        horizon=spec.protocol.training.steps,
         criterion=spec.criterion,
-        stop_rule=StopRule(spec.search.most_runs, spec.search.enough),
+        stop_rule=StopRule(spec.search.most_runs, spec.search.enough, spec.search.share_collapse),
     )
 
 
@@ -94,28 +102,33 @@ def results_of(
         )
         for run in findings.runs
     ]
-    return LimitResults(findings.arms, runs, agreement, movers)
+    return LimitResults(findings.arms, findings.pairs, runs, agreement, movers)
 
 
 def rows_of(findings: LimitFindings) -> Rows:
-    """Return one row per arm."""
+    """Return one row per arm and edge."""
     limits = [(question, level) for question in ("breaks", "usable", "ratio") for level in ("lr50", "lr10")]
     parts = ("estimate", "low", "high", "bound")
     labels = list(next(iter(findings.arms.values())).counts)
     columns = [
-        *("arm", "method", "best_loss", "best_lr", "lr_sensitivity"),
+        *("arm", "method", "edge", "group", "shape", "nats_per_octave", "spread", "late"),
+        *("best_loss", "best_lr", "bracketed", "lr_sensitivity", "lr_sensitivity_low", "lr_sensitivity_high"),
         *(f"{question}_{level}_{part}" for question, level in limits for part in parts),
         *("p_value", "p_holm", *labels),
     ]
     rows: list[list[object]] = []
     for name, arm in findings.arms.items():
-        main = arm.criteria["d"]
-        estimates = [getattr(getattr(main, question), level) for question, level in limits]
-        rows.append(
-            [
-                *(name, arm.method, arm.best_loss, arm.best_lr, arm.lr_sensitivity),
-                *(getattr(estimate, part) for estimate in estimates for part in parts),
-                *(main.p_value, main.p_holm, *arm.counts.values()),
-            ]
-        )
+        sensitivity = arm.lr_sensitivity
+        for edge_name, main in MAIN.items():
+            edge, criterion = arm.edges[edge_name], arm.criteria[main]
+            estimates = [getattr(getattr(criterion, question), level) for question, level in limits]
+            rows.append(
+                [
+                    *(name, arm.method, edge_name, edge.group, edge.shape, edge.slope, edge.spread, edge.late),
+                    *(arm.best_loss, arm.best_lr, arm.bracketed),
+                    *(sensitivity.estimate, sensitivity.low, sensitivity.high),
+                    *(getattr(estimate, part) for estimate in estimates for part in parts),
+                    *(criterion.p_value, criterion.p_holm, *arm.counts.values()),
+                ]
+            )
     return Rows(columns, rows)

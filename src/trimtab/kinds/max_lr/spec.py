@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from typing_extensions import override
 
+from trimtab.study.bracket import MOST_EXTENSIONS
 from trimtab.study.settings import MOST_TRIALS, Criterion, LearningRates
 from trimtab.study.specification import FREE, StudySpec
 from trimtab.study.trial import Tick
@@ -22,27 +23,37 @@ class SearchConfig:
         sweep_seeds: number of seeds of the coarse sweep.
         replicates: number of further seeds at the best LR of each arm in the sweep; they make its best loss more
             precise and measure the noise between seeds.
-        probes_per_round: number of probes of an unfinished arm in each round; ignored by ``grid``.
-        most_runs: largest number of runs of an arm over all phases; the stop rule counts runs, never time.
-        enough: an arm is finished when its 95 % interval of LR50 is narrower than this, in octaves.
+        extensions: largest number of rates by which the sweep goes on beyond each end of the requested range, until the
+            best rate of the arm is bracketed and, upwards, until a run collapses. 0 keeps the requested range.
+        probes_per_round: number of probes of an unfinished edge in each round; ignored by ``grid``.
+        most_runs: largest number of runs of an arm over all phases; the stop rule counts runs, never time. The sweep
+            and its extensions are made even if they are more.
+        share_collapse: share of the runs after phase 1 that goes to the edge of collapse; the rest goes to the edge of
+            quality. An edge that is finished leaves its rest to the other.
+        enough: an edge is finished when its 95 % interval of LR50 is narrower than this, in octaves.
 
     Raises:
-        ValueError: if a count is out of range.
+        ValueError: if a count or a share is out of range.
     """
 
     design: Literal["adaptive", "grid"] = "adaptive"
     sweep_seeds: int = 1
     replicates: int = 2
+    extensions: int = MOST_EXTENSIONS
     probes_per_round: int = 3
     most_runs: int = field(default=40, metadata=FREE)
+    share_collapse: float = 0.5
     enough: float = field(default=0.7, metadata=FREE)
 
     def __post_init__(self) -> None:
-        for name, least in (("sweep_seeds", 1), ("replicates", 0), ("probes_per_round", 1), ("most_runs", 1)):
+        counts = (("sweep_seeds", 1), ("replicates", 0), ("extensions", 0), ("probes_per_round", 1), ("most_runs", 1))
+        for name, least in counts:
             if not least <= getattr(self, name) <= MOST_TRIALS:
                 raise ValueError(f"{name} must lie between {least} and {MOST_TRIALS}, got {getattr(self, name)}")
         if not 0 < self.enough < math.inf:
             raise ValueError(f"enough must be positive and finite, got {self.enough}")
+        if not 0 <= self.share_collapse <= 1:
+            raise ValueError(f"share_collapse must lie between 0 and 1, got {self.share_collapse}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +61,7 @@ class MaxLrSpec(StudySpec):
     """The complete specification of a study of limits.
 
     Attributes:
-        learning_rates: the tested range of every arm that does not set its range.
+        learning_rates: the requested range of every arm that does not set its range.
         reference: the arm with which the others are compared; its best loss defines which runs are usable.
 
     Raises:
@@ -70,10 +81,10 @@ class MaxLrSpec(StudySpec):
         for arm in self.arms:
             rates = self.rates_of(arm)
             room = rates.highest - rates.lowest + 1
-            if self.search.probes_per_round > room:
+            if 2 * self.search.probes_per_round > room:
                 raise ValueError(
-                    f"search.probes_per_round {self.search.probes_per_round} is more than the {room} rates in the "
-                    f"tested range of '{arm}'"
+                    f"search.probes_per_round {self.search.probes_per_round} at two edges is more than the {room} "
+                    f"rates in the tested range of '{arm}'"
                 )
         most = self.most_runs()
         if most > MOST_TRIALS:
@@ -82,7 +93,7 @@ class MaxLrSpec(StudySpec):
             )
 
     def rates_of(self, arm: str) -> LearningRates:
-        """Return the tested range of an arm."""
+        """Return the range that is requested for an arm; the sweep may go beyond it."""
         return self.arms[arm].learning_rates or self.learning_rates
 
     def comparable(self, arm: str) -> bool:
@@ -107,7 +118,8 @@ class MaxLrSpec(StudySpec):
 
     @override
     def most_runs(self) -> int:
-        return sum(max(self.first_runs_of(arm), self.search.most_runs) for arm in self.arms)
+        further = 2 * self.search.extensions * self.search.sweep_seeds
+        return sum(max(self.first_runs_of(arm) + further, self.search.most_runs) for arm in self.arms)
 
 
 def _optimizer_named(arm: object) -> str:

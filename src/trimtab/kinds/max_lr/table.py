@@ -1,30 +1,35 @@
-"""The result table of a study of limits as text, and its conclusions in sentences."""
+"""The result table of a study of limits as text."""
 
 from __future__ import annotations
 
 from trimtab.kinds.max_lr.agreement import OrderAgreement
-from trimtab.kinds.max_lr.findings import Estimate, LimitFindings
+from trimtab.kinds.max_lr.findings import MAIN, ArmFindings, EdgeName, Estimate, LimitFindings
 from trimtab.kinds.max_lr.reported import REPORTED
 from trimtab.report.text import number
 from trimtab.section import Table
+from trimtab.stats.sensitivity import Sensitivity
 
 COLUMNS = (
     "arm",
-    "safe up to (LR10)",
-    "breaks at (LR50)",
-    "usable up to",
+    "loses quality at (LR50)",
     "ratio to {reference}",
-    "p (Holm)",
+    "group",
+    "collapses at (LR50)",
+    "ratio to {reference} (collapse)",
+    "group (collapse)",
+    "usable up to",
     "best loss",
     "LR sensitivity",
     "runs",
 )
 BOUNDS = {
-    "no_clear_boundary": "no clear boundary",
+    "no_single_edge": "no single edge",
+    "never_learned": "never learned",
     "no_data": "no data",
     "undetermined": "undetermined",
     "other_optimizer": "other optimizer",
 }
+NOT_BRACKETED = "best not bracketed"
 CAVEAT = "limits of small models need not carry over to large ones"
 
 
@@ -34,23 +39,73 @@ def result_table(findings: LimitFindings, agreement: OrderAgreement | None) -> T
     columns = [column.format(reference=reference) for column in COLUMNS]
     rows: list[list[str]] = []
     for name, arm in findings.arms.items():
-        main = arm.criteria["d"]
+        quality, collapse = arm.criteria["d"], arm.criteria["collapse"]
+        own, to_reference = doubts(findings, name)
         rows.append(
             [
                 name,
-                limit(main.breaks.lr10),
-                limit(main.breaks.lr50),
-                limit(main.usable.lr50),
-                "1" if name == reference else ratio(main.ratio.lr50),
-                "" if main.p_holm is None else f"{main.p_holm:.2g}",
-                number(arm.best_loss, ".3f"),
-                number(arm.lr_sensitivity, ".3f"),
+                "one edge, see collapse" if arm.one_edge else limit(quality.breaks.lr50) + own,
+                "1" if name == reference else ratio(quality.ratio.lr50) + to_reference,
+                arm.edges["quality"].group,
+                limit(collapse.breaks.lr50) + to_reference,
+                "1" if name == reference else ratio(collapse.ratio.lr50) + to_reference,
+                arm.edges["collapse"].group,
+                limit(quality.usable.lr50) + to_reference,
+                number(arm.best_loss, ".3f") + own,
+                sensitivity(arm.lr_sensitivity) + own,
                 str(sum(arm.counts.values())),
             ]
         )
         if agreement is not None:
             rows[-1].append(reported(arm.method) if findings.spec.comparable(name) else "")
     return Table(columns + (["reported: trains, breaks"] if agreement is not None else []), rows)
+
+
+def doubts(findings: LimitFindings, name: str) -> tuple[str, str]:
+    """Return what is added to numbers that depend on the best of an arm, and to those that need the reference's too."""
+    own = findings.arms[name].bracketed
+    both = own and findings.arms[findings.spec.reference].bracketed
+    return ("" if own else f" ({NOT_BRACKETED})"), ("" if both else f" ({NOT_BRACKETED})")
+
+
+def edge_table(findings: LimitFindings) -> Table:
+    """Return one row per arm and edge: LR10, shape, spread, horizon and power."""
+    rows: list[list[str]] = []
+    for name, arm in findings.arms.items():
+        for edge in MAIN:
+            rows.append([name, edge, *_edge_cells(findings, name, arm, edge)])
+    columns = [
+        "arm",
+        "edge",
+        "safe up to (LR10)",
+        "shape (nats per octave)",
+        "spread at the edge (nats)",
+        "width (octaves)",
+    ]
+    columns += ["smallest visible shift (octaves)", "failures", "late failures"]
+    return Table(columns, rows)
+
+
+def _edge_cells(findings: LimitFindings, name: str, arm: ArmFindings, edge: EdgeName) -> list[str]:
+    detail = arm.edges[edge]
+    criterion = arm.criteria[MAIN[edge]]
+    width = detail.width
+    own, to_reference = doubts(findings, name)
+    return [
+        limit(criterion.breaks.lr10) + (own if edge == "quality" else to_reference),
+        "-" if detail.shape is None else f"{detail.shape} ({number(detail.slope, '+.2f')})",
+        number(detail.spread, ".3f"),
+        "-" if width is None else f"{width.estimate:.2f} [{width.low:.2f}, {width.high:.2f}]",
+        number(detail.visible_shift, ".2f"),
+        str(detail.failures),
+        f"{detail.late:.0%}",
+    ]
+
+
+def pair_table(findings: LimitFindings, edge: EdgeName) -> Table:
+    """Return one row per pair of arms: the probability that the first breaks at a higher rate, and Holm's p-value."""
+    rows = [[pair.arm, pair.other, f"{pair.probability:.3f}", f"{pair.p_holm:.2g}"] for pair in findings.pairs[edge]]
+    return Table(["A", "B", "P(A > B), not corrected", "p (Holm, all pairs)"], rows)
 
 
 def limit(estimate: Estimate) -> str:
@@ -72,6 +127,12 @@ def ratio(estimate: Estimate) -> str:
     return f"{sign(estimate.bound)}{number(estimate.estimate, '#.2g')}x [{low}, {high}]"
 
 
+def sensitivity(value: Sensitivity) -> str:
+    """Return '0.48 [0.42, 0.53]', with the tested part of the window if it is not whole."""
+    text = f"{number(value.estimate, '.2f')} [{number(value.low, '.2f')}, {number(value.high, '.2f')}]"
+    return text if value.octaves >= value.window - 1 else f"{text} on {value.octaves:.0f} of {value.window:.0f} octaves"
+
+
 def reported(method: str) -> str:
     """Return '0.04, 0.06 (3 accounts)': the highest LR that trained and the lowest LR that diverged."""
     if method not in REPORTED:
@@ -84,28 +145,3 @@ def reported(method: str) -> str:
 def sign(bound: str | None) -> str:
     """Return the sign in front of a bound; empty for an estimate."""
     return {"above": "> ", "below": "< "}.get(bound or "", "")
-
-
-def verdicts(findings: LimitFindings, agreement: OrderAgreement | None) -> list[str]:
-    """Return a sentence on each arm against the reference, and on the order of the arms against the paper's order."""
-    reference = findings.spec.reference
-    lines: list[str] = []
-    for name, arm in findings.arms.items():
-        estimate = arm.criteria["d"].ratio.lr50
-        if name == reference or estimate.bound in BOUNDS:
-            continue
-        shift = arm.visible_shift
-        excludes = (estimate.low or 0) > 1 or (estimate.high is not None and estimate.high < 1)
-        verdict = "the interval excludes 1" if excludes else "the interval does not exclude 1"
-        lines.append(
-            f"{name}/{reference}: {ratio(estimate)}: {verdict}"
-            + (f" (smallest visible shift {shift:.2f} octaves)" if shift is not None else "")
-        )
-    if agreement is not None:
-        tau = agreement.tau_b
-        lines.append(
-            f"order of the arms against {agreement.paper}: Kendall's tau-b {tau.estimate:.2f} "
-            f"[{tau.low:.2f}, {tau.high:.2f}] over {len(agreement.arms)} arms"
-            + (f"; not compared: {', '.join(agreement.left_out)}" if agreement.left_out else "")
-        )
-    return lines

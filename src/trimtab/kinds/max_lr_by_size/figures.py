@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from trimtab.kinds.max_lr_by_size.analysis import LARGER, SizedFindings, SizeTrend
+from trimtab.kinds.max_lr_by_size.analysis import LARGER, Measure, SizedFindings, SizeTrend
 from trimtab.report.chart import COLOURS, chart_layout, escape
 from trimtab.section import Chart
 
 
-def limit_against_size(findings: SizedFindings) -> Chart:
-    """Return the chart of LR50 with its interval against parameters, with the fitted line and its extrapolation."""
+def limit_against_size(findings: SizedFindings, measure: Measure) -> Chart:
+    """Return the chart of a measure with its interval against parameters, with the fitted line and its prediction."""
+    octaves = measure != "lr_sensitivity"
     data: list[dict[str, Any]] = []
-    for index, trend in enumerate(findings.trends):
+    for index, trend in enumerate(trend for trend in findings.trends if trend.measure == measure):
         colour = COLOURS[index % len(COLOURS)]
         shown = [point for point in trend.points if point.limit.estimate is not None]
         data.append(
@@ -22,12 +23,12 @@ def limit_against_size(findings: SizedFindings) -> Chart:
                 "mode": "markers",
                 "name": escape(trend.line),
                 "x": [point.parameters for point in shown],
-                "y": [math.log2(point.limit.estimate or 1.0) for point in shown],
+                "y": [_height(point.limit.estimate, measure) for point in shown],
                 "error_y": {
                     "type": "data",
                     "symmetric": False,
-                    "array": [_octaves_between(point.limit.estimate, point.limit.high) for point in shown],
-                    "arrayminus": [_octaves_between(point.limit.low, point.limit.estimate) for point in shown],
+                    "array": [_between(point.limit.estimate, point.limit.high, measure) for point in shown],
+                    "arrayminus": [_between(point.limit.low, point.limit.estimate, measure) for point in shown],
                 },
                 "customdata": [escape(point.size) for point in shown],
                 "marker": {
@@ -35,20 +36,23 @@ def limit_against_size(findings: SizedFindings) -> Chart:
                     "color": colour,
                     "symbol": ["circle" if point.used else "triangle-up-open" for point in shown],
                 },
-                "hovertemplate": "%{customdata}: 2^%{y:.2f}<extra>%{fullData.name}</extra>",
+                "hovertemplate": "%{customdata}: "
+                + ("2^%{y:.2f}" if octaves else "%{y:.2f} nats")
+                + "<extra>%{fullData.name}</extra>",
             }
         )
         if trend.predicted is not None:
             data.append(_line(trend, colour))
             data.append(_prediction(trend, colour))
-    layout = chart_layout("parameters of the blocks", "log2 LR50", 460)
+    title = "log2 LR50" if octaves else "LR sensitivity (nats)"
+    layout = chart_layout("parameters of the blocks", title, 460)
     layout["xaxis"]["type"] = "log"
     caption = (
-        "Dots: measured limits with 95 % intervals. Open triangles: bounds, which the fit does not use. Line: the fit. "
+        "Dots: measured values with 95 % intervals. Open triangles: bounds, which the fit does not use. Line: the fit. "
         f"Diamond: extrapolation to {LARGER:g} times the parameters of the largest model, with a 95 % interval; no "
         "model of that size was trained."
     )
-    return Chart("limit-against-size", "Limit against size", caption, data, layout)
+    return Chart(f"{measure}-against-size", f"{title} against size", caption, data, layout)
 
 
 def _line(trend: SizeTrend, colour: str) -> dict[str, Any]:
@@ -56,7 +60,7 @@ def _line(trend: SizeTrend, colour: str) -> dict[str, Any]:
     assert trend.per_doubling is not None
     slope = trend.per_doubling[1]
     x = [math.log2(point.parameters) for point in used]
-    y = [math.log2(point.limit.estimate or 1.0) for point in used]
+    y = [_height(point.limit.estimate, trend.measure) for point in used]
     ends = [min(x), math.log2(trend.predicted_parameters)]
     middle_x, middle_y = sum(x) / len(x), sum(y) / len(y)
     return {
@@ -72,7 +76,7 @@ def _line(trend: SizeTrend, colour: str) -> dict[str, Any]:
 
 def _prediction(trend: SizeTrend, colour: str) -> dict[str, Any]:
     assert trend.predicted is not None
-    low, middle, high = (math.log2(value) for value in trend.predicted)
+    low, middle, high = (_height(value, trend.measure) for value in trend.predicted)
     return {
         "type": "scatter",
         "mode": "markers",
@@ -81,9 +85,13 @@ def _prediction(trend: SizeTrend, colour: str) -> dict[str, Any]:
         "y": [middle],
         "error_y": {"type": "data", "symmetric": False, "array": [high - middle], "arrayminus": [middle - low]},
         "marker": {"size": 11, "symbol": "diamond-open", "color": colour},
-        "hovertemplate": "extrapolated: 2^%{y:.2f}<extra></extra>",
+        "hovertemplate": "extrapolated: %{y:.2f}<extra></extra>",
     }
 
 
-def _octaves_between(low: float | None, high: float | None) -> float:
-    return 0.0 if low is None or high is None else math.log2(high / low)
+def _height(value: float | None, measure: Measure) -> float:
+    return (value or 0.0) if measure == "lr_sensitivity" else math.log2(value or 1.0)
+
+
+def _between(low: float | None, high: float | None, measure: Measure) -> float:
+    return 0.0 if low is None or high is None else _height(high, measure) - _height(low, measure)

@@ -56,11 +56,23 @@ def results_of(findings: SizedFindings) -> SizedResults:
 
 
 def rows_of(findings: SizedFindings) -> Rows:
-    """Return one row per arm and size."""
-    columns = ("arm", "size", "width", "num_layers", "parameters", "lr50", "low", "high", "bound", "used")
+    """Return one row per arm, measure and size."""
+    columns = (
+        "arm",
+        "measure",
+        "size",
+        "width",
+        "num_layers",
+        "parameters",
+        "estimate",
+        "low",
+        "high",
+        "bound",
+        "used",
+    )
     rows = [
         [
-            *(trend.line, point.size, point.width, point.num_layers, point.parameters),
+            *(trend.line, trend.measure, point.size, point.width, point.num_layers, point.parameters),
             *(point.limit.estimate, point.limit.low, point.limit.high, point.limit.bound, point.used),
         ]
         for trend in findings.trends
