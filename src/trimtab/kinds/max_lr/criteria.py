@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from trimtab.kinds.max_lr.findings import CriterionFindings, CriterionName, Pair
+from trimtab.kinds.max_lr.fits import fit_edge
 from trimtab.kinds.max_lr.phase import PhaseOne
 from trimtab.kinds.max_lr.ratios import limit_of, ratio_of, told_apart
 from trimtab.kinds.max_lr.spec import MaxLrSpec
@@ -71,8 +72,8 @@ def limits_of(spec: MaxLrSpec, phase: PhaseOne, results: Results, model: EdgeMod
     trials = {arm: evidence(arm, phase.yardstick(arm)) for arm in spec.arms}
     usable_trials = {arm: evidence(arm, phase.yardstick(arm, usable=True)) for arm in spec.arms} if quality else trials
     clear = [arm for arm in spec.arms if _is_clear(spec, phase, results, arm, rule, criterion)]
-    breaks = model.fit({arm: trials[arm] for arm in clear})
-    usable = model.fit({arm: usable_trials[arm] for arm in clear}) if quality else breaks
+    breaks = fit_edge(model, phase, clear, rule.edge, evidence)
+    usable = fit_edge(model, phase, clear, rule.edge, evidence, usable=True) if quality else breaks
     reference = spec.reference
     p_values = {
         arm: difference(breaks[arm], breaks[reference]).p_value

@@ -27,6 +27,7 @@ class PhaseOne:
         swept: rates of the sweep of each arm, with its extensions, ascending.
         seed_sd: standard deviation of the final loss between seeds at the same LR, pooled over arms, in nats; nan if
             not measured.
+        error: standard error of the best loss of each arm, in nats; 0 if no rate has two runs.
         never_learned: arms whose bracketed best loss is less than three margins below the unigram entropy.
         unclear: for each edge, the arms whose failures do not form a single edge in LR.
     """
@@ -36,6 +37,8 @@ class PhaseOne:
     reference_loss: float
     unigram_entropy: float
     seed_sd: float
+    error: Mapping[str, float]
+    reference: str
     never_learned: tuple[str, ...]
     unclear: Mapping[Edge, tuple[str, ...]]
 
@@ -53,6 +56,10 @@ class PhaseOne:
     def bracketed(self, arm: str) -> bool:
         """Whether rates below and above the best rate of an arm were swept."""
         return math.isfinite(self.best[arm].loss) and bracketed(self.best[arm].tick, self.swept[arm])
+
+    def error_of_best(self, arm: str) -> float:
+        """Return the standard error of the best loss of an arm, in nats."""
+        return self.error.get(arm, 0.0)
 
     def line(self, spec: MaxLrSpec) -> float:
         """Return the final loss above which a run has collapsed, in nats."""
@@ -76,12 +83,15 @@ def phase_one(spec: MaxLrSpec, results: Results) -> PhaseOne:
         reference_loss=best[spec.reference].loss,
         unigram_entropy=entropy,
         seed_sd=_seed_sd(early, best),
+        error={},
+        reference=spec.reference,
         never_learned=(),
         unclear={},
     )
     least = entropy - NEVER_LEARNED * spec.criterion.margin
     return replace(
         phase,
+        error={arm: _error(arm, early, best[arm], phase.seed_sd) for arm in spec.arms},
         never_learned=tuple(arm for arm in spec.arms if phase.bracketed(arm) and best[arm].loss > least),
         unclear={
             edge: tuple(arm for arm in spec.arms if not _one_edge(spec, phase, early, arm, edge)) for edge in PROBED
@@ -110,6 +120,13 @@ def edge_model(spec: MaxLrSpec, phase: PhaseOne) -> EdgeModel:
 
 def _one_edge(spec: MaxLrSpec, phase: PhaseOne, results: Results, arm: str, edge: Edge) -> bool:
     return one_edge(arm, results, phase.yardstick(arm), spec.criterion, edge)
+
+
+def _error(arm: str, results: Results, best: Best, seed_sd: float) -> float:
+    """Return the error of the best loss, from the runs at its rate or from those of all arms, whichever is larger."""
+    losses = [loss for loss in finals_of(arm, results).get(best.tick, []) if math.isfinite(loss)]
+    spreads = [sd for sd in (seed_sd, pooled_sd([losses])) if math.isfinite(sd)]
+    return max(spreads) / math.sqrt(len(losses)) if spreads and losses else 0.0
 
 
 def _seed_sd(results: Results, best: Mapping[str, Best]) -> float:

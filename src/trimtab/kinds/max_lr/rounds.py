@@ -10,13 +10,14 @@ import math
 from collections.abc import Mapping
 
 from trimtab.kinds.max_lr.allowance import Allowance
+from trimtab.kinds.max_lr.fits import fit_edge
 from trimtab.kinds.max_lr.phase import PROBED, PhaseOne, edge_model, has_collapsed, phase_one
 from trimtab.kinds.max_lr.spec import MaxLrSpec
-from trimtab.stats.posterior import EdgeEvidence, EdgePosterior
+from trimtab.stats.posterior import EdgeEvidence, EdgeModel, EdgePosterior
 from trimtab.study.bracket import further_rates
 from trimtab.study.edge import edge_trials, interval_width, propose
 from trimtab.study.kind import Rounds
-from trimtab.study.labels import Edge
+from trimtab.study.labels import Edge, Yardstick
 from trimtab.study.trial import Results, Tick, Trial, best_of
 
 FIRST_PROBE_SEED = 1000
@@ -46,7 +47,7 @@ def rounds(spec: MaxLrSpec) -> Rounds:
     allowances = {arm: _allowance(spec, results, arm) for arm in spec.arms}
     number = 2
     while True:
-        fits = {edge: model.fit(_evidence(spec, phase, results, edge)) for edge in PROBED}
+        fits = {edge: _fit(spec, phase, model, results, edge) for edge in PROBED}
         probes = [
             probe
             for arm in spec.arms
@@ -89,12 +90,13 @@ def _allowance(spec: MaxLrSpec, results: Results, arm: str) -> Allowance:
     return Allowance(left, share, search.probes_per_round)
 
 
-def _evidence(spec: MaxLrSpec, phase: PhaseOne, results: Results, edge: Edge) -> Mapping[str, EdgeEvidence]:
-    return {
-        arm: edge_trials(arm, results, phase.yardstick(arm), spec.criterion, edge)
-        for arm in spec.arms
-        if phase.has_edge(arm, edge)
-    }
+def _fit(
+    spec: MaxLrSpec, phase: PhaseOne, model: EdgeModel, results: Results, edge: Edge
+) -> Mapping[str, EdgePosterior]:
+    def evidence(arm: str, yardstick: Yardstick) -> EdgeEvidence:
+        return edge_trials(arm, results, yardstick, spec.criterion, edge)
+
+    return fit_edge(model, phase, [arm for arm in spec.arms if phase.has_edge(arm, edge)], edge, evidence)
 
 
 def _probes(
