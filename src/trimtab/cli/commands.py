@@ -32,7 +32,8 @@ def study(options: argparse.Namespace, console: Console) -> int:
     from trimtab.study.study import executor_for
 
     raw, where = study_tables(options)
-    spec = read_any_study(apply_settings(raw, options.settings), where)
+    confirm = [] if options.confirm is None else [f"search.confirm={options.confirm}"]
+    spec = read_any_study(apply_settings(raw, [*options.settings, *confirm]), where)
     if options.workers is not None and options.workers < 0:
         raise ConfigError("--workers must not be negative")
     if options.workers_per_gpu < 1:

@@ -53,6 +53,14 @@ def make_parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--workers-per-gpu", type=int, default=1, metavar="N", help="processes per GPU, if training.device is cuda"
     )
+    study.add_argument(
+        "--confirm",
+        type=int,
+        nargs="?",
+        const=3,
+        metavar="N",
+        help="at the end, check the limits of the winner and the reference with N unseen seeds (default 3)",
+    )
     study.set_defaults(command=commands.study)
 
     run = subparsers.add_parser("run", help="train one run and keep its weights")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from trimtab.kinds.max_lr.confirmation import CONFIRMATION, confirmed
 from trimtab.kinds.max_lr.criteria import RULES, Limits, limits_of, pairs_of
 from trimtab.kinds.max_lr.edges import edges_of
 from trimtab.kinds.max_lr.findings import (
@@ -33,24 +34,25 @@ from trimtab.study.trial import finals_of, order_of
 
 def analyse(spec: MaxLrSpec, evidence: Evidence) -> LimitFindings:
     """Return the findings of a study of limits."""
-    results = evidence.results
+    results = {trial: outcome for trial, outcome in evidence.results.items() if trial.round < CONFIRMATION}
     phase = phase_one(spec, results)
     order = list(spec.arms)
     runs = [
         LabelledRun(
             t,
             evidence.run_ids[t],
-            label(results[t], t.tick, phase.yardstick(t.arm), spec.criterion, spec.criterion.margin),
-            results[t],
+            label(evidence.results[t], t.tick, phase.yardstick(t.arm), spec.criterion, spec.criterion.margin),
+            evidence.results[t],
         )
-        for t in sorted(results, key=lambda t: (order.index(t.arm), order_of(t)))
+        for t in sorted(evidence.results, key=lambda t: (order.index(t.arm), order_of(t)))
     ]
     model = edge_model(spec, phase)
     tables: dict[CriterionName, Limits] = {
         name: limits_of(spec, phase, results, model, rule) for name, rule in RULES.items()
     }
     pairs: dict[EdgeName, list[Pair]] = {edge: pairs_of(spec, tables[main]) for edge, main in MAIN.items()}
-    edges = {edge: edges_of(spec, phase, runs, tables[main], pairs[edge]) for edge, main in MAIN.items()}
+    probed = [run for run in runs if run.trial.round < CONFIRMATION]
+    edges = {edge: edges_of(spec, phase, probed, tables[main], pairs[edge]) for edge, main in MAIN.items()}
     arms = {arm: _arm(spec, phase, runs, arm, tables, {e: edges[e][arm] for e in MAIN}) for arm in spec.arms}
     outcomes = [run.outcome for run in runs if run.outcome is not None]
     return LimitFindings(
@@ -63,6 +65,7 @@ def analyse(spec: MaxLrSpec, evidence: Evidence) -> LimitFindings:
         seed_sd=phase.seed_sd,
         collapse_line=phase.line(spec) if phase.learned else math.nan,
         pairs=pairs,
+        confirmed=confirmed({e: tables[main].findings for e, main in MAIN.items()}, runs, spec.reference),
         arms=arms,
         runs=runs,
         warnings=warnings_of(spec, phase, runs, arms),

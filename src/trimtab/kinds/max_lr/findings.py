@@ -144,6 +144,24 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The fresh runs of an arm at one edge.
+
+    Attributes:
+        lr: the estimated LR50 that is checked, rounded to 1/16 octave.
+        below, above: runs an octave below and an octave above it: failures, and runs with evidence.
+        holds: whether less than half of the runs fail below, and more than half above; None without such runs.
+    """
+
+    arm: str
+    edge: EdgeName
+    lr: Finite
+    below: tuple[int, int]
+    above: tuple[int, int]
+    holds: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class LabelledRun:
     """One run of the study."""
 
@@ -164,6 +182,7 @@ class LimitFindings:
             nats; nan if not measured.
         collapse_line: final loss above which a run has collapsed, in nats; the same for all arms.
         pairs: for each edge, all pairs of arms with a limit.
+        confirmed: what runs with unseen seeds say about the limits; empty without a confirmation.
     """
 
     spec: MaxLrSpec
@@ -175,6 +194,7 @@ class LimitFindings:
     seed_sd: float
     collapse_line: float
     pairs: Mapping[EdgeName, Sequence[Pair]]
+    confirmed: Sequence[Confirmed]
     arms: Mapping[str, ArmFindings]
     runs: Sequence[LabelledRun]
     warnings: Sequence[str]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trimtab.kinds.max_lr.agreement import OrderAgreement
-from trimtab.kinds.max_lr.findings import MAIN, ArmFindings, EdgeName, LimitFindings, Pair
+from trimtab.kinds.max_lr.findings import MAIN, ArmFindings, Confirmed, EdgeName, LimitFindings, Pair
 from trimtab.kinds.max_lr.movers import MovementResults
 from trimtab.section import Finite, Rows
 from trimtab.study.labels import Label
@@ -61,6 +61,7 @@ class LimitResults:
 
     arms: Mapping[str, ArmFindings]
     pairs: Mapping[EdgeName, Sequence[Pair]]
+    confirmed: Sequence[Confirmed]
     runs: Sequence[LimitRun]
     reported: OrderAgreement | None
     movers: Mapping[str, MovementResults]
@@ -102,7 +103,7 @@ def results_of(
         )
         for run in findings.runs
     ]
-    return LimitResults(findings.arms, findings.pairs, runs, agreement, movers)
+    return LimitResults(findings.arms, findings.pairs, findings.confirmed, runs, agreement, movers)
 
 
 def rows_of(findings: LimitFindings) -> Rows:

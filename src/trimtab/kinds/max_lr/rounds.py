@@ -7,9 +7,10 @@ the same runs with any number of workers and after it is resumed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 
 from trimtab.kinds.max_lr.allowance import Allowance
+from trimtab.kinds.max_lr.confirmation import CONFIRMATION, confirmation_trials
 from trimtab.kinds.max_lr.fits import fit_edge
 from trimtab.kinds.max_lr.phase import PROBED, PhaseOne, edge_model, has_collapsed, phase_one
 from trimtab.kinds.max_lr.spec import MaxLrSpec
@@ -25,6 +26,12 @@ FIRST_PROBE_SEED = 1000
 
 def rounds(spec: MaxLrSpec) -> Rounds:
     """Yield the trials of each round; the caller sends the results of all rounds so far."""
+    results = yield from _search(spec)
+    if trials := confirmation_trials(spec, results):
+        yield trials
+
+
+def _search(spec: MaxLrSpec) -> Generator[Sequence[Trial], Results, Results]:
     batch = [trial for arm in spec.arms for trial in _sweep(spec, arm, spec.rates_of(arm).sweep())]
     results: Results = {}
     while batch:
@@ -38,11 +45,11 @@ def rounds(spec: MaxLrSpec) -> Rounds:
             results = yield batch
     phase = phase_one(spec, results)
     if not phase.learned:
-        return
+        return results
     if spec.search.design == "grid":
         if further := _grid(spec, phase, results):
-            yield further
-        return
+            results = yield further
+        return results
     model = edge_model(spec, phase)
     allowances = {arm: _allowance(spec, results, arm) for arm in spec.arms}
     number = 2
@@ -54,14 +61,14 @@ def rounds(spec: MaxLrSpec) -> Rounds:
             for probe in _probes(spec, arm, {edge: fits[edge].get(arm) for edge in PROBED}, allowances[arm], number)
         ]
         if not probes:
-            return
+            return results
         results = yield probes
         number += 1
 
 
 def round_name(number: int) -> str:
-    """Return the name of a round: 'sweep', 'replicates', 'probes 1', ..."""
-    return {0: "sweep", 1: "replicates"}.get(number, f"probes {number - 1}")
+    """Return the name of a round: 'sweep', 'replicates', 'probes 1', ..., 'confirmation'."""
+    return {0: "sweep", 1: "replicates", CONFIRMATION: "confirmation"}.get(number, f"probes {number - 1}")
 
 
 def _sweep(spec: MaxLrSpec, arm: str, ticks: tuple[Tick, ...] | list[Tick]) -> list[Trial]:

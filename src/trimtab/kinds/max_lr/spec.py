@@ -13,6 +13,9 @@ from trimtab.study.settings import MOST_TRIALS, Criterion, LearningRates
 from trimtab.study.specification import FREE, StudySpec
 from trimtab.study.trial import Tick
 
+LEAST = {"sweep_seeds": 1, "replicates": 0, "extensions": 0, "probes_per_round": 1, "most_runs": 1, "confirm": 0}
+CONFIRMATION_CELLS = 8  # two edges, two arms, two rates
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
@@ -31,6 +34,8 @@ class SearchConfig:
         share_collapse: share of the runs after phase 1 that goes to the edge of collapse; the rest goes to the edge of
             quality. An edge that is finished leaves its rest to the other.
         enough: an edge is finished when its 95 % interval of LR50 is narrower than this, in octaves.
+        confirm: number of unseen seeds with which the limits of the winner and the reference are checked at the end, an
+            octave below and an octave above; 0 leaves the check out. These runs are beyond ``most_runs``.
 
     Raises:
         ValueError: if a count or a share is out of range.
@@ -44,10 +49,10 @@ class SearchConfig:
     most_runs: int = field(default=40, metadata=FREE)
     share_collapse: float = 0.5
     enough: float = field(default=0.7, metadata=FREE)
+    confirm: int = field(default=0, metadata=FREE)
 
     def __post_init__(self) -> None:
-        counts = (("sweep_seeds", 1), ("replicates", 0), ("extensions", 0), ("probes_per_round", 1), ("most_runs", 1))
-        for name, least in counts:
+        for name, least in LEAST.items():
             if not least <= getattr(self, name) <= MOST_TRIALS:
                 raise ValueError(f"{name} must lie between {least} and {MOST_TRIALS}, got {getattr(self, name)}")
         if not 0 < self.enough < math.inf:
@@ -119,7 +124,8 @@ class MaxLrSpec(StudySpec):
     @override
     def most_runs(self) -> int:
         further = 2 * self.search.extensions * self.search.sweep_seeds
-        return sum(max(self.first_runs_of(arm) + further, self.search.most_runs) for arm in self.arms)
+        confirmation = CONFIRMATION_CELLS * self.search.confirm
+        return confirmation + sum(max(self.first_runs_of(arm) + further, self.search.most_runs) for arm in self.arms)
 
 
 def _optimizer_named(arm: object) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from trimtab.kinds.max_lr.agreement import OrderAgreement
-from trimtab.kinds.max_lr.findings import MAIN, EdgeName, LimitFindings
+from trimtab.kinds.max_lr.confirmation import claimed
+from trimtab.kinds.max_lr.findings import MAIN, Confirmed, EdgeName, LimitFindings
 from trimtab.kinds.max_lr.table import BOUNDS, doubts, ratio
 from trimtab.stats.groups import FAMILYWISE
 
@@ -16,6 +17,7 @@ def verdicts(findings: LimitFindings, agreement: OrderAgreement | None) -> list[
     for edge in MAIN:
         lines += _against_reference(findings, edge)
         lines += _groups(findings, edge)
+    lines += [_confirmation(confirmed, findings.spec.search.confirm) for confirmed in findings.confirmed]
     if agreement is not None:
         tau = agreement.tau_b
         lines.append(
@@ -28,14 +30,8 @@ def verdicts(findings: LimitFindings, agreement: OrderAgreement | None) -> list[
 
 
 def claimed_above(findings: LimitFindings, edge: EdgeName) -> list[str]:
-    """Return the arms whose limit is above that of the reference, p (Holm) below 0.05 over all comparisons with it."""
-    claimed: list[str] = []
-    for name, arm in findings.arms.items():
-        criterion = arm.criteria[MAIN[edge]]
-        above = (criterion.ratio.lr50.estimate or 0.0) > 1
-        if criterion.p_holm is not None and criterion.p_holm < FAMILYWISE and above:
-            claimed.append(name)
-    return claimed
+    """Return the arms whose limit is above that of the reference, the highest limit first."""
+    return claimed({name: arm.criteria[MAIN[edge]] for name, arm in findings.arms.items()})
 
 
 def _against_reference(findings: LimitFindings, edge: EdgeName) -> list[str]:
@@ -56,6 +52,15 @@ def _against_reference(findings: LimitFindings, edge: EdgeName) -> list[str]:
             + (f" (smallest visible shift {shift:.2f} octaves)" if shift is not None and not told else "")
         )
     return lines
+
+
+def _confirmation(fresh: Confirmed, seeds: int) -> str:
+    verdict = {True: "confirmed", False: "not confirmed", None: "not checked"}[fresh.holds]
+    below, above = (f"{failures} of {runs} fail" for failures, runs in (fresh.below, fresh.above))
+    return (
+        f"{fresh.edge}: the limit of {fresh.arm} is {verdict} by {seeds} unseen seeds: {below} at {fresh.lr / 2:.3g}, "
+        f"{above} at {fresh.lr * 2:.3g}"
+    )
 
 
 def _groups(findings: LimitFindings, edge: EdgeName) -> list[str]:
