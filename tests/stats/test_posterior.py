@@ -60,7 +60,18 @@ def likelihood(pairs: Pairs, x50: float, s: float) -> float:
 
 
 def brute_force(arms: Mapping[str, Pairs], low: int, high: int) -> dict[str, list[list[float]]]:
-    """Joint posterior of (x50, s) of every arm, each arm under every hyper-prior, the others summed out."""
+    """Joint posterior of (x50, s) of every arm: of its own runs, and if these show a sharp edge, with the others'."""
+    alone = {name: pooled_by_force({name: pairs}, low, high)[name] for name, pairs in arms.items()}
+    together = pooled_by_force(arms, low, high)
+    narrow = [j for j, s in enumerate(ORACLE_WIDTHS) if s <= 0.35]
+    return {
+        name: together[name] if sum(row[j] for row in table for j in narrow) >= 0.9 else table
+        for name, table in alone.items()
+    }
+
+
+def pooled_by_force(arms: Mapping[str, Pairs], low: int, high: int) -> dict[str, list[list[float]]]:
+    """Each arm under every hyper-prior, the others summed out."""
     centres = [low - 3 + k / 16 for k in range((high - low + 6) * 16 + 1)]
     tables = {
         name: [[likelihood(pairs, x50, s) for s in ORACLE_WIDTHS] for x50 in centres] for name, pairs in arms.items()
@@ -88,6 +99,10 @@ ORACLE_ARMS: Mapping[str, Mapping[str, Pairs]] = {
         "b": [(-1, True), (-0.5, False), (0.5, True), (1, False), (1, True)],
     },
     "one without runs": {"a": [(-1, False), (0, True)], "b": []},
+    "two sharp ones": {
+        "a": [(x / 8, x >= 0) for x in range(-16, 17)],
+        "b": [(x / 8, x >= 4) for x in range(-16, 17)] + [(0.0, True)],
+    },
     "three, one never failing": {"a": [(-1, False), (1, False)], "b": [(-1, True), (1, True)], "c": [(0, True)]},
 }
 
@@ -192,16 +207,26 @@ def test_an_empty_range_is_refused(low: float, high: float) -> None:
         EdgeModel(low, high)
 
 
-def test_the_edge_width_is_learned_from_the_other_arms() -> None:
-    sharp = [(x / 4, x >= 0) for x in range(-8, 9)] * 3
-    blunt = [(float(x), (x + seed) % 3 == 0) for x in range(-4, 3) for seed in range(6)]
-    few = [(-1.0, False), (1.0, True)]
+SHARP = [(x / 4, x >= 0) for x in range(-8, 9)] * 3
+BLUNT = [(float(x), (x + seed) % 3 == 0) for x in range(-4, 3) for seed in range(6)]
 
-    def width(other: Pairs) -> float:
-        arms = {"few": EdgeEvidence.of(few), "b": EdgeEvidence.of(other), "c": EdgeEvidence.of(other)}
-        return float(WIDE.fit(arms)["few"].width_quantiles((0.5,))[0])
 
-    assert width(sharp) < width([]) < width(blunt)
+def width_beside(own: Pairs, other: Pairs) -> tuple[float, bool]:
+    arms = {"own": EdgeEvidence.of(own), "b": EdgeEvidence.of(other), "c": EdgeEvidence.of(other)}
+    posterior = WIDE.fit(arms)["own"]
+    return float(posterior.width_quantiles((0.5,))[0]), posterior.pooled
+
+
+def test_the_width_of_a_sharp_edge_is_learned_from_the_other_arms_too() -> None:
+    own = [(x / 4, x >= 0) for x in range(-8, 9)]
+    (beside_sharp, pooled), (beside_blunt, _) = width_beside(own, SHARP), width_beside(own, BLUNT)
+    assert pooled
+    assert beside_sharp < beside_blunt
+
+
+@pytest.mark.parametrize("own", [[(-1.0, False), (1.0, True)], BLUNT])
+def test_an_edge_that_is_not_shown_to_be_sharp_is_judged_by_its_own_runs_alone(own: Pairs) -> None:
+    assert width_beside(own, SHARP) == width_beside(own, BLUNT) == (width_beside(own, [])[0], False)
 
 
 def test_the_median_width_of_the_prior_is_the_middle_of_its_range() -> None:

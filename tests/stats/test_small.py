@@ -144,12 +144,40 @@ def test_tau_b_refuses_lists_of_different_lengths() -> None:
     ],
 )
 def test_sensitivity_is_the_mean_loss_above_the_best(finals: list[float], initial: float, expected: float) -> None:
-    assert lr_sensitivity(finals, initial) == pytest.approx(expected)
+    by_octave = {float(octave): [loss] for octave, loss in enumerate(finals)}
+    value = lr_sensitivity(by_octave, initial, min(loss for loss in finals if math.isfinite(loss)), 0.0)
+    assert value.estimate == pytest.approx(expected)
+    assert value.octaves == len(finals)
+    assert math.isnan(value.low)  # one run a rate measures no spread
 
 
-@pytest.mark.parametrize("finals", [[], [math.nan], [math.inf, math.nan]])
-def test_sensitivity_is_nan_without_a_finite_loss(finals: list[float]) -> None:
-    assert math.isnan(lr_sensitivity(finals, 5.0))
+def test_sensitivity_is_nan_without_a_best_loss() -> None:
+    assert math.isnan(lr_sensitivity({}, 5.0, math.nan, 0.0).estimate)
+    assert math.isnan(lr_sensitivity({0.0: [math.nan]}, 5.0, math.nan, 0.0).estimate)
+
+
+def test_sensitivity_looks_at_three_decades_about_the_best_rate_and_no_further() -> None:
+    inside = {float(octave): [2.0] for octave in range(-4, 5)}
+    value = lr_sensitivity(inside | {-5.5: [4.0], 5.5: [4.0]}, 5.0, 2.0, 0.0)
+    assert value.estimate == 0.0
+    assert value.octaves == 9
+
+
+def test_runs_of_one_octave_count_as_one_rate() -> None:
+    # Many probes near an edge must not weigh more than the flat part of the sweep.
+    probed = {0.0: [2.0], 1.0: [3.0], 1.25: [3.0], 0.75: [3.0], 1.1: [3.0]}
+    assert lr_sensitivity(probed, 5.0, 2.0, 0.0).estimate == pytest.approx(0.5)
+
+
+def test_the_interval_of_sensitivity_covers_its_truth() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.array([0.3, 0.1, 0.0, 0.1, 0.5, 0.9])
+    covered = 0
+    for _ in range(300):
+        losses = {float(x - 2): list(2.0 + truth[x] + 0.1 * rng.standard_normal(4)) for x in range(6)}
+        value = lr_sensitivity(losses, 5.0, float(np.mean(losses[0.0])), 0.0)
+        covered += value.low <= truth.mean() <= value.high
+    assert covered >= 0.91 * 300
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def phase_one(spec: MaxLrSpec, results: Results) -> PhaseOne:
     entropy = next((outcome.unigram_entropy for outcome in of_reference if outcome is not None), math.nan)
     phase = PhaseOne(
         best=best,
-        swept={arm: swept_by(arm, early) or spec.rates_of(arm).sweep() for arm in spec.arms},
+        swept={arm: _swept(spec, early, arm) for arm in spec.arms},
         reference_loss=best[spec.reference].loss,
         unigram_entropy=entropy,
         seed_sd=_seed_sd(early, best),
@@ -116,6 +116,11 @@ def edge_model(spec: MaxLrSpec, phase: PhaseOne) -> EdgeModel:
     low = min(lowest for lowest, _ in ranges.values())
     high = max(highest for _, highest in ranges.values())
     return EdgeModel(low, high, ranges)
+
+
+def _swept(spec: MaxLrSpec, results: Results, arm: str) -> tuple[Tick, ...]:
+    swept = swept_by(arm, results)
+    return swept if len(swept) > 1 else spec.rates_of(arm).sweep()  # one rate of an unfinished sweep is no range
 
 
 def _one_edge(spec: MaxLrSpec, phase: PhaseOne, results: Results, arm: str, edge: Edge) -> bool:
