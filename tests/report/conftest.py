@@ -210,7 +210,7 @@ def make_findings(tmp_path: Path) -> Callable[..., LimitFindings]:
             "reference": "arm 0",
             "learning_rates": {"low": "2^-6", "high": "2^2"},
             "training": {"steps": STEPS},
-            "search": {"most_runs": 20, "replicates": 2},
+            "search": {"most_runs": 20, "replicates": 2, "extensions": 0},
             "arms": {
                 alias: {"method": arm if arm in slugs else slugs[index % len(slugs)]}
                 for index, (alias, arm) in enumerate(safe.items())

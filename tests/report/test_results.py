@@ -16,7 +16,7 @@ from trimtab.config import printable
 from trimtab.kinds.max_lr.agreement import order_agreement
 from trimtab.kinds.max_lr.findings import LimitFindings
 from trimtab.kinds.max_lr.page import answer, content
-from trimtab.kinds.max_lr.table import limit, ratio, result_table
+from trimtab.kinds.max_lr.table import edge_table, limit, ratio, result_table
 from trimtab.report import print_findings, report_of, write_report
 from trimtab.report.output import json_text
 from trimtab.report.schema import schema
@@ -69,9 +69,10 @@ def test_paths_that_programs_rely_on_exist(results: dict[str, Any]) -> None:
         arm = results["arms"][name]
         assert arm["method"] == name
         assert isinstance(arm["best_loss"], float)
-        assert isinstance(arm["lr_sensitivity"], float)
+        assert isinstance(arm["lr_sensitivity"]["estimate"], float)
+        assert set(arm["edges"]) == set(results["pairs"]) == {"quality", "collapse"}
         assert set(arm["counts"]) == {label.value for label in Label}
-        for criterion in ("half_d", "d", "double_d", "strict"):
+        for criterion in ("half_d", "d", "double_d", "collapse", "collapse_at_entropy", "strict"):
             for question in ("breaks", "usable", "ratio"):
                 for level in ("lr50", "lr10"):
                     found = arm["criteria"][criterion][question][level]
@@ -133,7 +134,7 @@ def test_every_limit_has_an_interval_or_a_bound(make_findings: Make, lose: Calla
                         assert one["low"] is not None or one["high"] is not None, place
                         assert (one["low"] or 0) <= one["estimate"] <= (one["high"] or math.inf), place
                     if one["estimate"] is None:
-                        assert one["bound"] in ("no_clear_boundary", "no_data", "undetermined"), place
+                        assert one["bound"] in ("no_single_edge", "never_learned", "no_data", "undetermined"), place
 
 
 def test_a_limit_in_the_table_shows_its_interval_or_sign(make_findings: Make) -> None:
@@ -142,9 +143,11 @@ def test_a_limit_in_the_table_shows_its_interval_or_sign(make_findings: Make) ->
     assert len(table.rows) == 3
     for row in table.rows:
         cells = dict(zip(table.columns, row, strict=True))
-        for column in ("safe up to (LR10)", "breaks at (LR50)", "usable up to"):
+        for column in ("loses quality at (LR50)", "collapses at (LR50)", "usable up to"):
             cell = cells[column]
-            assert "[" in cell or cell[0] in "<>" or cell in ("no clear boundary", "no data", "undetermined"), cells
+            assert "[" in cell or cell[0] in "<>" or cell in ("no single edge", "one edge, see collapse"), cells
+    for row in edge_table(findings).rows:
+        assert "[" in row[2] or row[2][0] in "<>", row
 
 
 def test_estimates_lie_where_the_runs_fail(results: dict[str, Any]) -> None:
@@ -186,7 +189,7 @@ def test_cells_that_a_spreadsheet_would_run_are_disarmed(make_findings: Make, na
     text = report_of(make_findings({"baseline": -1.0, name: 0.5})).csv
     table = list(csv.reader(io.StringIO(text, newline="")))
     assert len({len(row) for row in table}) == 1
-    assert [row[0] for row in table] == ["arm", "baseline", f"'{name}"]
+    assert [row[0] for row in table] == ["arm", "baseline", "baseline", f"'{name}", f"'{name}"]
     for row in table:
         for cell in row:
             starts = cell[:1] in ("=", "+", "@", "\t", "\r", "-")
@@ -201,7 +204,7 @@ def hostile(make_findings: Make) -> LimitFindings:
 def test_hostile_names_come_back_whole_from_the_csv(hostile: LimitFindings) -> None:
     table = list(csv.reader(io.StringIO(report_of(hostile).csv, newline="")))
     assert len({len(row) for row in table}) == 1
-    assert [row[0] for row in table] == ["arm", *HOSTILE]
+    assert [row[0] for row in table] == ["arm", *(name for name in HOSTILE for _ in range(2))]
 
 
 def test_hostile_names_are_plain_and_whole_on_a_narrow_terminal(hostile: LimitFindings) -> None:
@@ -216,15 +219,19 @@ def test_hostile_names_are_plain_and_whole_on_a_narrow_terminal(hostile: LimitFi
         assert printable(name).replace(" ", "") in shown, name
 
 
-def test_csv_has_a_row_an_arm_with_the_numbers_of_the_json(make_findings: Make) -> None:
+def test_csv_has_a_row_an_arm_and_edge_with_the_numbers_of_the_json(make_findings: Make) -> None:
     report = report_of(make_findings())
     results = report.results
     table = list(csv.DictReader(io.StringIO(report.csv)))
-    assert [row["arm"] for row in table] == list(results["arms"])
+    assert [(row["arm"], row["edge"]) for row in table] == [
+        (arm, edge) for arm in results["arms"] for edge in ("quality", "collapse")
+    ]
     for row in table:
         arm = results["arms"][row["arm"]]
+        criterion = arm["criteria"]["d" if row["edge"] == "quality" else "collapse"]
         assert float(row["best_loss"]) == arm["best_loss"]
-        assert float(row["breaks_lr50_estimate"]) == arm["criteria"]["d"]["breaks"]["lr50"]["estimate"]
+        assert float(row["breaks_lr50_estimate"]) == criterion["breaks"]["lr50"]["estimate"]
+        assert row["group"] == arm["edges"][row["edge"]]["group"]
         assert int(row["stable"]) == arm["counts"]["stable"]
 
 
@@ -232,7 +239,7 @@ def test_csv_has_a_row_an_arm_with_the_numbers_of_the_json(make_findings: Make) 
 def test_figures_are_plotly_figures(make_findings: Make, lose: Callable[[Trial], bool]) -> None:
     findings = make_findings(lose=lose)
     charts = [chart for section in content(findings).sections for chart in section.charts]
-    assert len({chart.slug for chart in charts}) == len(charts) == 4 + len(findings.arms)
+    assert len({chart.slug for chart in charts}) == len(charts) == 5 + len(findings.arms)
     for chart in charts:
         json.dumps({"data": list(chart.data), "layout": chart.layout}, allow_nan=False)
         figure = go.Figure(data=list(chart.data), layout=chart.layout)

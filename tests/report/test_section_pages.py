@@ -264,8 +264,8 @@ def test_charts_show_what_was_measured(make: Make, kind: str) -> None:
         trace = strict(page.charts["by-size-0"])["data"][0]
         assert trace["x"] == [1, 2, 4]
     else:
-        assert set(page.charts) == {"limit-against-size"}
-        names = [trace.get("name") for trace in strict(page.charts["limit-against-size"])["data"]]
+        assert set(page.charts) == {f"{m}-against-size" for m in ("quality", "collapse", "lr_sensitivity")}
+        names = [trace.get("name") for trace in strict(page.charts["collapse-against-size"])["data"]]
         assert names == ["baseline", None, None, "qk_norm", None, None], "a line and a diamond for each arm"
 
 
@@ -376,7 +376,7 @@ def test_the_page_and_its_numbers_agree(make: Make, kind: str) -> None:
         assert ahead, "an arm was made to be better"
         assert sum("lower loss" in item for item in items) == len(ahead)
     else:
-        assert sum("the limit falls with size" in item for item in items) == 2
+        assert sum("LR50" in item and "it falls with size" in item for item in items) == 4
 
 
 # The same in a real browser, where there is one.

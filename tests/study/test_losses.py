@@ -746,7 +746,7 @@ def limits_at(edges: Callable[[Trial], float]) -> Callable[[Trial], Outcome]:
 
 def sized_spec(tables: Tables, sizes: Raw, **changes: Any) -> SizedStudySpec:
     rates = {"low": "2^-9", "high": "2^1", "octaves_apart": 2}
-    search = {"most_runs": 20, "probes_per_round": 3, "enough": 0.3}
+    search = {"most_runs": 20, "probes_per_round": 3, "enough": 0.3, "extensions": 0}
     return read(tables("max_lr_by_size", sizes=sizes, **({"learning_rates": rates, "search": search} | changes)))
 
 
@@ -820,7 +820,7 @@ def test_points_are_at_the_parameters_of_the_blocks(tables: Tables, tmp_path: Pa
     sizes = {"small": {"model": {"width": 16}}, "wide": {"model": {"width": 64, "tied": True}}}
     sizes |= {"deep": {"model": {"num_layers": 3, "positions": "rotary"}}}
     spec = sized_spec(tables, sizes, arms={"baseline": {}})
-    (trend,) = sized_findings(spec, lambda width, depth: -3.0, tmp_path).trends
+    trend = sized_findings(spec, lambda width, depth: -3.0, tmp_path).trends[0]
     for point in trend.points:
         model = GPT(spec.arms[point.arm].protocol.model)
         assert (point.width, point.num_layers) == (model.config.width, model.config.num_layers)
@@ -831,7 +831,8 @@ def test_a_limit_that_falls_with_width_gives_that_trend(tables: Tables, tmp_path
     spec = sized_spec(tables, WIDTHS)
     findings = sized_findings(spec, lambda width, depth: -1.5 - 1.2 * math.log2(width / 8), tmp_path)
     largest = sum(p.numel() for p in GPT(spec.arms["baseline, width 128"].protocol.model).parameters())
-    for trend, above in zip(findings.trends, (-1.5, -0.5), strict=True):
+    assert [trend.measure for trend in findings.trends] == ["quality"] * 2 + ["collapse"] * 2 + ["lr_sensitivity"] * 2
+    for trend, above in zip(findings.trends[:4], (-1.5, -0.5) * 2, strict=True):
         assert [point.used for point in trend.points] == [True] * 5
         for point in trend.points:
             assert point.limit.estimate is not None
@@ -856,7 +857,7 @@ def test_width_and_depth_are_told_apart(tables: Tables, tmp_path: Path) -> None:
     }
     spec = sized_spec(tables, sizes, arms={"baseline": {}})
     edge = lambda width, depth: -1.0 - 1.0 * math.log2(width / 16) + 0.5 * math.log2(depth)  # noqa: E731
-    (trend,) = sized_findings(spec, edge, tmp_path).trends
+    trend = sized_findings(spec, edge, tmp_path).trends[0]
     assert trend.per_width is not None
     assert trend.per_depth is not None
     assert trend.per_width[0] < -1.0 < trend.per_width[2] < 0
@@ -866,7 +867,7 @@ def test_width_and_depth_are_told_apart(tables: Tables, tmp_path: Path) -> None:
 def test_a_limit_that_is_but_a_bound_stays_out_of_the_trend(tables: Tables, tmp_path: Path) -> None:
     spec = sized_spec(tables, WIDTHS)
     findings = sized_findings(spec, lambda w, depth: 20.0 if w == 32 else -1.5 - math.log2(w / 8), tmp_path)
-    for trend in findings.trends:
+    for trend in findings.trends[:4]:
         assert [point.used for point in trend.points] == [True, True, False, True, True]
         assert trend.points[2].limit.bound == "above"
         assert trend.per_doubling is not None
@@ -878,7 +879,7 @@ def test_too_few_limits_make_no_trend(tables: Tables, tmp_path: Path, limited: i
     spec = sized_spec(tables, DEPTHS, arms={"baseline": {}})
     depths = (1, 2, 4)[:limited]
     findings = sized_findings(spec, lambda width, depth: -3.0 if depth in depths else 20.0, tmp_path)
-    (trend,) = findings.trends
+    trend = findings.trends[0]
     assert sum(point.used for point in trend.points) == limited
     assert (trend.per_doubling, trend.per_width, trend.per_depth, trend.predicted) == (None,) * 4
     results = write_report(findings)
@@ -1001,7 +1002,7 @@ def test_no_cell_of_the_csv_is_a_formula(carried_out: Whole, kind: str) -> None:
     _, findings = carried_out[kind]
     text = (findings.evidence.folder / "results.csv").read_text(encoding="utf-8")
     rows = list(csv.reader(io.StringIO(text, newline="")))
-    assert len(rows) == 1 + 4
+    assert len(rows) == 1 + (12 if kind == "max_lr_by_size" else 4)
     assert len({len(row) for row in rows}) == 1
     assert {"'=cmd()", "'+deep"} <= {cell for row in rows for cell in row}
     for row in rows:

@@ -102,6 +102,8 @@ def _ratio(
     tested, tested_other = posteriors[arm], posteriors[reference]
     open_above = high > tested.high or low_other < tested_other.low
     open_below = low < tested.low or high_other > tested_other.high
+    if open_above and open_below:
+        return Estimate(None, None, None, "undetermined")
     lower = None if open_below or bound == "below" else 2.0**log2_ratio.low
     upper = None if open_above or bound == "above" else 2.0**log2_ratio.high
     return Estimate(2.0**log2_ratio.median, lower, upper, bound)

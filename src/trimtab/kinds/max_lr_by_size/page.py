@@ -87,15 +87,15 @@ def _sections(findings: SizedFindings) -> list[Section]:
 
 
 def _table(findings: SizedFindings) -> Table:
-    sizes = list(findings.by_size)
     rows: list[list[str]] = []
-    for index, size in enumerate(sizes):
-        points = [trend.points[index] for trend in findings.trends]
-        first = points[0]
-        cells = [size, str(first.width), str(first.num_layers), f"{first.parameters:,}"]
-        rows.append(cells + [_value(point.limit) for point in points])
-    names = [f"{trend.line}, {TITLES[trend.measure]}" for trend in findings.trends]
-    return Table(["size", "width", "layers", "parameters", *names], rows)
+    for measure in MEASURES:
+        trends = [trend for trend in findings.trends if trend.measure == measure]
+        for index, size in enumerate(findings.by_size):
+            points = [trend.points[index] for trend in trends]
+            first = points[0]
+            cells = [TITLES[measure], size, str(first.width), str(first.num_layers), f"{first.parameters:,}"]
+            rows.append(cells + [_value(point.limit) for point in points])
+    return Table(["measure", "size", "width", "layers", "parameters", *findings.spec.lines], rows)
 
 
 def _value(estimate: Estimate) -> str:
