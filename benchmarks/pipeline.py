@@ -1,7 +1,8 @@
 """The pipeline's gate: are the printed intervals honest when everything before them is estimated too?
 
 `estimator.py` simulates labels. Here a study simulates *losses*, and everything else is the library's own: the sweep
-and its extensions, the choice of the best, labels, lines, probes, posteriors, printed intervals. A cell is a kind of edge:
+and its extensions, the choice of the best, labels, lines, probes, posteriors, printed intervals. A cell is a kind of
+edge:
 
 * logistic, probit, skewed: P(loss of quality) by these curves; lapsing: 3 % of runs fail anywhere; correlated: half of
   the luck of a run belongs to its seed, which all arms share.

@@ -16,7 +16,7 @@ TINY_STUDY: dict[str, Any] = {
     "training": {"steps": 20, "batch_size": 4},
     "schedule": {"warmup_steps": 2},
     "evaluation": {"evaluations": 4, "final_evaluations": 2, "num_sequences": 8},
-    "search": {"replicates": 1, "probes_per_round": 2, "most_runs": 9},
+    "search": {"replicates": 1, "probes_per_round": 2, "most_runs": 9, "extensions": 0},
     "arms": {"baseline": {}, "qk_norm": {}},
 }
 

@@ -1,4 +1,4 @@
-"""The rounds of all sizes, made together; a size that is finished asks for no more trials."""
+"""The rounds of all sizes, made together; a size with a bracketed sweep waits, and a finished one asks no more."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from trimtab.study.trial import Trial
 
 def rounds(spec: SizedStudySpec) -> Rounds:
     """Yield the trials of each round of all sizes; the caller sends the results of all rounds so far."""
-    open_sizes = {size: rounds_of_one_size(study) for size, study in spec.studies.items()}
-    batches = {size: next(generator) for size, generator in open_sizes.items()}
+    generators = {size: rounds_of_one_size(study) for size, study in spec.studies.items()}
+    batches: dict[str, Sequence[Trial]] = {size: next(generator) for size, generator in generators.items()}
     while batches:
-        results = yield [trial for batch in batches.values() for trial in batch]
-        following: dict[str, Sequence[Trial]] = {}
-        for size in batches:
+        number = min(batch[0].round for batch in batches.values())
+        current = [size for size, batch in batches.items() if batch[0].round == number]
+        results = yield [trial for size in current for trial in batches[size]]
+        for size in current:
             of_size = {trial: outcome for trial, outcome in results.items() if spec.places[trial.arm].size == size}
             try:
-                following[size] = open_sizes[size].send(of_size)
+                batches[size] = generators[size].send(of_size)
             except StopIteration:
-                continue
-        batches = following
+                del batches[size]
