@@ -80,7 +80,14 @@ def test_a_folder_of_version_0_1_0_gives_the_numbers_it_gave(unpacked: Callable[
     findings = load_stored(folder).findings()
     assert findings.evidence.complete
     assert findings.evidence.pending == 0
-    assert same_numbers(without_changed(old), report_of(findings).results) == []
+    new = report_of(findings).results
+    if kind == "max_lr":  # limits are estimated otherwise since then, from the same runs with the same labels
+        assert {(run["id"], run["final_loss"], run["label"]) for run in old["runs"]} == {
+            (run["id"], run["final_loss"], run["label"]) for run in new["runs"]
+        }
+        old["study"].pop("warnings")
+        old = {"study": old["study"]}
+    assert same_numbers(without_changed(old), new) == []
     assert not (folder / "index.json").exists(), "reading writes nothing"
 
 
@@ -89,13 +96,18 @@ def test_a_study_of_version_0_1_0_goes_on_without_training_anything_again(
     unpacked: Callable[[str], Path], kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = unpacked(f"0.1.0_{kind}")
-    names = {path.name for path in (folder / "runs").iterdir()}
+    before = {path: path.read_bytes() for path in folder.glob("runs/*/*")}
+    names = {path.parent.name for path in before}
     study = shutil.copy(folder / "study.toml", folder.parent / "again.toml")
-    assert cli.main(["study", str(study), "--out", str(folder), "--workers", "0"]) == 0
-    printed = capsys.readouterr().out
+    for _ in range(2):
+        assert cli.main(["study", str(study), "--out", str(folder), "--workers", "0"]) == 0
+        printed = capsys.readouterr().out
+        assert "made by version 0.1.0" in printed
+        known = set(load_index(folder).runs.values())
+        assert names <= known == {path.name for path in (folder / "runs").iterdir()}
+        assert {path: path.read_bytes() for path in before} == before
     assert ", 0 to train" in printed
-    assert "made by version 0.1.0" in printed
-    assert set(load_index(folder).runs.values()) == names == {path.name for path in (folder / "runs").iterdir()}
+    assert kind == "max_lr" or known == names, "only the search has changed since"
 
 
 def test_an_unfinished_folder_of_version_0_1_0_makes_only_what_is_missing(unpacked: Callable[[str], Path]) -> None:

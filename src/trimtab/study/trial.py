@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from trimtab.run.folder import Outcome
 
 SIXTEENTH = 16  # ticks in an octave of learning rate
+EARLIER = 50_000  # added to the round of a run that only the search of an earlier version asks for
 
 
 class Tick(int):
@@ -58,12 +59,22 @@ class Trial:
         return self.tick.learning_rate
 
     @property
+    def of_earlier_version(self) -> bool:
+        """Whether only the search of an earlier version asks for this run. It stays evidence."""
+        return EARLIER <= self.round < 2 * EARLIER
+
+    @property
     def seeds_named(self) -> str:
         """The seeds in words, such as 'seed 0' or 'init 0, data 3'."""
         return f"seed {self.seed}" if self.data_seed is None else f"init {self.seed}, data {self.data_seed}"
 
 
 Results = Mapping[Trial, Outcome | None]
+
+
+def earlier_round(number: int) -> int:
+    """The round of a run of an earlier version. Rounds 0 and 1 kept their meaning; the search makes the others."""
+    return number if number <= 1 else EARLIER + number
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from trimtab.kinds.max_lr.fits import fit_edge
 from trimtab.kinds.max_lr.phase import PhaseOne
 from trimtab.kinds.max_lr.ratios import limit_of, ratio_of, told_apart
 from trimtab.kinds.max_lr.spec import MaxLrSpec
-from trimtab.stats.comparison import difference, holm, probability_above
+from trimtab.stats.comparison import difference, holm, probability_above, smallest_visible_shift
 from trimtab.stats.posterior import EdgeEvidence, EdgeModel, EdgePosterior
 from trimtab.study.edge import edge_trials, one_edge
 from trimtab.study.labels import Edge, Yardstick
@@ -109,7 +109,16 @@ def pairs_of(spec: MaxLrSpec, limits: Limits) -> list[Pair]:
         for pair, p in above.items()
     }
     adjusted = holm(p_values)
-    return [Pair(*pair, above[pair], adjusted[" / ".join(pair)]) for pair in pairs]
+    return [
+        Pair(
+            *pair,
+            ratio=ratio_of(*pair, limits.breaks, limits.trials, comparable=True).lr50,
+            visible_shift=smallest_visible_shift(limits.breaks[pair[0]], limits.breaks[pair[1]]),
+            probability=probability,
+            p_holm=adjusted[" / ".join(pair)],
+        )
+        for pair, probability in above.items()
+    ]
 
 
 def order_by_limit(limits: Limits) -> list[str]:

@@ -133,12 +133,16 @@ class Pair:
     """The comparison of two arms at an edge.
 
     Attributes:
+        ratio: LR50 of ``arm`` over that of ``other``, for a comparison that was planned.
+        visible_shift: smallest difference of the two that these data can detect with power 0.8, in octaves.
         probability: that LR50 of ``arm`` is above that of ``other``; not corrected for the number of pairs.
         p_holm: two-sided p-value, corrected by Holm's method over all pairs of the edge.
     """
 
     arm: str
     other: str
+    ratio: Estimate
+    visible_shift: Finite
     probability: Finite
     p_holm: Finite
 

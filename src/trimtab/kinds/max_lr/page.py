@@ -96,8 +96,9 @@ def _edges(findings: LimitFindings) -> Section:
 
 def _pairs(findings: LimitFindings) -> list[Section]:
     note = (
-        "P(A > B): posterior probability that A fails at a higher learning rate than B, for a single pair that was "
-        "chosen before. The p-values are corrected for all pairs of the table."
+        "A / B: ratio of LR50 with a 95 % interval, for a single pair that was chosen before. P(A > B): posterior "
+        "probability that A fails at a higher learning rate than B. The p-values are corrected for all pairs of the "
+        "table."
     )
     return [
         Section(f"All pairs, edge of {edge}", note, pair_table(findings, edge)) for edge in MAIN if findings.pairs[edge]

@@ -19,7 +19,7 @@ from trimtab.study.bracket import further_rates
 from trimtab.study.edge import edge_trials, interval_width, propose
 from trimtab.study.kind import Rounds
 from trimtab.study.labels import Edge, Yardstick
-from trimtab.study.trial import Results, Tick, Trial, best_of
+from trimtab.study.trial import EARLIER, Results, Tick, Trial, best_of
 
 FIRST_PROBE_SEED = 1000
 
@@ -68,6 +68,8 @@ def _search(spec: MaxLrSpec) -> Generator[Sequence[Trial], Results, Results]:
 
 def round_name(number: int) -> str:
     """Return the name of a round: 'sweep', 'replicates', 'probes 1', ..., 'confirmation'."""
+    if EARLIER <= number < CONFIRMATION:
+        return f"probes {number - EARLIER - 1} of an earlier version"
     return {0: "sweep", 1: "replicates", CONFIRMATION: "confirmation"}.get(number, f"probes {number - 1}")
 
 

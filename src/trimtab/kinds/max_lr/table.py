@@ -103,9 +103,16 @@ def _edge_cells(findings: LimitFindings, name: str, arm: ArmFindings, edge: Edge
 
 
 def pair_table(findings: LimitFindings, edge: EdgeName) -> Table:
-    """Return one row per pair of arms: the probability that the first breaks at a higher rate, and Holm's p-value."""
-    rows = [[pair.arm, pair.other, f"{pair.probability:.3f}", f"{pair.p_holm:.2g}"] for pair in findings.pairs[edge]]
-    return Table(["A", "B", "P(A > B), not corrected", "p (Holm, all pairs)"], rows)
+    """Return one row per pair of arms: their ratio, whether the first breaks at a higher rate, and Holm's p-value."""
+    rows = [
+        [
+            *(pair.arm, pair.other, ratio(pair.ratio), f"{pair.visible_shift:.2f}"),
+            *(f"{pair.probability:.3f}", f"{pair.p_holm:.2g}"),
+        ]
+        for pair in findings.pairs[edge]
+    ]
+    columns = ["A", "B", "A / B", "smallest visible shift (octaves)", "P(A > B), not corrected", "p (Holm, all pairs)"]
+    return Table(columns, rows)
 
 
 def limit(estimate: Estimate) -> str:
