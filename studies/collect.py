@@ -36,6 +36,8 @@ def main() -> None:
             row = {"arm": trial.arm, "lr": trial.learning_rate, "seed": trial.seed, "round": trial.round}
             if trial.data_seed is not None:
                 row["data_seed"] = trial.data_seed
+            if trial.repeat:
+                row["repeat"] = trial.repeat
             if outcome is None:
                 continue
             row |= record_of(outcome)

@@ -8,15 +8,26 @@ from typing import Any
 
 from trimtab.report.chart import COLOURS, chart_layout, escape
 from trimtab.section import Chart
-from trimtab.stats.components import Component
+from trimtab.stats.components import Component, Components
 from trimtab.study.seed_groups import SeedGroup
 
 PLAIN = "rgba(128,128,128,0.45)"
-SOURCES: Mapping[str, str] = {
+UNREPEATED: Mapping[str, str] = {
     "rows": "initial weights",
     "columns": "order of the data",
-    "rest": "interaction and residual",
+    "rest": "interaction and numerics",
 }
+REPEATED: Mapping[str, str] = {
+    "rows": "initial weights",
+    "columns": "order of the data",
+    "interaction": "interaction",
+    "numerics": "numerics",
+}
+
+
+def sources(components: Components) -> Mapping[str, str]:
+    """Return the parts of the variance and their titles; repeats divide the residual into two parts."""
+    return REPEATED if components.repeats else UNREPEATED
 
 
 def spaghetti(index: int, group: SeedGroup) -> Chart:
@@ -48,11 +59,12 @@ def variance_bars(index: int, group: SeedGroup) -> Chart | None:
     """Return the chart of the share of each source in the variance of the final loss; None without a two-way design."""
     if group.components is None:
         return None
-    parts: list[Component] = [getattr(group.components, name) for name in SOURCES]
+    titles = sources(group.components)
+    parts: list[Component] = [getattr(group.components, name) for name in titles]
     data = [
         {
             "type": "bar",
-            "x": list(SOURCES.values()),
+            "x": list(titles.values()),
             "y": [part.share for part in parts],
             "error_y": {
                 "type": "data",

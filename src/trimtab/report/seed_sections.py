@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trimtab.report.seed_figures import SOURCES, spaghetti, training_map_chart, variance_bars
+from trimtab.report.seed_figures import sources, spaghetti, training_map_chart, variance_bars
 from trimtab.section import Chart, Section, Table
-from trimtab.stats.components import Component
+from trimtab.stats.components import Component, Components
 from trimtab.study.seed_facts import SPIKES
 from trimtab.study.seed_groups import NOT_READ, SeedGroup, SeedRun
 from trimtab.watching import MetricKey
 
 MOST_DRAWN = 6
+NO_REPEATS = "without repeated runs, numerics can pose as interaction; set seeds.repeats"
 SINGULAR = "all_weights/model/singular_variance"
 NOTE = (
     "Runs of an arm at the same learning rate, which differ in their seeds only. An outlier has a final loss more "
@@ -40,8 +41,7 @@ def verdicts(groups: Sequence[SeedGroup]) -> list[str]:
                 f"of {len(group.runs)}{_singular(group, run)}{_forked(run)}"
             )
         if group.components is not None:
-            shares = (f"{SOURCES[part]} {_share(getattr(group.components, part))}" for part in SOURCES)
-            lines.append(f"{name}: shares of the variance of the final loss: {'; '.join(shares)}")
+            lines += _shares(name, group.components)
         if group.map is None and group.why_no_map != NOT_READ:
             lines.append(f"warning: {name}: no training map: {group.why_no_map}")
         if group.map is not None:
@@ -73,7 +73,8 @@ def view_sections(
     if bars:
         note = (
             "Variance of the final loss due to the initial weights, to the order of the data, and to their interaction "
-            "and all else."
+            "and to numerics: runs with equal seeds and other rounding differ too. Only repeated runs tell these two "
+            "apart."
         )
         sections.append(Section("Sources of the variance", note, charts=bars))
     sections += [_map_section(group, chart) for group, chart in zip([g for g in drawn if g.map], maps, strict=True)]
@@ -147,6 +148,21 @@ def _drawn_note(groups: Sequence[SeedGroup]) -> str:
         f"The charts show {MOST_DRAWN} of the {len(groups)} groups: first those with a two-way design or a training "
         "map, then those with the most outliers."
     )
+
+
+def _shares(name: str, components: Components) -> list[str]:
+    """Return the shares of the variance, and what repeats say about the interaction of the two kinds of seeds."""
+    titles = sources(components)
+    shares = (f"{title} {_share(getattr(components, part))}" for part, title in titles.items())
+    lines = [f"{name}: shares of the variance of the final loss: {'; '.join(shares)}"]
+    if components.p_interaction is None:
+        return [*lines, f"warning: {name}: {NO_REPEATS}"]
+    shown = components.p_interaction < 0.05
+    lines.append(
+        f"{name}: interaction of initial weights and order of the data {'shown' if shown else 'not shown'}: F-test of "
+        f"the residual against {components.repeats} repeated runs, p {components.p_interaction:.2g}"
+    )
+    return lines
 
 
 def _share(part: Component) -> str:

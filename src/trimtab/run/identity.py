@@ -76,11 +76,8 @@ def same_settings(one: RunSpec, other: RunSpec) -> bool:
 
 def settled(spec: RunSpec) -> dict[str, Any]:
     """The part of a specification that determines numbers, as plain tables."""
-    return settled_protocol(spec.protocol) | {
-        "method": _settled(spec.method),
-        "learning_rate": spec.learning_rate,
-        "seeds": _settled(spec.seeds),
-    }
+    keys = {"method": _settled(spec.method), "learning_rate": spec.learning_rate, "seeds": _settled(spec.seeds)}
+    return settled_protocol(spec.protocol) | keys | ({"repeat": spec.repeat} if spec.repeat else {})
 
 
 def settled_protocol(protocol: TrainingProtocol) -> dict[str, Any]:

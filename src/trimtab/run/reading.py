@@ -116,6 +116,7 @@ def read_run(raw: Raw, where: str) -> RunSpec:
         method=read_method(raw.get("method", "baseline"), where),
         learning_rate=rest.learning_rate,
         seeds=rest.seeds,
+        repeat=rest.repeat,
     )
 
 
@@ -123,8 +124,11 @@ def read_run(raw: Raw, where: str) -> RunSpec:
 class _RunKeys:
     learning_rate: float
     seeds: Seeds = field(default_factory=lambda: Seeds.all_equal(0))
+    repeat: int = 0
     method: Any = "baseline"
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.repeat < 0:
+            raise ValueError(f"repeat must not be negative, got {self.repeat}")

@@ -226,6 +226,8 @@ class RunSpec:
     Attributes:
         method: the interventions of the arm, after the common ones.
         learning_rate: peak LR.
+        repeat: number of this repeat of a run that is otherwise the same. On the CPU a repeat needs another number of
+            threads too; otherwise it gives the same numbers.
         code: builders from user code.
     """
 
@@ -233,11 +235,14 @@ class RunSpec:
     method: tuple[Intervention, ...] = ()
     learning_rate: float = 1e-3
     seeds: Seeds = field(default_factory=lambda: Seeds.all_equal(0))
+    repeat: int = 0
     code: UserCode = field(default_factory=UserCode)
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+        if self.repeat < 0:
+            raise ValueError(f"repeat must not be negative, got {self.repeat}")
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:
@@ -247,8 +252,9 @@ class RunSpec:
     def table(self) -> Raw:
         """The run as the tables that ``read_run`` reads. User code is not included; the run id identifies it."""
         protocol = cast(Raw, to_plain(self.protocol))
-        return protocol | {
+        keys: Raw = {
             "method": to_plain(self.method),
             "learning_rate": self.learning_rate,
             "seeds": to_plain(self.seeds),
         }
+        return protocol | keys | ({"repeat": self.repeat} if self.repeat else {})

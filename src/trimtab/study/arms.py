@@ -47,16 +47,22 @@ class Arm:
         """Names of the builders that the arm needs and does not have."""
         return [name for role, name in self.code_names if getattr(self.code, role) is None]
 
-    def run(self, tick: int, seed: int, data_seed: int | None = None) -> RunSpec:
+    def run(self, tick: int, seed: int, data_seed: int | None = None, repeat: int = 0) -> RunSpec:
         """The run of this arm at an LR, in sixteenths of an octave, and a seed.
 
-        ``data_seed`` is the seed of the order of the data; None takes ``seed``.
+        ``data_seed`` is the seed of the order of the data; None takes ``seed``. Repeat r of a run has the same seeds
+        and r + 1 times its CPU threads, which changes the rounding only.
         """
+        protocol = self.protocol
+        if repeat:
+            training = replace(protocol.training, threads=protocol.training.threads * (repeat + 1))
+            protocol = replace(protocol, training=training)
         return RunSpec(
-            protocol=self.protocol,
+            protocol=protocol,
             method=self.interventions,
             learning_rate=Tick(tick).learning_rate,
             seeds=Seeds(init=seed, data=seed if data_seed is None else data_seed, other=seed),
+            repeat=repeat,
             code=self.code,
         )
 

@@ -184,7 +184,7 @@ class _Search:
         known = self.index.runs.get(trial)
         if known is not None and (self.runs / known / OUTCOME).exists():
             return known
-        return id_on(run_of(self.spec, trial), self.bases[trial.arm])
+        return id_on(self.spec.run_of(trial), self.bases[trial.arm])
 
     def _plan(self, names: Mapping[Trial, str]) -> None:
         """Write the trials of a round into the index before any of them is trained."""
@@ -198,7 +198,7 @@ class _Search:
             trials.setdefault(name, trial)  # one of the trials that share a run trains it
         missing = {name: trial for name, trial in trials.items() if self._present(name) is None}
         self.display.round_started(title, len(names), len(missing))
-        jobs = {name: run_of(self.spec, trial) for name, trial in missing.items()}
+        jobs = {name: self.spec.run_of(trial) for name, trial in missing.items()}
         Round(missing, jobs, self.runs, self.executor, self.failures, self.display).carry_out()
 
     def _present(self, name: str) -> Outcome | None:
@@ -214,11 +214,6 @@ class _Search:
                 arriving.rename(self.runs / name)
                 outcome = load_outcome(self.runs / name)
         return outcome
-
-
-def run_of(spec: StudySpec, trial: Trial) -> RunSpec:
-    """The run of a trial."""
-    return spec.arms[trial.arm].run(trial.tick, trial.seed, trial.data_seed)
 
 
 def _basis(run: RunSpec, tokens: Tokens) -> Basis:

@@ -52,7 +52,7 @@ class Index:
                 "schema": SCHEMA,
                 "study": self.study,
                 "files": {STUDY: [_hash(self.study), *before]},
-                "trials": [[t.round, t.arm, int(t.tick), t.seed, t.data_seed, name] for t, name in self.runs.items()],
+                "trials": [_row(trial, name) for trial, name in self.runs.items()],
                 "bases": self.bases,
                 "complete": self.complete,
                 "notes": self.notes,
@@ -84,8 +84,8 @@ def load_index(folder: Path) -> Index:
         index = Index(
             study=str(record["study"]),
             runs={
-                Trial(round_, arm, Tick(tick), seed, data_seed): str(name)
-                for round_, arm, tick, seed, data_seed, name in record["trials"]
+                Trial(round_, arm, Tick(tick), seed, data_seed, *repeat): str(name)
+                for round_, arm, tick, seed, data_seed, name, *repeat in record["trials"]
             },
             bases=record["bases"],
             complete=bool(record["complete"]),
@@ -132,6 +132,12 @@ def _code_differences(role: str, old: Mapping[str, Any], new: Mapping[str, Any])
         if there != here:
             lines.append(f"{name} is {there} there and {here} here")
     return lines
+
+
+def _row(trial: Trial, name: str) -> list[object]:
+    """Round, arm, sixteenths of an octave, seeds, run id, and the number of a repeat unless it is 0."""
+    row: list[object] = [trial.round, trial.arm, int(trial.tick), trial.seed, trial.data_seed, name]
+    return [*row, trial.repeat] if trial.repeat else row
 
 
 def _hash(text: str) -> str:

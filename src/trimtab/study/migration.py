@@ -59,7 +59,7 @@ def _replay(spec: StudySpec, made: Mapping[str, str], outcomes: Mapping[str, Out
     batch = next(search)
     while True:
         for trial in batch:
-            name = made.get(_key(spec.arms[trial.arm].run(trial.tick, trial.seed, trial.data_seed)))
+            name = made.get(_key(spec.run_of(trial)))
             if name is not None:
                 index.runs[trial] = name
                 results[trial] = outcomes[name]

@@ -68,8 +68,8 @@ class SeedGroup:
         mean, deviation: mean and standard deviation of the final losses, in nats.
         limit: the score that the most extreme of as many normal values exceeds in 5 % of cases.
         agreement: agreement in the most likely next token; None if predictions were not stored.
-        components: components of the variance of the final loss: initial weights, order of the data, and residual;
-            None if the seeds are not a complete two-way design.
+        components: components of the variance of the final loss: initial weights, order of the data, and residual,
+            which repeats divide into interaction and numerics; None if the seeds are not a complete two-way design.
         map: the training map; None if there is none.
         why_no_map: the reason why there is no training map; "" if there is one.
     """
@@ -109,8 +109,11 @@ def seed_groups(
     """
     kept = load_facts(folder / FACTS) if (folder / FACTS).is_file() else {}
     members: dict[tuple[str, int], list[Trial]] = {}
+    repeats: dict[tuple[str, int], list[Trial]] = {}
     for trial in seed_by_seed(results, arms or sorted({trial.arm for trial in results})):
-        if results[trial] is not None:
+        if results[trial] is not None and trial.repeat:
+            repeats.setdefault((trial.arm, trial.tick), []).append(trial)
+        elif results[trial] is not None:
             same = members.setdefault((trial.arm, trial.tick), [])
             # A search may request the same run in two rounds.
             if (trial.seed, trial.data_seed) not in {(other.seed, other.data_seed) for other in same}:
@@ -122,7 +125,8 @@ def seed_groups(
             for trial in trials:
                 run = folder / "runs" / names[trial]
                 facts[trial] = read_facts(run) if run.is_dir() else kept.get(names[trial], NO_FACTS)
-            groups.append(_group(arm, tick, trials, results, names, facts))
+            repeated = _repeated(repeats.get((arm, tick), []), trials, results)
+            groups.append(_group(arm, tick, trials, results, names, facts, repeated))
     return groups
 
 
@@ -133,6 +137,7 @@ def _group(
     results: Results,
     names: Mapping[Trial, str],
     facts: Mapping[Trial, SeedFacts],
+    repeated: Sequence[tuple[float, float]],
 ) -> SeedGroup:
     outcomes = [results[trial] for trial in trials]
     losses = np.array([outcome.final_loss if outcome is not None else math.nan for outcome in outcomes])
@@ -154,7 +159,7 @@ def _group(
         deviation=float(sound.std(ddof=1)) if len(sound) > 1 else math.nan,
         limit=grubbs_limit(len(sound)),
         agreement=agreement(predictions) if alike and len(predictions) >= 2 else None,
-        components=_components(trials, losses),
+        components=_components(trials, losses, repeated),
         map=mapped,
         why_no_map=why,
     )
@@ -171,7 +176,17 @@ def _map(facts: Sequence[SeedFacts]) -> tuple[TrainingMap | None, str]:
         return None, str(error)
 
 
-def _components(trials: Sequence[Trial], losses: NDArray[np.float64]) -> Components | None:
+def _repeated(repeats: Sequence[Trial], trials: Sequence[Trial], results: Results) -> list[tuple[float, float]]:
+    """The final losses of each run that was repeated and of its repeat; pairs that are not finite are left out."""
+    first = {(trial.seed, trial.data_seed): results[trial] for trial in trials}
+    pairs = [(first.get((trial.seed, trial.data_seed)), results[trial]) for trial in repeats]
+    losses = [(one.final_loss, other.final_loss) for one, other in pairs if one is not None and other is not None]
+    return [pair for pair in losses if all(math.isfinite(loss) for loss in pair)]
+
+
+def _components(
+    trials: Sequence[Trial], losses: NDArray[np.float64], repeated: Sequence[tuple[float, float]]
+) -> Components | None:
     """Variance components, if the trials are a complete table of initial weights x orders of the data."""
     rows = sorted({trial.seed for trial in trials})
     columns = sorted({trial.data_seed for trial in trials if trial.data_seed is not None})
@@ -180,4 +195,4 @@ def _components(trials: Sequence[Trial], losses: NDArray[np.float64]) -> Compone
     table = np.array(cells).reshape(len(rows), len(columns))
     if min(table.shape) < 2 or not np.isfinite(table).all():
         return None
-    return two_way_components(table)
+    return two_way_components(table, repeated)

@@ -14,10 +14,12 @@ from typing import Any, ClassVar, Literal, TypeVar, cast, get_type_hints
 from trimtab.config import ConfigError, Raw, to_plain
 from trimtab.run.identity import settled_protocol
 from trimtab.run.reading import read_protocol, reader
-from trimtab.run.spec import SECTIONS, TrainingProtocol, UserCode
+from trimtab.run.spec import SECTIONS, RunSpec, TrainingProtocol, UserCode
 from trimtab.study.arms import Arm, arm_table, protocol_table, read_arms
 from trimtab.study.sizes import Place, arms_at_sizes, read_sizes
+from trimtab.study.trial import Trial
 
+MOST_SEED_OFFSET = 10**9  # a seed has 32 bits
 FREE: Mapping[str, Any] = {"free": True}
 
 
@@ -31,6 +33,8 @@ class StudySpec:
         lines: the arms of the file, before a size overrides their settings.
         sizes: the sections of each size, by name; empty if the study has no sizes.
         protocol: the settings of every line, unless the line overrides them.
+        seed_offset: number that is added to every seed of the study. Studies that differ in it share no run, so one is
+            a replication of the other. Reports give seeds without it.
     """
 
     kind: ClassVar[str]
@@ -43,6 +47,7 @@ class StudySpec:
     lines: Mapping[str, Arm]
     sizes: Mapping[str, Raw]
     protocol: TrainingProtocol = field(default_factory=TrainingProtocol)
+    seed_offset: int = 0
 
     @abstractmethod
     def ticks(self) -> Sequence[Any]:
@@ -56,6 +61,11 @@ class StudySpec:
     def most_runs(self) -> int:
         """An upper bound on the number of runs."""
 
+    def run_of(self, trial: Trial) -> RunSpec:
+        """The run of a trial."""
+        data_seed = None if trial.data_seed is None else trial.data_seed + self.seed_offset
+        return self.arms[trial.arm].run(trial.tick, trial.seed + self.seed_offset, data_seed, trial.repeat)
+
     @property
     def size_names(self) -> tuple[str, ...]:
         """The names of the sizes, in order; a single "" if the study has no sizes."""
@@ -68,7 +78,8 @@ class StudySpec:
     def fixed(self) -> Raw:
         """The settings that may not change in an extended study: all except name, arms, sizes and ``FREE`` settings."""
         settings = {f.name: _without_free(getattr(self, f.name)) for f in settings_of(type(self)) if not _is_free(f)}
-        return settled_protocol(self.protocol) | {"kind": self.kind} | settings
+        same = {"kind": self.kind, "seed_offset": self.seed_offset}
+        return settled_protocol(self.protocol) | same | settings
 
     def table(self) -> Raw:
         """The study as the tables that ``read_spec`` reads, defaults included."""
@@ -78,7 +89,8 @@ class StudySpec:
         tables = {name: value for name, value in settings.items() if isinstance(value, dict)}
         sizes = {"sizes": {name: dict(size) for name, size in self.sizes.items()}} if self.takes_sizes else {}
         arms = {"arms": {name: arm_table(arm, shared) for name, arm in self.lines.items()}}
-        return {"kind": self.kind, "name": self.name} | plain | shared | tables | sizes | arms
+        offset = {"seed_offset": self.seed_offset} if self.seed_offset else {}
+        return {"kind": self.kind, "name": self.name} | offset | plain | shared | tables | sizes | arms
 
 
 S = TypeVar("S", bound=StudySpec)
@@ -94,6 +106,8 @@ def read_spec(kind: type[S], raw: Raw, where: str, code: UserCode) -> S:
     keys: Any = reader().read(rest, _keys_of(kind), where, also=SECTIONS)
     sections = {key: value for key, value in raw.items() if key in SECTIONS}
     sizes = read_sizes(keys.sizes, where) if kind.takes_sizes else {}
+    if not 0 <= keys.seed_offset <= MOST_SEED_OFFSET:
+        raise ConfigError(f"{where}: seed_offset must lie between 0 and {MOST_SEED_OFFSET:,}, got {keys.seed_offset:,}")
     own_rates = kind.takes_learning_rates
     lines = read_arms(keys.arms, sections, where, code, own_rates=own_rates)
     arms, places = arms_at_sizes(keys.arms, sections, sizes or {"": {}}, where, code, own_rates=own_rates)
@@ -105,6 +119,7 @@ def read_spec(kind: type[S], raw: Raw, where: str, code: UserCode) -> S:
             lines=lines,
             sizes=sizes,
             protocol=read_protocol(sections, where),
+            seed_offset=keys.seed_offset,
             **{f.name: getattr(keys, f.name) for f in settings_of(kind)},
         )
     except ValueError as error:
@@ -123,6 +138,7 @@ def _keys_of(kind: type[StudySpec]) -> type[Any]:
         ("kind", Literal[kind.kind], field(default=kind.kind)),  # pyright: ignore[reportInvalidTypeForm]
         ("name", str, field(default="study")),
         ("arms", Any, field(default=None)),
+        ("seed_offset", int, field(default=0)),
     ]
     if kind.takes_sizes:
         keys.append(("sizes", Any, field(default_factory=dict)))

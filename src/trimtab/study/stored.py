@@ -137,7 +137,8 @@ def _of_outcomes(folder: Path, spec: StudySpec) -> Evidence:
         try:
             row: dict[str, Any] = json.loads(line)
             tick = Tick.nearest(row["lr"])
-            trial = Trial(int(row["round"]), str(row["arm"]), tick, int(row["seed"]), row.get("data_seed"))
+            seeds = int(row["seed"]), row.get("data_seed"), int(row.get("repeat", 0))
+            trial = Trial(int(row["round"]), str(row["arm"]), tick, *seeds)
             outcome = outcome_of(row)
             blocks: Blocks = row.get("texts", {})
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -45,6 +45,7 @@ class Trial:
         tick: peak LR.
         seed: seed of every random stream except that of ``data_seed``.
         data_seed: seed of the order of the data; None takes ``seed``.
+        repeat: number of the repeat of a run with the same seeds and other rounding; 0 for the run itself.
     """
 
     round: int
@@ -52,6 +53,7 @@ class Trial:
     tick: Tick
     seed: int
     data_seed: int | None = None
+    repeat: int = 0
 
     @property
     def learning_rate(self) -> float:
@@ -66,7 +68,8 @@ class Trial:
     @property
     def seeds_named(self) -> str:
         """The seeds in words, such as 'seed 0' or 'init 0, data 3'."""
-        return f"seed {self.seed}" if self.data_seed is None else f"init {self.seed}, data {self.data_seed}"
+        seeds = f"seed {self.seed}" if self.data_seed is None else f"init {self.seed}, data {self.data_seed}"
+        return f"{seeds}, repeat {self.repeat}" if self.repeat else seeds
 
 
 Results = Mapping[Trial, Outcome | None]
@@ -105,17 +108,18 @@ def finals_of(arm: str, results: Results) -> dict[Tick, list[float]]:
     return finals
 
 
-def order_of(trial: Trial) -> tuple[int, str, int, int, int]:
-    """Sort key: round, arm, LR and seeds. A trial with ``data_seed`` None comes first."""
-    return trial.round, trial.arm, trial.tick, trial.seed, -1 if trial.data_seed is None else trial.data_seed
+def order_of(trial: Trial) -> tuple[int, str, int, int, int, int]:
+    """Sort key: round, arm, LR, seeds and repeat. A trial with ``data_seed`` None comes first."""
+    data_seed = -1 if trial.data_seed is None else trial.data_seed
+    return trial.round, trial.arm, trial.tick, trial.seed, data_seed, trial.repeat
 
 
 def seed_by_seed(trials: Collection[Trial], arms: Sequence[str]) -> list[Trial]:
     """The trials by seeds, round, arm and LR, with the arms in the order given, whatever order the trials came in."""
     place = {arm: index for index, arm in enumerate(arms)}
 
-    def key(trial: Trial) -> tuple[int, int, int, int, int]:
+    def key(trial: Trial) -> tuple[int, int, int, int, int, int]:
         data_seed = -1 if trial.data_seed is None else trial.data_seed
-        return trial.seed, data_seed, trial.round, place[trial.arm], trial.tick
+        return trial.seed, data_seed, trial.repeat, trial.round, place[trial.arm], trial.tick
 
     return sorted(trials, key=key)

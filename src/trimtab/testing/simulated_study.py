@@ -24,7 +24,7 @@ OutcomeOf = Callable[[StudySpec, Trial], Outcome | None]
 
 def outcome_of(spec: StudySpec, trial: Trial) -> Outcome:
     """Loss is lowest at 2^-4; a run degrades past its arm's edge, then explodes, then ends in NaN."""
-    chance = 2 * _fraction(trial.arm, trial.tick, trial.seed, trial.data_seed) - 1
+    chance = 2 * _fraction(*_seen(trial)) - 1
     octave = trial.tick.octave
     edge = EDGE + list(spec.arms).index(trial.arm)
     beyond = octave - edge + 0.5 * chance
@@ -63,7 +63,12 @@ def outcome(spec: StudySpec, trial: Trial, final: float, *, stopped: bool = Fals
 
 def run_id_of(trial: Trial) -> str:
     """A name as runs have it; two trials that differ in their round alone are one run."""
-    return _digest(trial.arm, trial.tick, trial.seed, trial.data_seed)[:20]
+    return _digest(*_seen(trial))[:20]
+
+
+def _seen(trial: Trial) -> tuple[object, ...]:
+    seen = (trial.arm, trial.tick, trial.seed, trial.data_seed)
+    return (*seen, trial.repeat) if trial.repeat else seen
 
 
 def batches(

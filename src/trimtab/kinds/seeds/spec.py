@@ -21,14 +21,18 @@ class SeedsConfig:
         learning_rate: the learning rate of every run, rounded to the nearest 1/16 octave.
         init: number of seeds of the initial weights.
         data: number of seeds of the order of the data.
+        repeats: number of cells of the design that are trained again with the same seeds and other rounding, that is,
+            with twice as many CPU threads. Without repeats, interaction and numerics cannot be told apart.
 
     Raises:
-        ValueError: if the learning rate is not positive and finite, or a count is below 2.
+        ValueError: if the learning rate is not positive and finite, a count is below 2, or ``repeats`` is negative or
+            above the number of cells.
     """
 
     learning_rate: float
     init: int = field(default=5, metadata=FREE)
     data: int = field(default=5, metadata=FREE)
+    repeats: int = field(default=0, metadata=FREE)
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
@@ -36,6 +40,8 @@ class SeedsConfig:
         for name in ("init", "data"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}: a single seed has no variance")
+        if not 0 <= self.repeats <= self.init * self.data:
+            raise ValueError(f"repeats must lie between 0 and {self.init * self.data} cells, got {self.repeats}")
 
     @property
     def tick(self) -> Tick:
@@ -66,7 +72,7 @@ class SeedsSpec(StudySpec):
 
     @override
     def first_runs(self) -> int:
-        return len(self.arms) * self.seeds.init * self.seeds.data
+        return len(self.arms) * (self.seeds.init * self.seeds.data + self.seeds.repeats)
 
     @override
     def most_runs(self) -> int:
