@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trimtab.stats.student import t_quantile
+from trimtab.stats.student import t_cdf, t_quantile
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -38,3 +38,31 @@ def pooled_sd(groups: Sequence[Sequence[float]]) -> float:
         return math.nan
     squares = sum((value - sum(group) / len(group)) ** 2 for group in groups for value in group)
     return math.sqrt(squares / degrees)
+
+
+def welch(one: Sequence[float], other: Sequence[float], hypothesis: float = 0.0) -> tuple[float, float, float, float]:
+    """Difference of two means, its 95 % interval, and the p-value of a hypothesis, by Welch's t-test.
+
+    The interval and the p-value are nan if a group has fewer than two values.
+
+    Args:
+        one: the values of the first group.
+        other: the values of the second group.
+        hypothesis: the difference whose p-value is asked for.
+    """
+    means = [sum(group) / len(group) for group in (one, other)]
+    difference = means[0] - means[1]
+    if min(len(one), len(other)) < 2:
+        return difference, math.nan, math.nan, math.nan
+    errors = [
+        sum((value - mean) ** 2 for value in group) / (len(group) - 1) / len(group)
+        for group, mean in zip((one, other), means, strict=True)
+    ]
+    error = math.sqrt(sum(errors))
+    if error == 0:
+        return difference, difference, difference, float(difference == hypothesis)
+    shares = sum(e**2 / (len(group) - 1) for e, group in zip(errors, (one, other), strict=True))
+    degrees = max(1.0, sum(errors) ** 2 / shares)
+    half = t_quantile(0.975, degrees) * error
+    p_value = 2 * (1 - t_cdf(abs(difference - hypothesis) / error, degrees))
+    return difference, difference - half, difference + half, p_value

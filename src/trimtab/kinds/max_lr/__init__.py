@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trimtab.kinds.max_lr.analysis import analyse
 from trimtab.kinds.max_lr.findings import LimitFindings
+from trimtab.kinds.max_lr.movers import keep
 from trimtab.kinds.max_lr.page import content
 from trimtab.kinds.max_lr.results import LimitFacts, LimitResults
 from trimtab.kinds.max_lr.rounds import round_name, rounds
@@ -19,4 +20,5 @@ KIND = Kind[MaxLrSpec, LimitFindings](
     content=content,
     facts=LimitFacts,
     results=LimitResults,
+    keep=keep,
 )

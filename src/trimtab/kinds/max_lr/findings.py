@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trimtab.kinds.max_lr.spec import MaxLrSpec
+from trimtab.kinds.max_lr.spec import EdgeName, MaxLrSpec
 from trimtab.run.folder import Outcome
 from trimtab.section import Finite
 from trimtab.stats.sensitivity import Sensitivity
@@ -15,7 +15,6 @@ from trimtab.study.labels import Label
 from trimtab.study.trial import Trial
 
 CriterionName = Literal["half_d", "d", "double_d", "collapse", "collapse_at_entropy", "strict"]
-EdgeName = Literal["quality", "collapse"]
 MAIN: Mapping[EdgeName, CriterionName] = {"quality": "d", "collapse": "collapse"}  # the criterion of each edge
 Bound = Literal["above", "below", "no_single_edge", "never_learned", "no_data", "undetermined", "other_optimizer"]
 

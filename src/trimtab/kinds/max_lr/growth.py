@@ -1,62 +1,132 @@
-"""The growth of a probed quantity: its value in a failing run over its value in a stable run of the same seed."""
+"""The growth of a probed quantity in failing runs against sound runs: of the same rate, or of another rate if told."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from trimtab.kinds.max_lr.findings import LabelledRun
-from trimtab.kinds.max_lr.series import Series
-from trimtab.stats.intervals import mean_interval
+import numpy as np
+
+from trimtab.kinds.max_lr.series import FOLLOWED, Floats, Series
+from trimtab.stats.comparison import holm
+from trimtab.stats.intervals import welch
+
+DOUBLE = 2.0
+SLOPE_STEPS = 100  # a slope is stated per this number of steps
+Doubled = Literal["yes", "no", "not clear"]
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """The growth of a quantity over the pairs of a failing and a stable run of the same seed.
+    """A quantity in failing runs against sound runs, in the layer where their ratio is largest.
 
     Attributes:
-        ratio: geometric mean over the pairs; the ratio of a pair is the largest ratio among the layers.
-        low, high: 95 % interval of the ratio; None for a single pair.
+        ratio, low, high: ratio of the geometric means at the last step that all runs have, with a 95 % interval by
+            Welch's method on logarithms; the ends are None if a group has one run.
+        p_double: p-value of the hypothesis that the ratio is 2, corrected by Holm's method over the outputs of the
+            linear layers, or over the other quantities; None if a group has one run.
+        doubled: whether the ratio is above 2 (``yes``) or below 2 (``no``), at 5 %.
+        slope, slope_sound: mean growth per 100 steps after warm-up in failing and in sound runs, in octaves; None if a
+            value is not positive.
+        difference, difference_low, difference_high: difference of the two, with a 95 % interval.
     """
 
     quantity: str
+    place: str
+    failing: int
+    sound: int
     ratio: float
     low: float | None
     high: float | None
-    pairs: int
+    p_double: float | None
+    doubled: Doubled
+    slope: float | None
+    slope_sound: float | None
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
 
 
-def growth_of(
-    quantity: str, stable: list[LabelledRun], broken: list[LabelledRun], series: Mapping[str, Series]
-) -> Growth | None:
-    """Return the growth of a quantity; None without a pair of runs.
+def growth_of(failing: Sequence[Series], sound: Sequence[Series], after: int) -> list[Growth]:
+    """Return the growth of every followed quantity that all runs have with positive values.
 
-    The pair of a seed is its failing run at the lowest LR and its stable run at the highest LR below that.
+    Args:
+        failing: the failing runs.
+        sound: the sound runs.
+        after: the number of warm-up steps, which slopes leave out.
     """
-    logs: list[float] = []
-    for seed in sorted({run.trial.seed for run in broken}):
-        worst = next(run for run in broken if run.trial.seed == seed)
-        below = [run for run in stable if run.trial.seed == seed and run.trial.tick < worst.trial.tick]
-        if below:
-            best = max(below, key=lambda run: run.trial.tick)
-            ratios = _ratios(series[worst.run_id].get(quantity, {}), series[best.run_id].get(quantity, {}))
-            if ratios:
-                logs.append(math.log(max(ratios)))
-    if not logs:
+    last = min(int(run.steps[-1]) for run in (*failing, *sound))
+    found: list[Growth] = []
+    for quantity in FOLLOWED:
+        places = set.intersection(*(set(run.values.get(quantity, {})) for run in (*failing, *sound)))
+        grown = [g for place in sorted(places) if (g := _at(quantity, place, failing, sound, after, last)) is not None]
+        if grown:
+            found.append(max(grown, key=lambda growth: growth.ratio))
+    outputs = [growth for growth in found if growth.quantity.endswith("_output/*/l2_norm")]
+    others = [growth for growth in found if growth not in outputs]
+    return [*_corrected(outputs), *_corrected(others)]
+
+
+def _at(
+    quantity: str, place: str, failing: Sequence[Series], sound: Sequence[Series], after: int, last: int
+) -> Growth | None:
+    ends = [[_end(run, quantity, place, last) for run in group] for group in (failing, sound)]
+    if not all(end > 0 and math.isfinite(end) for group in ends for end in group):
         return None
-    mean, low, high = mean_interval(logs)
-    single = len(logs) == 1
+    logs = [[math.log2(end) for end in group] for group in ends]
+    mean, low, high, p = welch(logs[0], logs[1], hypothesis=math.log2(DOUBLE))
+    slopes = [[_slope(run, quantity, place, after, last) for run in group] for group in (failing, sound)]
+    difference = low_difference = high_difference = math.nan
+    if all(math.isfinite(slope) for group in slopes for slope in group):
+        difference, low_difference, high_difference, _ = welch(slopes[0], slopes[1])
+    means = [float(np.mean(group)) for group in slopes]
     return Growth(
-        quantity, math.exp(mean), None if single else math.exp(low), None if single else math.exp(high), len(logs)
+        quantity=quantity,
+        place=place,
+        failing=len(failing),
+        sound=len(sound),
+        ratio=2.0**mean,
+        low=_known(2.0**low),
+        high=_known(2.0**high),
+        p_double=_known(p),
+        doubled="not clear",
+        slope=_known(means[0]),
+        slope_sound=_known(means[1]),
+        difference=_known(difference),
+        difference_low=_known(low_difference),
+        difference_high=_known(high_difference),
     )
 
 
-def _ratios(worst: dict[str, list[tuple[int, float]]], best: dict[str, list[tuple[int, float]]]) -> list[float]:
-    ratios: list[float] = []
-    for place, values in worst.items():
-        known = dict(best.get(place, []))
-        shared = [(value, known[step]) for step, value in values if step in known and math.isfinite(value)]
-        if shared and shared[-1][0] > 0 and shared[-1][1] > 0:
-            ratios.append(shared[-1][0] / shared[-1][1])
-    return ratios
+def _end(run: Series, quantity: str, place: str, last: int) -> float:
+    values = run.values[quantity][place][run.steps <= last]
+    return float(values[-1]) if len(values) else math.nan
+
+
+def _slope(run: Series, quantity: str, place: str, after: int, last: int) -> float:
+    """Least-squares slope of log2 of the quantity over the steps from ``after`` on; nan if a value is not positive."""
+    inside = (run.steps >= after) & (run.steps <= last)
+    values: Floats = run.values[quantity][place][inside]
+    steps = run.steps[inside].astype(np.float64)
+    if len(values) < 2 or not (np.isfinite(values) & (values > 0)).all():
+        return math.nan
+    centred = steps - steps.mean()
+    return float(centred @ np.log2(values) / (centred @ centred)) * SLOPE_STEPS
+
+
+def _corrected(found: Sequence[Growth]) -> list[Growth]:
+    p_values = {growth.quantity: growth.p_double for growth in found if growth.p_double is not None}
+    adjusted = holm(p_values)
+    corrected: list[Growth] = []
+    for growth in found:
+        p = adjusted.get(growth.quantity)
+        shown = p is not None and p < 0.05
+        doubled: Doubled = "not clear" if not shown else "yes" if growth.ratio > DOUBLE else "no"
+        corrected.append(replace(growth, p_double=p, doubled=doubled))
+    return corrected
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from trimtab.kinds.max_lr.growth import Growth
-from trimtab.kinds.max_lr.movers import FACTOR, Movement
+from trimtab.kinds.max_lr.movers import FACTOR, Movement, drawn
 from trimtab.kinds.max_lr.series import FOLLOWED
 from trimtab.report.chart import escape, vertical_line
+from trimtab.report.text import number as number_text
 from trimtab.section import Chart, Section, Table
 
-STABLE, BROKEN = ("#9ecae1", "#08519c"), ("#fdd0a2", "#a63603")  # first layer, last layer
+SOUND, FAILING = ("#9ecae1", "#08519c"), ("#fdd0a2", "#a63603")  # first layer, last layer
 ROWS = 16
-MOVED = ("quantity", "place", "left the band at step", "steps before the loss", "last value / stable median")
-COMPARED = ("quantity", "ratio", "pairs", "more than doubled?")
-GROWN = (
-    "Ratio: value in a failing run over the value in a stable run of the same seed, at the last step that both have, "
-    "in the layer with the largest ratio. The table shows the geometric mean over the pairs of runs and its 95 % "
-    "interval."
+MOVED = ("quantity", "place", "left the band at step", "steps before the loss", "last value / median of sound runs")
+COMPARED = (
+    *("quantity", "place", "failing / sound", "more than doubled?", "p (ratio 2, Holm)"),
+    *("growth, failing", "growth, sound", "difference", "an octave above / sound"),
 )
-DOUBLE = 2.0
+GROWN = (
+    "Failing / sound: ratio of the geometric means at the last step that all runs have, in the layer where it is "
+    "largest, with a 95 % interval. Growth: change per 100 steps after warm-up, in octaves (+1 doubles the value)."
+)
+
+
+def refusal(arms: Sequence[str]) -> Section:
+    """Return the section that names the arms without a rate at which some runs fail and others do not."""
+    return Section(
+        "Who moved first",
+        lines=[
+            f"no comparison for {', '.join(arms)}: at no learning rate do some runs fail and others not, and runs of "
+            "different rates differ for that reason alone; set movers.seeds for runs at the limit, or "
+            "movers.other_rates = true"
+        ],
+    )
 
 
 def mover_sections(number: int, arm: str, movement: Movement) -> list[Section]:
-    """Return the sections of an arm: the order in which quantities left the band, their growth, and their charts."""
-    stable = movement.stable.trial
-    broken = movement.broken.trial
+    """Return the sections of an arm: the growth of each quantity, and the order in which quantities left the band."""
+    _, failing = drawn(movement)
     event = movement.event_step
     ended = (
-        f"its training loss rises for good at step {event}"
-        if event is not None
-        else "its training loss does not rise for good"
+        f"its training loss rises for good at step {event}" if event is not None else "its loss does not rise for good"
     )
+    rate = f"LR {failing.trial.learning_rate:.3g}"
     lead = (
-        f"A failing run at LR {broken.learning_rate:.3g} (seed {broken.seed}, {movement.broken.label.value}; {ended}) "
-        f"is compared with {movement.num_stable} stable runs; the charts show the stable run at LR "
-        f"{stable.learning_rate:.3g}. The band of a quantity extends from {1 / FACTOR:g} times the smallest to "
-        f"{FACTOR:g} times the largest value of the stable runs. A quantity leaves the band when three consecutive "
-        "readings, or all remaining readings, are outside it."
+        f"{len(movement.failing)} runs that fail at the edge of {movement.edge} and {len(movement.sound)} that do not"
+        + (f", all at {rate}. " if movement.same_rate else f", at different learning rates. {CONFOUNDED} ")
     )
+    growth = [_growth_row(movement, one) for one in movement.growth]
+    charts = mover_charts(number, movement)
     moved = [mover for mover in movement.movers if mover.step is not None]
     rows = [
         (
@@ -53,50 +65,71 @@ def mover_sections(number: int, arm: str, movement: Movement) -> list[Section]:
     ]
     stayed = len(movement.movers) - len(moved)
     rows.append((f"{stayed} of {len(movement.movers)} quantities never left the band", "", "", "", ""))
-    growth = [_growth_row(growth) for growth in movement.growth]
-    charts = mover_charts(number, movement)
-    sections = [
-        Section(f"Who moved first: {arm}", lead, Table(MOVED, rows), charts=[] if growth else charts, small=True)
-    ]
+    band = (
+        f"{lead}The failing run of seed {failing.trial.seed} at {rate} ({failing.label.value}; {ended}). The band of a "
+        f"quantity extends from {1 / FACTOR:g} times the smallest to {FACTOR:g} times the largest value of the sound "
+        "runs at the same step. A quantity leaves the band when three consecutive readings, or all remaining readings, "
+        "are outside it."
+    )
+    sections = [Section(f"Who moved first: {arm}", band, Table(MOVED, rows), charts=charts, small=True)]
     if growth:
-        sections.append(
-            Section(f"Growth of each quantity: {arm}", GROWN, Table(COMPARED, growth), charts=charts, small=True)
+        sections.insert(
+            0, Section(f"Growth of each quantity: {arm}", lead + GROWN + _above_note(movement), Table(COMPARED, growth))
         )
     return sections
 
 
-def _growth_row(growth: Growth) -> tuple[str, ...]:
+CONFOUNDED = "Part of every difference is due to the rate, not to the failure."
+
+
+def _above_note(movement: Movement) -> str:
+    if movement.above is None:
+        return ""
+    return f" Last column: {movement.above[0]} runs an octave above against the sound runs. {CONFOUNDED}"
+
+
+def _growth_row(movement: Movement, growth: Growth) -> tuple[str, ...]:
+    above = {one.quantity: one for one in movement.above[1]} if movement.above else {}
+    return (
+        *(FOLLOWED[growth.quantity], growth.place, _ratio(growth), growth.doubled, number_text(growth.p_double, ".2g")),
+        *(number_text(growth.slope, "+.3f"), number_text(growth.slope_sound, "+.3f")),
+        _interval(growth.difference, growth.difference_low, growth.difference_high, "+.3f"),
+        _ratio(above[growth.quantity]) if growth.quantity in above else "-",
+    )
+
+
+def _ratio(growth: Growth) -> str:
     interval = "" if growth.low is None or growth.high is None else f" [{growth.low:.2g}, {growth.high:.2g}]"
-    if growth.low is not None and growth.low > DOUBLE:
-        verdict = "yes"
-    elif (growth.high if growth.high is not None else growth.ratio) < DOUBLE:
-        verdict = "no"
-    else:
-        verdict = "not clear"
-    return FOLLOWED[growth.quantity], f"{growth.ratio:.2g}x{interval}", str(growth.pairs), verdict
+    return f"{growth.ratio:.2g}x{interval}"
+
+
+def _interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:{form}}" if low is None or high is None else f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def mover_charts(number: int, movement: Movement) -> list[Chart]:
-    """Return a chart for each quantity, with a line for each layer: stable run in blue, failing run in orange."""
+    """Return a chart for each quantity, with a line for each layer: sound run in blue, failing run in orange."""
+    sound, failing = drawn(movement)
     charts: list[Chart] = []
     for index, (quantity, title) in enumerate(FOLLOWED.items()):
         data: list[dict[str, Any]] = []
-        for run, colours, name in (
-            (movement.stable, STABLE, "stable"),
-            (movement.broken, BROKEN, "failing"),
-        ):
-            places = movement.series[run.run_id].get(quantity, {})
+        for run, colours, name in ((sound, SOUND, "sound"), (failing, FAILING, "failing")):
+            series = movement.series[run.run_id]
+            places = series.values.get(quantity, {})
             for layer, (where, values) in enumerate(places.items()):
                 place = escape(where).replace("%", "&#37;")  # a place may be the name of a module
-                sound = [(step, value) for step, value in values if math.isfinite(value)]
+                points = zip(series.steps.tolist(), values.tolist(), strict=True)
+                finite = [(step, value) for step, value in points if math.isfinite(value)]
                 share = layer / (len(places) - 1) if len(places) > 1 else 1.0
                 data.append(
                     {
                         "type": "scatter",
                         "mode": "lines",
                         "name": f"{name}, {place}",
-                        "x": [step for step, _ in sound],
-                        "y": [value for _, value in sound],
+                        "x": [step for step, _ in finite],
+                        "y": [value for _, value in finite],
                         "line": {"width": 1.5, "color": _between(*colours, share)},
                         "hovertemplate": "step %{x}: %{y:.4g}<extra>" + f"{name}, {place}</extra>",
                     }

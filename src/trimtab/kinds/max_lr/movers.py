@@ -1,4 +1,8 @@
-"""Find the probed quantities of a failing run that leave the band of the stable runs of the same arm, and when."""
+"""The probed quantities of failing runs that leave the band of sound runs of the same arm and rate, and when.
+
+A quantity that differs between learning rates differs between failing and sound runs of different rates too. Runs are
+therefore compared at equal rate and step; ``movers.other_rates`` allows the other comparison, and the page says so.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,29 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from trimtab.kinds.max_lr.findings import LabelledRun, LimitFindings
 from trimtab.kinds.max_lr.growth import Growth, growth_of
-from trimtab.kinds.max_lr.series import FOLLOWED, Series, read_series
-from trimtab.run.folder import load_steps
+from trimtab.kinds.max_lr.series import FILE, Series, read_series, save_series
+from trimtab.kinds.max_lr.spec import EdgeName
 from trimtab.section import Finite
-from trimtab.study.labels import FAILURES, Label
+from trimtab.study.labels import Edge, failed
+from trimtab.study.trial import SIXTEENTH
 
-FACTOR = 2.0  # the band extends from the smallest value of the stable runs / FACTOR to the largest * FACTOR
+FACTOR = 2.0  # the band extends from the smallest value of the sound runs / FACTOR to the largest * FACTOR
 IN_A_ROW = 3  # consecutive readings outside the band; fewer do not count
 SMOOTHED = 10  # steps over which the training loss is averaged
 
 
 @dataclass(frozen=True, slots=True)
 class Mover:
-    """A quantity of a layer, or of the whole model.
+    """A quantity of a layer, or of the whole model, in one failing run.
 
     Attributes:
         step: step of the first of three consecutive readings outside the band (fewer at the end of the run); None if
             there is no such reading.
-        ratio: value over the median of the stable runs, at the last step that both have; None without such a step.
+        ratio: value over the median of the sound runs, at the last step that both have; None without such a step.
     """
 
     quantity: str
@@ -37,100 +43,184 @@ class Mover:
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """The movers of an arm: its failing run at the lowest LR compared with its stable runs.
+    """The movers of an arm: its failing runs compared with its sound runs.
 
     Attributes:
-        stable: the stable run that is drawn: of the seed of ``broken`` if there is one, at the highest LR.
-        broken: the failing run.
-        event_step: the step from which the training loss of the failing run stays above its running minimum plus the
-            margin; None if there is no such step.
+        edge: the edge at which a run fails.
+        same_rate: whether all runs have the same LR; otherwise differences contain an effect of the rate.
+        sound: the sound runs.
+        failing: the failing runs; the first is drawn, and its movers are given.
+        event_step: the step from which the training loss of the first failing run stays above its running minimum plus
+            the margin; None if there is no such step.
         movers: in order of their step; quantities that stayed inside the band come last.
-        growth: of every quantity, over all failing runs.
-        series: of ``stable`` and ``broken``, by run id.
+        growth: of every quantity, over all runs.
+        above: the number of runs an octave above, and their growth against the sound runs, which contains the effect
+            of the rate; None without such runs.
+        series: of all these runs, by run id.
     """
 
-    stable: LabelledRun
-    broken: LabelledRun
-    num_stable: int
+    edge: EdgeName
+    same_rate: bool
+    sound: Sequence[LabelledRun]
+    failing: Sequence[LabelledRun]
     event_step: int | None
-    movers: tuple[Mover, ...]
-    growth: tuple[Growth, ...]
+    movers: Sequence[Mover]
+    growth: Sequence[Growth]
+    above: tuple[int, Sequence[Growth]] | None
     series: Mapping[str, Series]
 
 
-def movements(findings: LimitFindings) -> dict[str, Movement]:
-    """Return a movement for every arm with probes, a failing run and a stable run."""
-    by_arm: dict[str, Movement] = {}
-    for arm in findings.arms:
-        runs = [run for run in findings.runs if run.trial.arm == arm and run.outcome is not None]
-        stable = [run for run in runs if run.label in (Label.STABLE, Label.RECOVERED)]
-        broken = [run for run in runs if run.label in FAILURES]
-        if stable and broken:
-            movement = _movement(findings, stable, broken)
-            if movement is not None:
-                by_arm[arm] = movement
-    return by_arm
+@dataclass(frozen=True, slots=True)
+class Movements:
+    """The movements of all arms that have one.
+
+    Attributes:
+        refused: arms with probes, failing and sound runs, and no rate that has both.
+    """
+
+    by_arm: Mapping[str, Movement]
+    refused: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
 class MovementResults:
-    """A movement in ``results.json``."""
+    """A movement in ``results.json``; ``drawn`` are the ids of the sound and the failing run in the charts."""
 
-    stable_run: str
-    stable_lr: Finite
-    broken_run: str
-    broken_lr: Finite
-    stable_runs: int
+    edge: EdgeName
+    same_rate: bool
+    lr: Finite
+    sound_lr: Finite
+    drawn: tuple[str, str]
+    sound_runs: int
+    failing_runs: int
     band_factor: Finite
     event_step: int | None
     movers: Sequence[Mover]
     growth: Sequence[Growth]
+    runs_above: int
+    growth_above: Sequence[Growth]
+
+
+def movements(findings: LimitFindings) -> Movements:
+    """Return a movement for every arm with probes, failing runs, and sound runs at the same rate."""
+    by_arm: dict[str, Movement] = {}
+    refused: list[str] = []
+    for arm in findings.arms if findings.learned else ():
+        judged = _judged(findings, arm)
+        if not judged.sound or not judged.failing:
+            continue
+        groups = judged.at_equal_rate() or (judged if findings.spec.movers.other_rates else None)
+        if groups is None:
+            refused.append(arm)
+        else:
+            by_arm[arm] = _movement(findings, judged, groups)
+    return Movements(by_arm, refused)
+
+
+def keep(findings: LimitFindings, folder: Path) -> None:
+    """Write the series of all runs of the movements into a folder."""
+    series = {
+        run_id: one for movement in movements(findings).by_arm.values() for run_id, one in movement.series.items()
+    }
+    if series:
+        save_series(series, folder / FILE)
 
 
 def results_of(movement: Movement) -> MovementResults:
     """Return a movement without its series."""
+    sound, failing = drawn(movement)
+    number, above = movement.above or (0, ())
     return MovementResults(
-        stable_run=movement.stable.run_id,
-        stable_lr=movement.stable.trial.learning_rate,
-        broken_run=movement.broken.run_id,
-        broken_lr=movement.broken.trial.learning_rate,
-        stable_runs=movement.num_stable,
+        edge=movement.edge,
+        same_rate=movement.same_rate,
+        lr=failing.trial.learning_rate,
+        sound_lr=sound.trial.learning_rate,
+        drawn=(sound.run_id, failing.run_id),
+        sound_runs=len(movement.sound),
+        failing_runs=len(movement.failing),
         band_factor=FACTOR,
         event_step=movement.event_step,
         movers=movement.movers,
         growth=movement.growth,
+        runs_above=number,
+        growth_above=above,
     )
 
 
-def _movement(findings: LimitFindings, stable: list[LabelledRun], broken: list[LabelledRun]) -> Movement | None:
-    series = {run.run_id: read_series(findings, run) for run in (*stable, *broken)}
-    stable = [run for run in stable if series[run.run_id]]
-    broken = sorted((run for run in broken if series[run.run_id]), key=lambda run: (run.trial.tick, run.trial.seed))
-    if not stable or not broken:
-        return None
-    worst = broken[0]
-    # A run of the same seed sees the same data; among those, the highest stable LR is the nearest.
-    best = max(stable, key=lambda run: (run.trial.seed == worst.trial.seed, run.trial.tick))
-    calm = [series[run.run_id] for run in stable]
+def drawn(movement: Movement) -> tuple[LabelledRun, LabelledRun]:
+    """Return the sound and the failing run that the charts show: of the same seed if there are such, which is rare."""
+    failing = movement.failing[0]
+    return max(movement.sound, key=lambda run: (run.trial.seed == failing.trial.seed, run.trial.tick)), failing
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """Runs of an arm with readings, by their result at one edge; ascending by rate and seed."""
+
+    sound: Sequence[LabelledRun]
+    failing: Sequence[LabelledRun]
+    series: Mapping[str, Series]
+
+    def at_equal_rate(self) -> _Judged | None:
+        """The runs at the rate with the most runs in its smaller group; None if no rate has both."""
+        ticks = sorted({run.trial.tick for run in self.sound} & {run.trial.tick for run in self.failing})
+        if not ticks:
+            return None
+        at = [self.at(tick) for tick in ticks]
+        return max(at, key=lambda groups: min(len(groups.sound), len(groups.failing)))
+
+    def at(self, tick: int) -> _Judged:
+        """The runs at one rate."""
+        sound, failing = ([r for r in group if r.trial.tick == tick] for group in (self.sound, self.failing))
+        return _Judged(sound, failing, self.series)
+
+    def of(self, runs: Sequence[LabelledRun]) -> list[Series]:
+        """The series of runs."""
+        return [self.series[run.run_id] for run in runs]
+
+
+def _judged(findings: LimitFindings, arm: str) -> _Judged:
+    edge = Edge(findings.spec.movers.edge)
+    known = [run for run in findings.runs if run.trial.arm == arm and run.outcome is not None]
+    known.sort(key=lambda run: (run.trial.tick, run.trial.seed))
+    unique = list({run.run_id: run for run in known}.values())
+    series = {run.run_id: read_series(findings.evidence.folder, run.run_id) for run in unique}
+    read = [run for run in unique if series[run.run_id].values]
+    sound, failing = ([run for run in read if failed(run.label, edge) is wanted] for wanted in (False, True))
+    return _Judged(sound, failing, series)
+
+
+def _movement(findings: LimitFindings, judged: _Judged, groups: _Judged) -> Movement:
+    same_rate = len({run.trial.tick for run in (*groups.sound, *groups.failing)}) == 1
+    worst = groups.series[groups.failing[0].run_id]
+    calm = groups.of(groups.sound)
     movers = [
-        _mover(quantity, place, values, [of_run.get(quantity, {}).get(place, []) for of_run in calm])
-        for quantity, places in series[worst.run_id].items()
-        for place, values in places.items()
+        _mover(quantity, place, _points(worst, quantity, place), [_points(run, quantity, place) for run in calm])
+        for quantity, places in worst.values.items()
+        for place in places
     ]
     movers.sort(key=lambda mover: math.inf if mover.step is None else mover.step)
-    steps = load_steps(findings.evidence.folder / "runs" / worst.run_id)
-    losses = [(int(row["step"]), float(row["loss"])) for row in steps if row["step"] > 0]
-    event = event_step(losses, findings.spec.criterion.margin)
-    growth = [growth_of(quantity, stable, broken, series) for quantity in FOLLOWED]
+    losses = list(enumerate(worst.losses.tolist(), start=1))
+    warmup = findings.spec.arms[groups.failing[0].trial.arm].protocol.schedule.warmup_steps
+    higher = judged.at(groups.failing[0].trial.tick + SIXTEENTH) if same_rate else _Judged([], [], {})
+    runs_above = [*higher.sound, *higher.failing]
+    above = (len(runs_above), growth_of(judged.of(runs_above), calm, warmup)) if runs_above else None
     return Movement(
-        best,
-        worst,
-        len(stable),
-        event,
-        tuple(movers),
-        tuple(ratio for ratio in growth if ratio is not None),
-        {run.run_id: series[run.run_id] for run in (best, worst)},
+        edge=findings.spec.movers.edge,
+        same_rate=same_rate,
+        sound=groups.sound,
+        failing=groups.failing,
+        event_step=event_step(losses, findings.spec.criterion.margin),
+        movers=movers,
+        growth=growth_of(groups.of(groups.failing), calm, warmup),
+        above=above,
+        series={run.run_id: groups.series[run.run_id] for run in (*groups.sound, *groups.failing, *runs_above)},
     )
+
+
+def _points(series: Series, quantity: str, place: str) -> list[tuple[int, float]]:
+    values = series.values.get(quantity, {}).get(place)
+    return [] if values is None else list(zip(series.steps.tolist(), values.tolist(), strict=True))
 
 
 def _mover(

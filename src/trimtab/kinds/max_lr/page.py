@@ -7,7 +7,7 @@ from trimtab.kinds.max_lr.criteria import RULES
 from trimtab.kinds.max_lr.figures import label_map, limits, posteriors
 from trimtab.kinds.max_lr.findings import MAIN, LimitFindings
 from trimtab.kinds.max_lr.loss_figures import loss_against_lr, loss_curves
-from trimtab.kinds.max_lr.mover_charts import mover_sections
+from trimtab.kinds.max_lr.mover_charts import mover_sections, refusal
 from trimtab.kinds.max_lr.movers import movements
 from trimtab.kinds.max_lr.movers import results_of as movement_results
 from trimtab.kinds.max_lr.results import facts_of, results_of, rows_of
@@ -37,8 +37,10 @@ def content(findings: LimitFindings) -> Content:
         *(Section(chart.title, charts=[chart]) for chart in (label_map(findings), *posteriors(findings))),
         Section("Loss curves by arm", CURVES, charts=loss_curves(findings), small=True),
     ]
-    for index, (arm, movement) in enumerate(moved.items()):
+    for index, (arm, movement) in enumerate(moved.by_arm.items()):
         sections += mover_sections(index, arm, movement)
+    if moved.refused:
+        sections.append(refusal(moved.refused))
     sections += [_edges(findings), *_pairs(findings), _criteria(findings), _labels(findings)]
     return Content(
         lead=f"At which peak learning rate does training begin to fail? {len(findings.runs)} runs, "
@@ -46,7 +48,7 @@ def content(findings: LimitFindings) -> Content:
         sections=sections,
         verdicts=verdicts(findings, agreement),
         facts=facts_of(findings),
-        results=results_of(findings, agreement, {arm: movement_results(movement) for arm, movement in moved.items()}),
+        results=results_of(findings, agreement, {arm: movement_results(one) for arm, one in moved.by_arm.items()}),
         rows=rows_of(findings),
     )
 

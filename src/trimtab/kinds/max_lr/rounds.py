@@ -10,6 +10,7 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 
 from trimtab.kinds.max_lr.allowance import Allowance
+from trimtab.kinds.max_lr.at_limit import AT_LIMIT, MOVED, runs_at_limit
 from trimtab.kinds.max_lr.confirmation import CONFIRMATION, confirmation_trials
 from trimtab.kinds.max_lr.fits import fit_edge
 from trimtab.kinds.max_lr.phase import PROBED, PhaseOne, edge_model, has_collapsed, phase_one
@@ -26,9 +27,10 @@ FIRST_PROBE_SEED = 1000
 
 def rounds(spec: MaxLrSpec) -> Rounds:
     """Yield the trials of each round; the caller sends the results of all rounds so far."""
-    results = yield from _search(spec)
+    results = dict((yield from _search(spec)))  # what follows is no evidence for the limits
     if trials := confirmation_trials(spec, results):
         yield trials
+    yield from runs_at_limit(spec, results)
 
 
 def _search(spec: MaxLrSpec) -> Generator[Sequence[Trial], Results, Results]:
@@ -67,10 +69,11 @@ def _search(spec: MaxLrSpec) -> Generator[Sequence[Trial], Results, Results]:
 
 
 def round_name(number: int) -> str:
-    """Return the name of a round: 'sweep', 'replicates', 'probes 1', ..., 'confirmation'."""
+    """Return the name of a round: 'sweep', 'replicates', 'probes 1', ..., 'confirmation', 'at the limit'."""
     if EARLIER <= number < CONFIRMATION:
         return f"probes {number - EARLIER - 1} of an earlier version"
-    return {0: "sweep", 1: "replicates", CONFIRMATION: "confirmation"}.get(number, f"probes {number - 1}")
+    named = {0: "sweep", 1: "replicates", CONFIRMATION: "confirmation", AT_LIMIT: "at the limit", MOVED: "moved rate"}
+    return named.get(number, f"probes {number - 1}")
 
 
 def _sweep(spec: MaxLrSpec, arm: str, ticks: tuple[Tick, ...] | list[Tick]) -> list[Trial]:

@@ -1,11 +1,17 @@
-"""The probed quantities of a run as series over its steps, read from the run folder."""
+"""The probed quantities of a run as series over its steps: read from run folders, or from one file that keeps them."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from trimtab.kinds.max_lr.findings import LabelledRun, LimitFindings
-from trimtab.run.folder import load_readings
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.run.folder import load_readings, load_steps
 from trimtab.watching import MetricKey
 
 # Titles by metric key with * for the place: the quantities that the papers on instability follow.
@@ -21,25 +27,104 @@ FOLLOWED = {
     "embedding_weight/*/tev_mean": "Token Embedding Variability",
     "all_grad/*/l2_norm": "gradient of all parameters, L2 norm",
 }
+FILE = "movers.npz"
+DROPPED = np.uint32(0xFFFFC000)  # keeps 9 bits of the fraction of a single-precision number, about 0.1 %
 
-Series = dict[str, dict[str, list[tuple[int, float]]]]
-"""Quantity -> place (``layer.0`` or ``model``) -> (step, value), in ascending order of step."""
+Floats = NDArray[np.float64]
 
 
-def read_series(findings: LimitFindings, run: LabelledRun) -> Series:
-    """Return the followed quantities of a run; empty without probes. The heads of a layer become a single value."""
-    series: Series = {}
-    for row in load_readings(findings.evidence.folder / "runs" / run.run_id):
-        heads: dict[tuple[str, str], list[float]] = {}
-        for text, value in row.items():
-            if "/" not in text:
-                continue  # this is the entry "step"
-            key = MetricKey.parse(text)
-            quantity = f"{key.what}/*/{key.statistic}"
-            if quantity in FOLLOWED:
-                heads.setdefault((quantity, key.without_head.where), []).append(float(value))
-        for (quantity, place), values in heads.items():
-            # Over the heads of a layer: the largest logit, and the mean of every other quantity.
-            value = max(values) if quantity.endswith("max_logit") else statistics.fmean(values)
-            series.setdefault(quantity, {}).setdefault(place, []).append((int(row["step"]), value))
-    return series
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The followed quantities of a run, and its training loss.
+
+    Attributes:
+        steps: steps of the readings, (R,), ascending.
+        values: by quantity and place (``layer.0`` or ``model``), (R,); nan without a value.
+        losses: training loss of every step, in nats.
+    """
+
+    steps: NDArray[np.int64]
+    values: Mapping[str, Mapping[str, Floats]]
+    losses: Floats
+
+
+NO_SERIES = Series(np.zeros(0, np.int64), {}, np.zeros(0))
+
+
+def read_series(folder: Path, run_id: str) -> Series:
+    """Return the series of a run of a study folder; without values if the run has no readings of these quantities.
+
+    Values have three significant digits, in run folders and in the file, so both give the same numbers.
+    """
+    run = folder / "runs" / run_id
+    if run.is_dir():
+        return _of_run(run)
+    return load_series(folder / FILE).get(run_id, NO_SERIES)
+
+
+def save_series(series: Mapping[str, Series], file: Path) -> None:
+    """Save the series of runs, by run id, in one compressed file."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for run_id, of_run in series.items():
+        rows = [(q, place, values) for q, places in of_run.values.items() for place, values in places.items()]
+        arrays[f"{run_id}/steps"] = of_run.steps.astype(np.int32)
+        arrays[f"{run_id}/names"] = np.array([[q, place] for q, place, _ in rows], dtype=np.str_).reshape(-1, 2)
+        arrays[f"{run_id}/values"] = np.array([values for *_, values in rows], dtype=np.float32)
+        arrays[f"{run_id}/losses"] = of_run.losses.astype(np.float32)
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load_series(file: Path) -> dict[str, Series]:
+    """Return the series of a file by run id; empty without the file."""
+    if not file.is_file():
+        return {}
+    parts: dict[str, dict[str, NDArray[Any]]] = {}
+    with np.load(file, allow_pickle=False) as stored:
+        for name in stored.files:
+            run_id, what = name.split("/", 1)
+            parts.setdefault(run_id, {})[what] = stored[name]
+    found: dict[str, Series] = {}
+    for run_id, part in parts.items():
+        values: dict[str, dict[str, Floats]] = {}
+        for (quantity, place), row in zip(part["names"], part["values"], strict=True):
+            values.setdefault(str(quantity), {})[str(place)] = row.astype(np.float64)
+        found[run_id] = Series(part["steps"].astype(np.int64), values, part["losses"].astype(np.float64))
+    return found
+
+
+def _of_run(run: Path) -> Series:
+    readings = load_readings(run)
+    values: dict[str, dict[str, list[float]]] = {}
+    for index, row in enumerate(readings):
+        for (quantity, place), value in _of_reading(row).items():
+            column = values.setdefault(quantity, {}).setdefault(place, [float("nan")] * len(readings))
+            column[index] = value
+    losses = [float(row["loss"]) for row in load_steps(run) if row["step"] > 0]
+    return Series(
+        steps=np.array([int(row["step"]) for row in readings], dtype=np.int64),
+        values={q: {place: rounded(column) for place, column in places.items()} for q, places in values.items()},
+        losses=np.array(losses, dtype=np.float32).astype(np.float64),
+    )
+
+
+def _of_reading(row: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    """The followed values of one reading. The heads of a layer become a single value."""
+    heads: dict[tuple[str, str], list[float]] = {}
+    for text, value in row.items():
+        if "/" not in text:
+            continue  # this is the entry "step"
+        key = MetricKey.parse(text)
+        quantity = f"{key.what}/*/{key.statistic}"
+        if quantity in FOLLOWED:
+            heads.setdefault((quantity, key.without_head.where), []).append(float(value))
+    # Over the heads of a layer: the largest logit, and the mean of every other quantity.
+    return {
+        key: max(values) if key[0].endswith("max_logit") else statistics.fmean(values) for key, values in heads.items()
+    }
+
+
+def rounded(values: list[float]) -> Floats:
+    """Return values with about three significant digits."""
+    with np.errstate(over="ignore"):  # a value beyond single precision becomes infinite
+        bits = np.array(values, dtype=np.float64).astype(np.float32).view(np.uint32)
+    return (bits & DROPPED).view(np.float32).astype(np.float64)

@@ -15,6 +15,7 @@ from trimtab.study.trial import Tick
 
 LEAST = {"sweep_seeds": 1, "replicates": 0, "extensions": 0, "probes_per_round": 1, "most_runs": 1, "confirm": 0}
 CONFIRMATION_CELLS = 8  # two edges, two arms, two rates
+EdgeName = Literal["quality", "collapse"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +63,33 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MoversConfig:
+    """The comparison of failing with sound runs at the same rate, for studies with probes.
+
+    Attributes:
+        edge: the edge at which a run fails.
+        seeds: number of unseen seeds at LR50 of every arm at this edge; 0 makes no runs for the comparison. If fewer
+            than a quarter or more than three quarters of them fail, the rate moves by a quarter octave once. These runs
+            are beyond ``most_runs`` and no evidence for the limits.
+        above: number of unseen seeds an octave above, which show how much of a difference is that of the rate.
+        other_rates: whether failing runs may be compared with sound runs of other rates if no rate has both.
+
+    Raises:
+        ValueError: if a count is out of range.
+    """
+
+    edge: EdgeName = "collapse"
+    seeds: int = field(default=0, metadata=FREE)
+    above: int = field(default=0, metadata=FREE)
+    other_rates: bool = field(default=False, metadata=FREE)
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "above"):
+            if not 0 <= getattr(self, name) <= MOST_TRIALS:
+                raise ValueError(f"{name} must lie between 0 and {MOST_TRIALS}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MaxLrSpec(StudySpec):
     """The complete specification of a study of limits.
 
@@ -79,6 +107,7 @@ class MaxLrSpec(StudySpec):
     reference: str = "baseline"
     criterion: Criterion = field(default_factory=Criterion)
     search: SearchConfig = field(default_factory=SearchConfig)
+    movers: MoversConfig = field(default_factory=MoversConfig)
 
     def __post_init__(self) -> None:
         if self.reference not in self.lines:
@@ -125,7 +154,9 @@ class MaxLrSpec(StudySpec):
     def most_runs(self) -> int:
         further = 2 * self.search.extensions * self.search.sweep_seeds
         confirmation = CONFIRMATION_CELLS * self.search.confirm
-        return confirmation + sum(max(self.first_runs_of(arm) + further, self.search.most_runs) for arm in self.arms)
+        compared = (2 * self.movers.seeds + self.movers.above) * len(self.arms)
+        searched = sum(max(self.first_runs_of(arm) + further, self.search.most_runs) for arm in self.arms)
+        return searched + confirmation + compared
 
 
 def _optimizer_named(arm: object) -> str:

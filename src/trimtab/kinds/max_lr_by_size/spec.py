@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from trimtab.kinds.max_lr.spec import MaxLrSpec
+from trimtab.kinds.max_lr.spec import MaxLrSpec, MoversConfig
 from trimtab.study.settings import MOST_TRIALS
 
 
@@ -20,7 +20,8 @@ class SizedStudySpec(MaxLrSpec):
         studies: the study of limits of each size; the name of an arm contains line and size.
 
     Raises:
-        ValueError: if there is no size, the reference is not an arm, or the search asks for more than 10,000 trials.
+        ValueError: if there is no size, the reference is not an arm, runs for movers are asked for, or the search asks
+            for more than 10,000 trials.
     """
 
     kind: ClassVar[str] = "max_lr_by_size"
@@ -33,6 +34,8 @@ class SizedStudySpec(MaxLrSpec):
             raise ValueError('sizes: expected at least one table such as [sizes."width 64"]')
         if self.reference not in self.lines:
             raise ValueError(f"reference: '{self.reference}' is not an arm; arms are {', '.join(self.lines)}")
+        if self.movers != MoversConfig():
+            raise ValueError('movers: limits by size do not follow movers; make a study of kind "max_lr" at one size')
         object.__setattr__(self, "studies", {size: self._at(size) for size in self.sizes})
         if self.most_runs() > MOST_TRIALS:
             raise ValueError(f"search: {self.most_runs()} trials are more than the {MOST_TRIALS} that a study can make")
