@@ -23,6 +23,7 @@ from trimtab.cli.commands import study_tables
 from trimtab.config import ConfigError, dump_toml
 from trimtab.kinds.loss_at_lr.analysis import analyse as analyse_losses
 from trimtab.kinds.loss_at_lr.findings import Compared, LossFindings
+from trimtab.kinds.loss_at_lr.rounds import not_bracketed
 from trimtab.kinds.loss_at_lr.rounds import rounds as loss_rounds
 from trimtab.kinds.loss_at_lr.savings import first_step_at
 from trimtab.kinds.loss_at_lr.spec import LossStudySpec
@@ -62,6 +63,7 @@ def tables(tiny_tables: Tables) -> Tables:
         if kind == "loss_at_lr":
             del raw["search"]
             raw["evaluation"] |= {"final_blocks": 4, "block_bytes": 64}
+            raw["comparison"] = {"tune": "reference", "tuning_seeds": 1, "extensions": 0}
         else:
             raw |= {"sizes": {key: DEPTHS[key] for key in ("1 deep", "2 deep")}}
         for key, value in changes.items():
@@ -337,6 +339,88 @@ def test_the_sweep_comes_first_and_decides_the_rate_of_every_pair(
     assert spec.most_runs() == len(sweep) + len(pairs)
 
 
+def test_by_default_each_arm_is_tuned_at_each_size_on_two_seeds(tables: Tables) -> None:
+    raw = tables(**AT_SIZES)
+    del raw["comparison"]
+    spec = read(raw)
+    best = {"baseline, 1 deep": -96, "qk_norm, 1 deep": -112, "baseline, 2 deep": -80, "qk_norm, 2 deep": -64}
+    batches, results = driven(loss_rounds(spec), best_at(best))
+    sweep = [trial for trial in results if trial.round == 0]
+    assert {trial.arm for trial in sweep} == set(spec.arms)
+    assert len({trial.seed for trial in sweep}) == 2
+    nearest = {arm: min(SWEEP, key=lambda tick: abs(tick - best[arm])) for arm in best}
+    assert {(trial.arm, int(trial.tick)) for trial in batches[-1]} == set(nearest.items())
+
+
+@pytest.mark.parametrize("middle", [-96 - 144, -96 + 144])
+def test_a_sweep_that_starts_too_high_or_too_low_brackets_its_best_by_itself(tables: Tables, middle: int) -> None:
+    spec = read(tables(comparison={"tune": "arm", "extensions": 4}))
+    _, results = driven(loss_rounds(spec), best_at(dict.fromkeys(spec.arms, middle)))
+    swept = {trial.tick for trial in results if trial.round == 0}
+    assert min(swept) < middle < max(swept)
+    assert not_bracketed(spec, results) == {}
+    assert {trial.tick for trial in results if trial.round == 1} == {middle}
+
+
+def test_a_best_that_stays_out_of_reach_is_named(tables: Tables, tmp_path: Path) -> None:
+    """The planted confound: the best lies beyond every extension."""
+    spec = read(tables(comparison={"tune": "arm", "extensions": 1, "seeds": 2}))
+    _, results = driven(loss_rounds(spec), best_at(dict.fromkeys(spec.arms, 10_000)))
+    assert {trial.tick for trial in results if trial.round == 0} == {*SWEEP, 0}
+    blocks = {f"{trial}": {"a": [1.0 + trial.seed, 2.0]} for trial in results}
+    evidence = Evidence(
+        results=results,
+        run_ids={trial: f"{trial}" for trial in results},
+        folder=tmp_path,
+        errors={},
+        blocks=lambda name: blocks[name],
+        cost=lambda name: cost_of(spec.arms[name].run(0, 0)),
+        versions={},
+    )
+    findings = analyse_losses(spec, evidence)
+    assert [one.bracketed for one in findings.compared] == [False, False]
+    assert sum("best not bracketed: the best rate of" in warning for warning in findings.warnings) == 2
+    results_json = write_report(findings)
+    assert [one["bracketed"] for one in results_json["compared"]] == [False, False]
+    assert "1 (not bracketed)" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("comparison", "words"),
+    [
+        ({"tune": "reference", "tuning_seeds": 2}, ("tuned for 'baseline' alone",)),
+        ({"tune": "arm", "tuning_seeds": 1}, ("tuned with one seed",)),
+        ({"tune": "arm", "tuning_seeds": 2, "at_size": "2 deep"}, ("tuned at '2 deep' alone",)),
+        (FIXED, ("not tuned",)),
+        ({"tune": "arm", "tuning_seeds": 2}, ()),
+    ],
+)
+def test_what_the_tuning_leaves_open_stands_on_the_page(
+    tables: Tables, tmp_path: Path, comparison: Raw, words: tuple[str, ...]
+) -> None:
+    spec = read(tables(comparison=comparison, **AT_SIZES))
+    runs = [one_run(name, seed, {"a": [1.0, 1.1 + seed]}) for name in spec.arms for seed in range(2)]
+    tuning = [warning for warning in assess(spec, runs, tmp_path).warnings if "tuned" in warning]
+    assert len(tuning) == len(words)
+    for word, warning in zip(words, tuning, strict=True):
+        assert word in warning
+
+
+def test_the_mean_over_sizes_averages_the_differences_of_each_seed(tables: Tables, tmp_path: Path) -> None:
+    spec = loss_spec(tables, 3, sizes=DEPTHS)
+    gains = {"1 deep": -0.1, "2 deep": -0.2, "4 deep": -0.6}
+    runs = [
+        one_run(name, seed, {"a": [2.0 + 0.1 * seed + shift + (seed - 1) * 0.01 * bool(shift), 3.0 + shift]})
+        for name in spec.arms
+        for seed in range(3)
+        for shift in [gains[spec.places[name].size] if spec.places[name].line == "qk_norm" else 0.0]
+    ]
+    (overall,) = assess(spec, runs, tmp_path).overall
+    assert overall.mean.mean == pytest.approx(-0.3)
+    assert overall.mean.high - overall.mean.mean == pytest.approx(T2 * 0.005 / math.sqrt(3), rel=1e-6)
+    assert 0 < overall.visible < 0.05
+
+
 def test_a_given_rate_asks_for_no_sweep_and_is_taken_to_the_nearest_sixteenth(tables: Tables) -> None:
     comparison = {"tune": "fixed", "learning_rate": 0.011, "seeds": 2, "multiples": [2.0]}
     spec = read(tables(comparison=comparison))
@@ -579,7 +663,7 @@ def test_one_seed_cannot_tell_and_says_so(tables: Tables, tmp_path: Path) -> Non
     assert own.p_holm is None
     results = write_report(findings)
     verdicts = results["study"]["verdicts"]
-    assert len(verdicts) == 4
+    assert len(verdicts) == 5, "three differences, their mean, and their trend with depth"
     assert all("cannot tell" in verdict for verdict in verdicts)
     assert not any("nan" in verdict for verdict in verdicts), verdicts
 

@@ -21,6 +21,16 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def smallest_visible_mean(values: Sequence[float], power: float = 0.8) -> float:
+    """Smallest mean that data with this spread tell from 0 with a given power, two-sided 5 %; nan below two values."""
+    n = len(values)
+    if n < 2:
+        return math.nan
+    mean = sum(values) / n
+    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    return (t_quantile(0.975, n - 1) + t_quantile(power, n - 1)) * error
+
+
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """95 % Wilson interval of a proportion; (0, 1) if there are no trials."""
     if trials == 0:

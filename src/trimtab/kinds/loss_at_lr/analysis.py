@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.kinds.loss_at_lr.findings import Compared, ComparedRun, LossFindings, Mean, Slope, row_of
-from trimtab.kinds.loss_at_lr.rounds import COMPARING, never_tuned, ticks_of, tuned_at_an_end
+from trimtab.kinds.loss_at_lr.findings import Compared, ComparedRun, LossFindings, Mean, Overall, Slope, row_of
+from trimtab.kinds.loss_at_lr.rounds import COMPARING, never_tuned, not_bracketed, ticks_of
 from trimtab.kinds.loss_at_lr.savings import saving_of
 from trimtab.kinds.loss_at_lr.spec import LossStudySpec
 from trimtab.run.cost import ModelCost
 from trimtab.stats.comparison import holm
-from trimtab.stats.intervals import mean_interval
+from trimtab.stats.intervals import mean_interval, smallest_visible_mean
 from trimtab.stats.paired import paired_difference
 from trimtab.study.kind import Evidence
 from trimtab.study.trial import Results, Tick, Trial
@@ -41,13 +41,21 @@ def analyse(spec: LossStudySpec, evidence: Evidence) -> LossFindings:
         for name in spec.arms
         for multiple, tick in ticks[name].items()
     }
-    compared = [_compared(spec, cells, costs, name, multiple, ticks[name][multiple]) for name, multiple in cells]
+    ends = not_bracketed(spec, evidence.results)
+    compared = [
+        replace(
+            _compared(spec, cells, costs, name, multiple, ticks[name][multiple]),
+            bracketed=None if spec.comparison.tune == "fixed" else spec.tuned_by(name) not in ends,
+        )
+        for name, multiple in cells
+    ]
     compared = _with_holm(spec, compared)
     return LossFindings(
         spec=spec,
         evidence=evidence,
         compared=compared,
         slopes=_slopes(spec, cells),
+        overall=_overall(spec, cells),
         costs=costs,
         runs=runs,
         warnings=_warnings(spec, evidence.results, runs, compared),
@@ -89,6 +97,7 @@ def _compared(
         place=place,
         multiple=multiple,
         learning_rate=tick.learning_rate,
+        bracketed=None,
         broken=sum(run.outcome is not None and not run.sound for run in runs),
         missing=sum(run.outcome is None for run in runs),
         loss=loss,
@@ -142,23 +151,62 @@ def _slopes(spec: LossStudySpec, cells: Cells) -> list[Slope]:
     slopes: list[Slope] = []
     for line in spec.lines:
         for multiple in spec.comparison.multiples if line != spec.reference else ():
-            per_seed: list[float] = []
-            for seed in range(spec.comparison.seeds):
-                losses = [cells[spec.name_of(line, size), multiple][seed].loss for size in spec.size_names]
-                reference = [cells[spec.name_of(spec.reference, size), multiple][seed].loss for size in spec.size_names]
-                gap = np.subtract(losses, reference)
-                if np.isfinite(gap).all():
-                    per_seed.append(float(centred @ gap / (centred @ centred)))
+            per_seed = [float(centred @ gap / (centred @ centred)) for gap in _gaps(spec, cells, line, multiple)]
             slopes.append(Slope(line, multiple, Mean(*mean_interval(per_seed))))
     return slopes
+
+
+def _overall(spec: LossStudySpec, cells: Cells) -> list[Overall]:
+    """Average, for each seed, the differences at all sizes."""
+    if len(spec.size_names) < 2:
+        return []
+    found: list[Overall] = []
+    for line in spec.lines:
+        for multiple in spec.comparison.multiples if line != spec.reference else ():
+            per_seed = [float(gap.mean()) for gap in _gaps(spec, cells, line, multiple)]
+            found.append(Overall(line, multiple, Mean(*mean_interval(per_seed)), smallest_visible_mean(per_seed)))
+    return found
+
+
+def _gaps(spec: LossStudySpec, cells: Cells, line: str, multiple: float) -> list[NDArray[np.float64]]:
+    """The differences of a line to the reference at all sizes, for each seed that has all of them."""
+    gaps: list[NDArray[np.float64]] = []
+    for seed in range(spec.comparison.seeds):
+        losses = [cells[spec.name_of(line, size), multiple][seed].loss for size in spec.size_names]
+        reference = [cells[spec.name_of(spec.reference, size), multiple][seed].loss for size in spec.size_names]
+        gaps.append(np.subtract(losses, reference))
+    return [gap for gap in gaps if np.isfinite(gap).all()]
+
+
+def _tuning(spec: LossStudySpec) -> list[str]:
+    """Return what the way of tuning leaves open."""
+    comparison = spec.comparison
+    if comparison.tune == "fixed":
+        return ["the learning rate was not tuned; an arm whose best rate is another one is compared away from it"]
+    lines: list[str] = []
+    if comparison.tune == "reference" and len(spec.lines) > 1:
+        lines.append(
+            f"the learning rate was tuned for '{spec.reference}' alone; an arm whose best rate is another one is "
+            'compared away from it; tune = "arm" tunes every arm'
+        )
+    if comparison.at_size:
+        lines.append(
+            f"the learning rate was tuned at '{comparison.at_size}' alone; at other sizes the best rate may be another "
+            'one; at_size = "" tunes every size'
+        )
+    if comparison.tuning_seeds == 1:
+        lines.append("the learning rate was tuned with one seed, whose luck may decide between neighbouring rates")
+    return lines
 
 
 def _warnings(
     spec: LossStudySpec, results: Results, runs: Sequence[ComparedRun], compared: Sequence[Compared]
 ) -> list[str]:
-    lines = [
-        f"the best learning rate of '{arm}' is at an end of the swept range; widen learning_rates"
-        for arm in tuned_at_an_end(spec, results)
+    lines = _tuning(spec)
+    lines += [
+        f"best not bracketed: the best rate of '{arm}', {tick.learning_rate:.3g}, is an end of its sweep; what is "
+        "compared at this rate depends on where the sweep ended; widen learning_rates"
+        for arm, tick in not_bracketed(spec, results).items()
     ]
     lines += [
         f"no run of the sweep of '{arm}' ended with a finite loss; its learning rate is the lowest of the sweep"

@@ -85,6 +85,7 @@ class Compared:
     Attributes:
         place: line and size of the arm.
         multiple: the learning rate as a multiple of the base rate.
+        bracketed: whether rates below and above the base rate were swept; None without a sweep.
         broken: number of runs that have an outcome and are not sound.
         missing: number of runs without outcome.
         loss: mean final loss over the sound runs, in nats per token.
@@ -103,6 +104,7 @@ class Compared:
     place: Place
     multiple: float
     learning_rate: float
+    bracketed: bool | None
     broken: int
     missing: int
     loss: Mean
@@ -126,6 +128,16 @@ class Slope:
 
 
 @dataclass(frozen=True, slots=True)
+class Overall:
+    """The difference to the reference, averaged over all sizes, in nats; mean over seeds that have every size."""
+
+    line: str
+    multiple: float
+    mean: Mean
+    visible: float
+
+
+@dataclass(frozen=True, slots=True)
 class LossFindings:
     """The findings of a comparison of losses, with the data they are computed from."""
 
@@ -133,6 +145,7 @@ class LossFindings:
     evidence: Evidence
     compared: Sequence[Compared]
     slopes: Sequence[Slope]
+    overall: Sequence[Overall]
     costs: Mapping[str, ModelCost]
     runs: Sequence[ComparedRun]
     warnings: Sequence[str]

@@ -32,6 +32,15 @@ def verdicts(findings: LossFindings) -> list[str]:
                 f"{_named(findings, one)}: {_signed(found)} nats against {reference}: {_verdict(found, one.p_holm)} "
                 f"(smallest visible effect {number(found.visible, '.3f')})"
             )
+    for overall in findings.overall:
+        mean = overall.mean
+        if math.isnan(mean.mean):
+            continue  # no seed has sound runs at every size
+        lines.append(
+            f"{overall.line}{_at(findings, overall.multiple)}: mean over all sizes {mean.mean:+.3f} "
+            f"{_range(mean.low, mean.high)} nats against {reference}: {_side(mean)} "
+            f"(smallest visible effect {number(overall.visible, '.3f')})"
+        )
     for slope in findings.slopes:
         mean = slope.mean
         if math.isnan(mean.mean):
@@ -50,6 +59,12 @@ def _verdict(found: PairedDifference, p_holm: float | None) -> str:
         return "cannot tell"
     side = "lower loss" if found.high < 0 else "higher loss"
     return side if p_holm is not None and p_holm < SURE else f"{side} before Holm's correction, cannot tell after it"
+
+
+def _side(mean: Mean) -> str:
+    if math.isnan(mean.low):
+        return "cannot tell from a single seed"
+    return "lower loss" if mean.high < 0 else "higher loss" if mean.low > 0 else "cannot tell"
 
 
 def _direction(mean: Mean) -> str:
@@ -131,12 +146,16 @@ def _main_table(findings: LossFindings) -> Table:
         p_value = "" if one.p_holm is None else f"{one.p_holm:.2g}"
         rows.append(
             [
-                *(one.place.line, *size, f"{one.learning_rate:.3g}", interval(one.loss), perplexity, bits),
+                *(one.place.line, *size, _rate(one), interval(one.loss), perplexity, bits),
                 *(difference, p_value, _saved(one.saving), f"{cost.parameters:,}", f"{cost.flops_per_token:.3g}"),
                 f"{one.broken}" if one.broken else "",
             ]
         )
     return Table(columns, rows)
+
+
+def _rate(one: Compared) -> str:
+    return f"{one.learning_rate:.3g}" + (" (not bracketed)" if one.bracketed is False else "")
 
 
 def _reported_table(findings: LossFindings) -> Table | None:

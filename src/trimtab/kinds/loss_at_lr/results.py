@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trimtab.kinds.loss_at_lr.findings import Compared, LossFindings, Slope
+from trimtab.kinds.loss_at_lr.findings import Compared, LossFindings, Overall, Slope
 from trimtab.kinds.loss_at_lr.spec import Comparison
 from trimtab.run.cost import ModelCost
 from trimtab.section import Finite, Rows
@@ -39,6 +39,7 @@ class LossResults:
 
     compared: Sequence[Compared]
     slopes: Sequence[Slope]
+    overall: Sequence[Overall]
     costs: Mapping[str, ModelCost]
     runs: Sequence[LossRun]
 
@@ -63,14 +64,15 @@ def results_of(findings: LossFindings) -> LossResults:
         )
         for run in findings.runs
     ]
-    return LossResults(findings.compared, findings.slopes, findings.costs, runs)
+    return LossResults(findings.compared, findings.slopes, findings.overall, findings.costs, runs)
 
 
 def rows_of(findings: LossFindings) -> Rows:
     """Return one row per arm, size and learning rate."""
     parts = ("mean", "low", "high", "p_value", "visible")
     columns = [
-        *("arm", "size", "multiple", "learning_rate", "loss", "loss_low", "loss_high", "perplexity", "bits_per_byte"),
+        *("arm", "size", "multiple", "learning_rate", "bracketed"),
+        *("loss", "loss_low", "loss_high", "perplexity", "bits_per_byte"),
         *(f"difference_{part}" for part in parts),
         *("p_holm", "tokens_saved", "parameters", "flops_per_token", "broken", "missing"),
     ]
@@ -83,7 +85,7 @@ def rows_of(findings: LossFindings) -> Rows:
         saved = None if one.saving is None else one.saving.tokens.mean
         rows.append(
             [
-                *(one.place.line, one.place.size, one.multiple, one.learning_rate),
+                *(one.place.line, one.place.size, one.multiple, one.learning_rate, one.bracketed),
                 *(one.loss.mean, one.loss.low, one.loss.high, one.perplexity, one.bits_per_byte),
                 *difference,
                 *(one.p_holm, saved, cost.parameters, cost.flops_per_token, one.broken, one.missing),

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from trimtab.run.check import LEAST_BLOCKS
 from trimtab.study.arms import text_of
+from trimtab.study.bracket import MOST_EXTENSIONS
 from trimtab.study.settings import MOST_TRIALS, LearningRates
 from trimtab.study.specification import FREE, StudySpec
 from trimtab.study.trial import SIXTEENTH, Tick
@@ -23,10 +24,13 @@ class Comparison:
 
     Attributes:
         seeds: number of seeds of every arm at every rate. All arms use the same seeds, so that differences are paired.
-        tune: how the learning rate is chosen. ``reference``: a sweep of the reference decides for all arms. ``arm``: a
-            sweep of each arm decides for that arm. ``fixed``: no sweep; ``learning_rate`` is used. ``nobody`` is the
-            name of ``fixed`` in files of version 0.1.0.
+        tune: how the learning rate is chosen. ``arm``: a sweep of each arm decides for that arm. ``reference``: a sweep
+            of the reference decides for all arms; an arm with another best rate is then compared away from it.
+            ``fixed``: no sweep; ``learning_rate`` is used. ``nobody`` is the name of ``fixed`` in files of version
+            0.1.0.
         tuning_seeds: number of seeds of the sweep. They differ from the seeds of the comparison.
+        extensions: largest number of rates by which a sweep goes on beyond each end of the requested range until the
+            best rate is bracketed; 0 keeps the requested range.
         at_size: the size at which the sweep is made, for all sizes. "": a sweep is made at every size.
         learning_rate: the learning rate with ``tune = "fixed"``, rounded to the nearest 1/16 octave.
         multiples: multiples of the chosen rate at which the arms are compared.
@@ -36,8 +40,9 @@ class Comparison:
     """
 
     seeds: int = field(default=5, metadata=FREE)
-    tune: Literal["reference", "arm", "fixed", "nobody"] = "reference"
-    tuning_seeds: int = 1
+    tune: Literal["reference", "arm", "fixed", "nobody"] = "arm"
+    tuning_seeds: int = 2
+    extensions: int = MOST_EXTENSIONS
     at_size: str = ""
     learning_rate: float = 0.0
     multiples: tuple[float, ...] = field(default=(1.0,), metadata=FREE)
@@ -48,6 +53,8 @@ class Comparison:
         for name in ("seeds", "tuning_seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.extensions <= MOST_TRIALS:
+            raise ValueError(f"extensions must lie between 0 and {MOST_TRIALS}, got {self.extensions}")
         if self.seeds > FIRST_TUNING_SEED:
             raise ValueError(f"seeds must be at most {FIRST_TUNING_SEED}, the first tuning seed, got {self.seeds}")
         if (self.tune == "fixed") != (self.learning_rate > 0):
@@ -129,9 +136,11 @@ class LossStudySpec(StudySpec):
 
     @override
     def first_runs(self) -> int:
-        """Return the number of runs of all sweeps."""
+        """Return the number of runs of all sweeps in the requested range."""
         return sum(len(self.rates_of(arm).sweep()) for arm in self.tuned()) * self.comparison.tuning_seeds
 
     @override
     def most_runs(self) -> int:
-        return self.first_runs() + len(self.arms) * self.comparison.seeds * len(self.comparison.multiples)
+        comparison = self.comparison
+        further = 2 * comparison.extensions * comparison.tuning_seeds * len(self.tuned())
+        return self.first_runs() + further + len(self.arms) * comparison.seeds * len(comparison.multiples)
