@@ -181,7 +181,7 @@ def test_a_name_is_text_and_nothing_else(make: Any, kind: str, lost: bool) -> No
     console = Console(file=io.StringIO(), width=200)
     print_findings(make(kind, HOSTILE, lost=lost), console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert ("[bold]x[/bold]" in shown) == (kind == "seeds" and not lost)  # no arm by name on that of signals
+    assert ("[bold]x[/bold]" in shown) == (not lost)
 
 
 def test_the_groups_of_a_study_of_seeds_are_computed_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from trimtab.cli.commands import study_tables
 from trimtab.config import ConfigError, dump_toml
 from trimtab.kinds.signals.analysis import TRACES
 from trimtab.kinds.signals.traces import Trace, load_traces, read_trace, save_traces, token_groups
-from trimtab.report import write_report
+from trimtab.report import report_of, write_report
 from trimtab.report.output import json_text
 from trimtab.report.schema import schema
 from trimtab.report.seed_sections import view_sections
@@ -43,6 +43,8 @@ from trimtab.study.seed_facts import NO_FACTS, SeedFacts, load_facts, read_facts
 from trimtab.study.seed_groups import FACTS, seed_groups
 from trimtab.study.stored import cost_reader, load_stored
 from trimtab.study.trial import Results, Trial
+from trimtab.testing.simulated_study import evidence_on, run_id_of
+from trimtab.testing.simulated_study import outcome_of as outcome_of_trial
 
 Raw = dict[str, Any]
 Tables = Callable[..., Raw]
@@ -149,7 +151,13 @@ REFUSED: dict[str, tuple[str, Raw, tuple[str, ...]]] = {
         ("probes", "does not read variance"),
     ),
     "an unknown signal": ("signals", {"probes": {"named": ["tve"]}}, ("probes", "tve", "variance")),
-    "too few readings": ("signals", {"probes": {"every": 4}}, ("probes.every", "6 readings", "8")),
+    "no reading": ("signals", {"probes": {"every": 10_000}}, ("probes.every", "no reading")),
+    "a fraction beyond the run": ("signals", {"signals": {"from_fraction": 1.5}}, ("signals", "from_fraction")),
+    "more repeats than cells": (
+        "seeds",
+        {"seeds": {"init": 2, "data": 3, "repeats": 7}},
+        ("seeds", "repeats", "6 cells"),
+    ),
     "fraction 0": ("signals", {"signals": {"fractions": [0.0, 0.5]}}, ("signals", "fractions")),
     "fraction 1": ("signals", {"signals": {"fractions": [1.0]}}, ("signals", "fractions")),
     "no fraction": ("signals", {"signals": {"fractions": []}}, ("signals", "fractions")),
@@ -781,3 +789,103 @@ def test_the_command_line_takes_runs_of_several_studies(
         taken = load_outcome(tmp_path / "new" / "runs" / run.run_id)
         assert taken is not None
         assert taken.seconds == run.outcome.seconds
+
+
+# --- planted confounds ------------------------------------------------------------------------------------------------
+
+
+def planted_traces(spec: Any, transient: float, noise: float) -> tuple[dict[Trial, Outcome | None], dict[str, Trace]]:
+    """Traces of unrelated noise; before a quarter of the run TEV rises while the variance falls."""
+    rng = np.random.default_rng(3)
+    results: dict[Trial, Outcome | None] = {}
+    traces: dict[str, Trace] = {}
+    for trial in next(kind_of(spec).rounds(spec)):
+        steps = np.arange(0, 401, 10)
+        start = transient * np.maximum(0.0, 1 - steps / 100)
+        arm = list(spec.arms).index(trial.arm)  # arms differ in both signals
+        tev = np.exp(arm - start + noise * rng.normal(size=len(steps)))
+        variance = np.exp(arm + start + noise * rng.normal(size=len(steps)))
+        results[trial] = outcome_of_trial(spec, trial)
+        loss = np.ones(len(steps))
+        signals = {"tev_mean": tev, "tev_std": tev, "variance": variance, "loss": loss, "grad_norm": loss}
+        traces[run_id_of(trial)] = Trace(steps, signals, np.zeros((0, 3, 1)), {})
+    return results, traces
+
+
+def test_a_transient_is_no_correlation_over_time_and_arms_are_none_between_runs(tables: Tables, tmp_path: Path) -> None:
+    """Planted: a start-up transient of opposite sign in every run, and arms that differ in both signals."""
+    changes = {"training": {"steps": 400}, "probes": {"every": 10}, "signals": {"seeds": 12}}
+    arms = {name: {"method": name} for name in ("baseline", "qk_norm", "soft_cap", "layer_scale")}
+    spec = read_any_study(tables("signals", **changes, arms=arms), "test")
+    results, traces = planted_traces(spec, transient=5.0, noise=0.1)
+    save_traces(traces, tmp_path / TRACES)
+
+    def found(spec: Any) -> Any:
+        findings = kind_of(spec).analyse(spec, evidence_on(spec, tmp_path, results))
+        return next(
+            one for one in findings.related if (one.runs, one.signal, one.against) == ("", "tev_mean", "variance")
+        )
+
+    honest = found(spec)
+    assert abs(honest.over_time.estimate) < 0.1
+    assert honest.within.low < 0 < honest.within.high
+    assert honest.partial.estimate > 0.8, "arms at one rate differ in both signals"
+    from_start = found(replace(spec, signals=replace(spec.signals, from_fraction=0.0)))
+    assert from_start.over_time.estimate < -0.3, "the transient was planted"
+
+
+@pytest.mark.parametrize(("numerics", "interaction", "shown"), [(0.05, 0.0, False), (0.005, 0.05, True)])
+def test_numerics_do_not_pose_as_interaction(
+    tables: Tables, tmp_path: Path, numerics: float, interaction: float, shown: bool
+) -> None:
+    """Planted: cells that differ by numerics alone, or by an interaction of both seeds."""
+    spec = read_any_study(tables("seeds", seeds={"init": 6, "data": 6, "repeats": 12}), "test")
+    rng = np.random.default_rng(11)
+    together = rng.normal(size=(6, 6)) * interaction
+    results = {
+        trial: replace(
+            outcome_of_trial(spec, trial),
+            final_loss=2.0 + together[trial.seed, trial.data_seed or 0] + numerics * float(rng.normal()),
+        )
+        for trial in next(kind_of(spec).rounds(spec))
+    }
+    assert sum(trial.repeat for trial in results) == 12 * len(spec.arms)
+    findings = kind_of(spec).analyse(spec, evidence_on(spec, tmp_path, results))
+    for group in findings.groups:
+        assert len(group.runs) == 36, "a repeat is no further seed"
+        assert group.components.repeats == 12
+        assert (group.components.p_interaction < 0.05) is shown
+        assert (group.components.interaction.share > group.components.numerics.share) is shown
+    said = report_of(findings).results["study"]["verdicts"]
+    wording = "data shown" if shown else "data not shown"
+    assert any(wording in line for line in said)
+
+
+def test_repeats_have_the_seeds_of_their_run_and_more_threads(tables: Tables) -> None:
+    spec = read_any_study(tables("seeds", seeds={"init": 2, "data": 2, "repeats": 3}), "test")
+    trials = next(kind_of(spec).rounds(spec))
+    again = [trial for trial in trials if trial.repeat]
+    assert len(again) == 3 * len(spec.arms)
+    for trial in again:
+        first, repeat = spec.run_of(replace(trial, repeat=0)), spec.run_of(trial)
+        assert first.seeds == repeat.seeds
+        assert repeat.protocol.training.threads == 2 * first.protocol.training.threads
+        assert repeat.repeat == 1
+
+
+def test_a_seed_offset_changes_every_run_and_a_neutral_one_none(tables: Tables) -> None:
+    for kind in ("seeds", "signals"):
+        changes: list[Raw] = [{}, {"seed_offset": 0}, {"seed_offset": 5000}]
+        plain, neutral, other = (read_any_study(tables(kind, **change), "test") for change in changes)
+        trials = next(kind_of(plain).rounds(plain))
+        assert [plain.run_of(trial) for trial in trials] == [neutral.run_of(trial) for trial in trials]
+        assert {plain.run_of(trial).seeds for trial in trials}.isdisjoint(other.run_of(trial).seeds for trial in trials)
+        assert plain.table() == neutral.table()
+        assert read_any_study(tomllib.loads(dump_toml(other.table())), "test").table() == other.table()
+        assert plain.fixed() != other.fixed(), "a folder holds one of the two"
+
+
+@pytest.mark.parametrize("offset", [-1, 10**9 + 1])
+def test_a_seed_offset_out_of_range_is_refused(tables: Tables, offset: int) -> None:
+    with pytest.raises(ConfigError, match="seed_offset"):
+        read_any_study(tables("seeds", seed_offset=offset), "study.toml")

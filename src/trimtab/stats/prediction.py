@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,10 @@ class Judged:
     untrained: int
     method: Integers
     twin: Integers
+
+    def only(self, pairs: NDArray[np.bool_]) -> Judged:
+        """Some of the pairs; ``untrained`` keeps its value."""
+        return replace(self, failing=self.failing[pairs], sound=self.sound[pairs], won=self.won[pairs])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ MOST_TRIALS = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearningRates:
-    """The tested range and the spacing of the first, coarse sweep.
+    """The tested range and the spacing of the first, coarse sweep. Equal bounds are a single rate.
 
     Raises:
         ValueError: if a bound is not positive, the range is reversed, or the spacing is not a multiple of 1/16 octave.
@@ -26,12 +26,12 @@ class LearningRates:
         for name in ("low", "high"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        if not self.low < self.high:
-            raise ValueError(f"low {self.low} is not below high {self.high}")
+        if not self.low <= self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
         apart = self.octaves_apart * SIXTEENTH
         if not math.isfinite(apart) or apart != round(apart) or apart <= 0:
             raise ValueError(f"octaves_apart must be a positive multiple of 1/16, got {self.octaves_apart}")
-        if self.lowest >= self.highest:
+        if self.low < self.high and self.lowest >= self.highest:
             raise ValueError("the range is narrower than 1/16 octave")
 
     @property

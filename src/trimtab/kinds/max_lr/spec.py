@@ -115,6 +115,8 @@ class MaxLrSpec(StudySpec):
         for arm in self.arms:
             rates = self.rates_of(arm)
             room = rates.highest - rates.lowest + 1
+            if room == 1:
+                raise ValueError(f"learning_rates: a limit is searched in a range, and '{arm}' has one rate")
             if 2 * self.search.probes_per_round > room:
                 raise ValueError(
                     f"search.probes_per_round {self.search.probes_per_round} at two edges is more than the {room} "

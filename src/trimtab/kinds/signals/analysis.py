@@ -15,6 +15,7 @@ from trimtab.kinds.signals.traces import Trace, load_traces, read_trace, save_tr
 from trimtab.stats.prediction import Judged, area, gain, judge
 from trimtab.stats.rank import mean_correlation, spearman, stratified_spearman
 from trimtab.study.arms import text_of
+from trimtab.study.bracket import bracketed
 from trimtab.study.kind import Evidence
 from trimtab.study.labels import Yardstick, failed, label
 from trimtab.study.trial import Results, best_of, seed_by_seed
@@ -108,7 +109,7 @@ def _all_related(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[Related]:
 
 
 def _related(spec: SignalsSpec, runs: Sequence[SignalRun], line: str, signal: str, against: str) -> Related:
-    pairs = [_together(run.trace, signal, against) for run in runs]
+    pairs = [_together(run.trace, signal, against, spec.signals.from_fraction * _steps(spec, run)) for run in runs]
     pairs = [pair for pair in pairs if len(pair[0]) >= LEAST_READINGS]
     levels = [spearman(a, b) for a, b in pairs]
     changes = [spearman(np.diff(a), np.diff(b)) for a, b in pairs]
@@ -116,19 +117,23 @@ def _related(spec: SignalsSpec, runs: Sequence[SignalRun], line: str, signal: st
     second: list[float] = []
     groups: list[object] = []
     strata: list[object] = []
+    cells: list[object] = []
     run_ids: list[str] = []
-    for fraction in (*spec.signals.fractions, 1.0):
+    later = sorted({f for f in spec.signals.fractions if f >= spec.signals.from_fraction} | {1.0})
+    for fraction in later:
         for run in runs:
-            step = fraction * spec.arms[run.trial.arm].protocol.training.steps
+            step = fraction * _steps(spec, run)
             first.append(run.trace.at(signal, step))
             second.append(run.trace.at(against, step))
             groups.append((fraction, *group_of(spec, run)))
             strata.append((fraction, *stratum_of(spec, run)))
+            cells.append((fraction, run.trial.arm, run.trial.tick))
             run_ids.append(run.run_id)
     return Related(
         runs=line,
         signal=signal,
         against=against,
+        within=stratified_spearman(first, second, cells, run_ids),
         over_time=mean_correlation(levels),
         of_changes=mean_correlation(changes),
         across=stratified_spearman(first, second, groups, run_ids),
@@ -136,32 +141,44 @@ def _related(spec: SignalsSpec, runs: Sequence[SignalRun], line: str, signal: st
     )
 
 
-def _together(trace: Trace, signal: str, against: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _steps(spec: SignalsSpec, run: SignalRun) -> int:
+    return spec.arms[run.trial.arm].protocol.training.steps
+
+
+def _together(
+    trace: Trace, signal: str, against: str, first_step: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The two signals at the readings from a step on at which both are finite."""
     empty = np.zeros(0)
     a = trace.signals.get(signal, empty)
     b = trace.signals.get(against, empty)
     if len(a) != len(b):
         return empty, empty
-    finite = np.isfinite(a) & np.isfinite(b)
-    return a[finite], b[finite]
+    used = np.isfinite(a) & np.isfinite(b) & (trace.steps >= first_step)
+    return a[used], b[used]
 
 
 def _predicted(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[Predicted]:
     usable = [run for run in runs if run.fails is not None]
+    arms = np.array([list(spec.arms).index(run.trial.arm) for run in usable], dtype=np.int64)
     predicted: list[Predicted] = []
     for fraction in sorted({*CURVE, *spec.signals.fractions}):
         judged = {name: _judged(spec, usable, signals, fraction) for name, signals in PREDICTORS.items()}
         bar = judged[BAR]
         for name, one in judged.items():
-            if one is not None and bar is not None:
-                predicted.append(Predicted(name, fraction, area(one), gain(one, bar), one.untrained))
+            if one is None or bar is None:
+                continue
+            same = arms[one.failing] == arms[one.sound]
+            own, own_bar = one.only(same), bar.only(same)
+            areas = area(one), gain(one, bar), area(own), gain(own, own_bar)
+            predicted.append(Predicted(name, fraction, *areas, one.untrained))
     return predicted
 
 
 def _judged(spec: SignalsSpec, runs: Sequence[SignalRun], signals: Sequence[str], fraction: float) -> Judged | None:
     rows: list[list[float]] = []
     for run in runs:
-        step = fraction * spec.arms[run.trial.arm].protocol.training.steps
+        step = fraction * _steps(spec, run)
         rows.append([_logarithm(run.trace.at(signal, step)) for signal in signals])
     if not runs or not np.isfinite(np.array(rows)).any():
         return None
@@ -182,6 +199,28 @@ def _method_of(spec: SignalsSpec, run: SignalRun) -> str:
 def _logarithm(value: float) -> float:
     """Return the logarithm of a signal, since signals span decades; 0 becomes log(1e-30), below every signal."""
     return math.log(max(value, 1e-30)) if math.isfinite(value) else math.nan
+
+
+def _late(spec: SignalsSpec, run: SignalRun) -> NDArray[np.int64]:
+    """The readings of a run that are correlated over time."""
+    return run.trace.steps[run.trace.steps >= spec.signals.from_fraction * _steps(spec, run)]
+
+
+def _brackets(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[str]:
+    """Name the arms whose best rate is an end of the grid: what counts as degraded depends on where it ended."""
+    results = {run.trial: run.outcome for run in runs}
+    best = {arm: best_of(arm, results) for arm in spec.arms}
+    ends = [
+        arm
+        for arm in spec.arms
+        if math.isfinite(best[arm].loss) and not bracketed(best[arm].tick, spec.rates_of(arm).sweep())
+    ]
+    if not ends:
+        return []
+    return [
+        f"best not bracketed: the best rate of {len(ends)} of {len(spec.arms)} arms is an end of the grid; which of "
+        f"their runs count as failed depends on where it ended: {', '.join(ends)}"
+    ]
 
 
 def _costs(spec: SignalsSpec, runs: Sequence[SignalRun]) -> dict[str, SignalCost]:
@@ -214,6 +253,13 @@ def _warnings(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[str]:
         lines.append(
             f"there are only {len(methods)} methods: a pair of runs of two methods is judged by a model that is "
             f"fitted to the other {max(0, len(methods) - 2)}"
+        )
+    lines += _brackets(spec, runs)
+    last = spec.signals.from_fraction
+    if not any(len(_late(spec, run)) >= LEAST_READINGS for run in runs):
+        lines.append(
+            f"no run has {LEAST_READINGS} readings from {last:.0%} of its steps on, so that nothing is correlated over "
+            "time; lower probes.every"
         )
     if not any(len(run.trace.histogram) for run in runs):
         lines.append(

@@ -39,7 +39,9 @@ class Related:
     Attributes:
         runs: the line of the study whose runs are used; "" for all runs.
         signal, against: names of the two signals.
-        over_time: correlation over the readings of a run, mean over runs.
+        within: correlation between runs of the same arm and learning rate at the same step, which differ in their seeds
+            alone, pooled over the fractions.
+        over_time: correlation over the readings of a run from ``from_fraction`` on, mean over runs.
         of_changes: correlation of the changes between consecutive readings, which a common trend does not affect; mean
             over runs.
         across: correlation between runs of the same size and text at the same step, pooled over the fractions.
@@ -49,6 +51,7 @@ class Related:
     runs: str
     signal: str
     against: str
+    within: Correlation
     over_time: Correlation
     of_changes: Correlation
     across: Correlation
@@ -62,6 +65,7 @@ class Predicted:
     Attributes:
         area: area under the ROC curve.
         gain: area minus the area of loss and gradient norm on the same pairs.
+        area_within, gain_within: the same for the pairs of runs of one arm. The other pairs also compare arms.
         untrained: number of pairs for which no model could be fitted; they count as ties.
     """
 
@@ -69,6 +73,8 @@ class Predicted:
     fraction: float
     area: Area
     gain: Area
+    area_within: Area
+    gain_within: Area
     untrained: int
 
 

@@ -75,11 +75,13 @@ def _sections(findings: SignalFindings) -> list[Section]:
     return [
         Section(
             "Does TEV correlate with gradient variance?",
-            "Spearman's rank correlations with 95 % intervals from resampling whole runs. Over time: correlation over "
-            "the readings of a run, mean over runs. Of changes: correlation of the changes between consecutive "
-            "readings, which a common trend does not affect. Across runs: correlation between runs of the same size "
-            f"and text at the same step, at {_fractions(findings)} of the run and at its end. In the last column, the "
-            "runs also have the same learning rate and weight decay.",
+            "Spearman's rank correlations with 95 % intervals from resampling whole runs, from "
+            f"{spec.signals.from_fraction:.0%} of the run on: the start of every run is a transient. First column: "
+            "between runs of the same arm and learning rate at the same step, which differ in their seeds alone. Over "
+            "time: over the readings of a run, mean over runs. Of changes: of the changes between consecutive "
+            "readings, which a common trend does not affect. Across runs: between runs of the same size and text at "
+            "the same step; these also compare arms and learning rates. In the last column, the runs have the same "
+            "learning rate and weight decay, and different arms.",
             _related_table([one for one in findings.related if one.runs == EVERY_LINE]),
             on_terminal=True,
         ),
@@ -89,9 +91,16 @@ def _sections(findings: SignalFindings) -> list[Section]:
             "and weight decay. A random guess has an area of 0.5. A model that is fitted to runs of other methods "
             "and other seeds predicts which run of a pair fails. Brackets are 95 % intervals over methods; they "
             "apply to methods that were not studied. The sentences below also give intervals over seeds, which apply "
-            f"to the methods of this study. The gain is the area minus the area of {BAR} on the same pairs.",
-            _predicted_table(findings),
+            f"to the methods of this study. The gain is the area minus the area of {BAR} on the same pairs. Pairs of "
+            "two arms also say how well a signal tells arms apart. Pairs within one arm are in the next table.",
+            _predicted_table(findings, within=False),
             [*verdicts(findings), *(f"warning: {warning}" for warning in findings.warnings), *_labels(findings)],
+            on_terminal=True,
+        ),
+        Section(
+            "Pairs within one arm",
+            _within_note(findings),
+            _predicted_table(findings, within=True),
             on_terminal=True,
         ),
         Section("Prediction over the run", charts=[prediction_curves(findings)]),
@@ -118,6 +127,13 @@ def _sections(findings: SignalFindings) -> list[Section]:
     ]
 
 
+def _within_note(findings: SignalFindings) -> str:
+    """Return the number of pairs within one arm and of all pairs; it is the same for every signal and fraction."""
+    for one in findings.predicted:
+        return f"{one.area_within.pairs} of {one.area.pairs} pairs are of one arm. Columns: as in the table above."
+    return ""
+
+
 def _related_table(related: Sequence[Related]) -> Table:
     rows = [
         [
@@ -131,7 +147,7 @@ def _related_table(related: Sequence[Related]) -> Table:
     return Table(["runs", "signal", "against", *RELATIONS.values()], rows)
 
 
-def _predicted_table(findings: SignalFindings) -> Table:
+def _predicted_table(findings: SignalFindings, *, within: bool) -> Table:
     fractions = findings.spec.signals.fractions
     columns = ["signals"] + [f"{what} {fraction:.0%}" for fraction in fractions for what in ("area at", "gain at")]
     rows: list[list[str]] = []
@@ -142,7 +158,9 @@ def _predicted_table(findings: SignalFindings) -> Table:
             if predicted is None:
                 cells += ["-", "-"]
             else:
-                cells += [_plain(predicted.area), "" if name == BAR else _signed(predicted.gain)]
+                area = predicted.area_within if within else predicted.area
+                gain = predicted.gain_within if within else predicted.gain
+                cells += [_plain(area), "" if name == BAR else _signed(gain)]
         rows.append([name, *cells])
     return Table(columns, rows)
 
@@ -174,10 +192,6 @@ def _labels(findings: SignalFindings) -> list[str]:
 def _at(findings: SignalFindings, predictor: str, fraction: float) -> Predicted | None:
     matching = (one for one in findings.predicted if (one.predictor, one.fraction) == (predictor, fraction))
     return next(matching, None)
-
-
-def _fractions(findings: SignalFindings) -> str:
-    return ", ".join(f"{fraction:.0%}" for fraction in findings.spec.signals.fractions)
 
 
 def _strength(found: Correlation) -> str:

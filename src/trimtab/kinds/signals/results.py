@@ -14,6 +14,7 @@ from trimtab.study.labels import Label
 from trimtab.study.settings import Criterion
 
 RELATIONS: Mapping[str, str] = {
+    "within": "across seeds, arm and LR fixed",
     "over_time": "over time",
     "of_changes": "of changes",
     "across": "across runs",
@@ -83,7 +84,7 @@ def rows_of(findings: SignalFindings) -> Rows:
             cells = [value.estimate, value.low, value.high, value.visible, value.runs, "", ""]
             rows.append([relation, one.runs, one.signal, one.against, "", *cells])
     for one in findings.predicted:
-        for what, against in (("area", ""), ("gain", BAR)):
+        for what, against in (("area", ""), ("gain", BAR), ("area_within", ""), ("gain_within", BAR)):
             area: Area = getattr(one, what)
             cells = [area.estimate, area.low, area.high, area.visible, area.pairs, area.same_low, area.same_high]
             rows.append([what, "", one.predictor, against, one.fraction, *cells])

@@ -13,7 +13,6 @@ from trimtab.study.specification import FREE, StudySpec
 from trimtab.study.trial import Tick
 
 WATCHED = ("tev", "variance")
-LEAST_READINGS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,14 +22,17 @@ class SignalsConfig:
     Attributes:
         seeds: number of seeds of every arm at every learning rate; all arms use the same seeds.
         fractions: fractions of the run; at each, the end of the run is predicted from the signals until then.
+        from_fraction: fraction of the run from which on signals are correlated. Both signals change fast at the start
+            of every run, and this common transient is no relation between them.
         frequent_share: share of the training text that the frequent tokens make up; the other tokens are rare.
 
     Raises:
-        ValueError: if there are fewer than 2 seeds, or a number does not lie between 0 and 1.
+        ValueError: if there are fewer than 2 seeds, or a number is out of range.
     """
 
     seeds: int = 4
     fractions: tuple[float, ...] = (0.1, 0.25, 0.5)
+    from_fraction: float = 0.25
     frequent_share: float = 0.9
 
     def __post_init__(self) -> None:
@@ -40,6 +42,8 @@ class SignalsConfig:
             )
         if not self.fractions or not all(0 < fraction < 1 for fraction in self.fractions):
             raise ValueError(f"fractions must lie between 0 and 1, got {list(self.fractions)}")
+        if not 0 <= self.from_fraction <= 1:
+            raise ValueError(f"from_fraction must lie between 0 and 1, got {self.from_fraction}")
         if not 0 < self.frequent_share < 1:
             raise ValueError(f"frequent_share must lie between 0 and 1, got {self.frequent_share}")
 
@@ -95,8 +99,7 @@ def _check(name: str, protocol: TrainingProtocol) -> None:
             f"{training.accumulate}"
         )
     every = protocol.probes.every or preset.every
-    if training.steps // every < LEAST_READINGS:
+    if training.steps < every:
         raise ValueError(
-            f"probes.every: '{name}' would have {training.steps // every} readings, at least {LEAST_READINGS} are "
-            "required; lower probes.every or raise training.steps"
+            f"probes.every: '{name}' would have no reading after the start; lower probes.every or raise training.steps"
         )
