@@ -18,7 +18,7 @@ ROWS = 16
 MOVED = ("quantity", "place", "left the band at step", "steps before the loss", "last value / median of sound runs")
 COMPARED = (
     *("quantity", "place", "failing / sound", "more than doubled?", "p (ratio 2, Holm)"),
-    *("growth, failing", "growth, sound", "difference", "an octave above / sound"),
+    *("growth, failing", "growth, sound", "difference", "higher rate / sound"),
 )
 GROWN = (
     "Failing / sound: ratio of the geometric means at the last step that all runs have, in the layer where it is "
@@ -85,7 +85,10 @@ CONFOUNDED = "Part of every difference is due to the rate, not to the failure."
 def _above_note(movement: Movement) -> str:
     if movement.above is None:
         return ""
-    return f" Last column: {movement.above[0]} runs an octave above against the sound runs. {CONFOUNDED}"
+    runs, _ = movement.above
+    return (
+        f" Last column: {len(runs)} runs at LR {runs[0].trial.learning_rate:.3g} against the sound runs. {CONFOUNDED}"
+    )
 
 
 def _growth_row(movement: Movement, growth: Growth) -> tuple[str, ...]:

@@ -54,8 +54,8 @@ class Movement:
             the margin; None if there is no such step.
         movers: in order of their step; quantities that stayed inside the band come last.
         growth: of every quantity, over all runs.
-        above: the number of runs an octave above, and their growth against the sound runs, which contains the effect
-            of the rate; None without such runs.
+        above: runs about an octave above, and their growth against the sound runs, which contains the effect of the
+            rate; None without such runs.
         series: of all these runs, by run id.
     """
 
@@ -66,7 +66,7 @@ class Movement:
     event_step: int | None
     movers: Sequence[Mover]
     growth: Sequence[Growth]
-    above: tuple[int, Sequence[Growth]] | None
+    above: tuple[Sequence[LabelledRun], Sequence[Growth]] | None
     series: Mapping[str, Series]
 
 
@@ -98,6 +98,7 @@ class MovementResults:
     movers: Sequence[Mover]
     growth: Sequence[Growth]
     runs_above: int
+    lr_above: float | None
     growth_above: Sequence[Growth]
 
 
@@ -129,7 +130,7 @@ def keep(findings: LimitFindings, folder: Path) -> None:
 def results_of(movement: Movement) -> MovementResults:
     """Return a movement without its series."""
     sound, failing = drawn(movement)
-    number, above = movement.above or (0, ())
+    runs_above, growth_above = movement.above or ((), ())
     return MovementResults(
         edge=movement.edge,
         same_rate=movement.same_rate,
@@ -142,8 +143,9 @@ def results_of(movement: Movement) -> MovementResults:
         event_step=movement.event_step,
         movers=movement.movers,
         growth=movement.growth,
-        runs_above=number,
-        growth_above=above,
+        runs_above=len(runs_above),
+        lr_above=runs_above[0].trial.learning_rate if runs_above else None,
+        growth_above=growth_above,
     )
 
 
@@ -174,6 +176,15 @@ class _Judged:
         sound, failing = ([r for r in group if r.trial.tick == tick] for group in (self.sound, self.failing))
         return _Judged(sound, failing, self.series)
 
+    def octave_above(self, tick: int) -> list[LabelledRun]:
+        """The runs at the rate nearest to an octave above, if it is no further than a quarter octave from that."""
+        runs = [*self.sound, *self.failing]
+        near = [r.trial.tick for r in runs if abs(r.trial.tick - tick - SIXTEENTH) <= SIXTEENTH // 4]
+        if not near:
+            return []
+        nearest = min(near, key=lambda other: (abs(other - tick - SIXTEENTH), other))
+        return [run for run in runs if run.trial.tick == nearest]
+
     def of(self, runs: Sequence[LabelledRun]) -> list[Series]:
         """The series of runs."""
         return [self.series[run.run_id] for run in runs]
@@ -202,9 +213,8 @@ def _movement(findings: LimitFindings, judged: _Judged, groups: _Judged) -> Move
     movers.sort(key=lambda mover: math.inf if mover.step is None else mover.step)
     losses = list(enumerate(worst.losses.tolist(), start=1))
     warmup = findings.spec.arms[groups.failing[0].trial.arm].protocol.schedule.warmup_steps
-    higher = judged.at(groups.failing[0].trial.tick + SIXTEENTH) if same_rate else _Judged([], [], {})
-    runs_above = [*higher.sound, *higher.failing]
-    above = (len(runs_above), growth_of(judged.of(runs_above), calm, warmup)) if runs_above else None
+    runs_above = judged.octave_above(groups.failing[0].trial.tick) if same_rate else []
+    above = (runs_above, growth_of(judged.of(runs_above), calm, warmup)) if runs_above else None
     return Movement(
         edge=findings.spec.movers.edge,
         same_rate=same_rate,
