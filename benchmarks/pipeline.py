@@ -8,7 +8,8 @@ edge:
   the luck of a run belongs to its seed, which all arms share.
 * slopes: the loss rises by 0.12 to 0.25 nats per octave with a wave, as QK-norm's does; no cliff.
 * island: above a first edge lies a window of one octave in which runs are sound again.
-* emulator: losses of a committed study, resampled by a kernel over log2 LR.
+* emulator: losses of a committed study: a local line over log2 LR, and residuals of near runs; resampled: the losses of
+  near runs themselves; demo: the same emulator under the search of the demo.
 
 Coverage is per arm and edge, of the first crossing of one half; for islands also of any crossing, and the share of arms
 for which the study says "no single edge".
@@ -31,6 +32,8 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 
+import trimtab
+from trimtab.config import load_toml
 from trimtab.kinds.max_lr import KIND
 from trimtab.kinds.max_lr.findings import MAIN, LimitFindings
 from trimtab.kinds.max_lr.spec import MaxLrSpec
@@ -197,29 +200,64 @@ def arms_of(cell: str, rng: Generator, source: Path | None) -> dict[str, Arm]:
 
 
 NAMES = ("baseline", "qk_norm", "qkv_norm", "qk_norm_cap")
+EMULATED = ("emulator", "resampled", "demo")
+COLLAPSED = 3.3  # nats; a higher loss is drawn as this, which is above every line
+LINE_WIDTH = 0.4  # octaves; bandwidth of the local line
+DRAW_WIDTH = 0.2  # octaves; a residual belongs to runs nearer than an edge is wide
+JITTER = 0.01  # nats; noise of a drawn loss
 CELLS = ("logistic", "probit", "skewed", "lapsing", "correlated", "slopes", "island")
 
 
 class Emulator:
-    """Losses of a committed study, drawn again: near a learning rate, the run of a kernel's choice."""
+    """Losses of a committed study, drawn again: a local line through the runs of an arm, and residuals of near runs.
 
-    def __init__(self, folder: Path, bandwidth: float = 0.3) -> None:
+    With ``smooth`` false a draw is the loss of a near run itself. Between two rates with few runs this is a mixture of
+    two distant losses, which no run would have.
+    """
+
+    def __init__(self, folder: Path, *, smooth: bool = True) -> None:
         rows = [json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines() if line]
-        self.bandwidth = bandwidth
-        self.runs: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
-            if row.get("final_loss") is not None:
-                self.runs.setdefault(row["arm"], []).append((math.log2(row["lr"]), float(row["final_loss"])))
+        known = [row for row in rows if row.get("final_loss") is not None]
+        self.smooth = smooth
+        self.arms = tuple(dict.fromkeys(row["arm"] for row in known))
+        self.rates = {arm: np.array([math.log2(row["lr"]) for row in known if row["arm"] == arm]) for arm in self.arms}
+        self.losses = {
+            arm: np.array([min(row["final_loss"], COLLAPSED) for row in known if row["arm"] == arm])
+            for arm in self.arms
+        }
+        self.residuals = {
+            arm: self.losses[arm] - np.array([self.middle(arm, x) for x in self.rates[arm]]) for arm in self.arms
+        }
 
-    def weights(self, arm: str, x: float) -> np.ndarray:
-        """Chance of every run at a log2 LR."""
-        distance = np.array([octave for octave, _ in self.runs[arm]]) - x
-        weight = np.exp(-0.5 * (distance / self.bandwidth) ** 2) + 1e-300
+    def weights(self, arm: str, x: float, bandwidth: float) -> np.ndarray:
+        """Weight of every run at a log2 LR; the nearest run has some, however far it is."""
+        squares = (self.rates[arm] - x) ** 2
+        weight = np.exp(-0.5 * (squares - squares.min()) / bandwidth**2)
         return weight / weight.sum()
 
-    def finals(self, arm: str) -> np.ndarray:
-        """Final losses of the runs."""
-        return np.array([loss for _, loss in self.runs[arm]])
+    def middle(self, arm: str, x: float) -> float:
+        """The local line at a log2 LR; 0 if losses are drawn themselves."""
+        if not self.smooth:
+            return 0.0
+        root = np.sqrt(self.weights(arm, x, LINE_WIDTH))
+        design = np.stack([np.ones_like(root), self.rates[arm] - x], 1)
+        line, *_ = np.linalg.lstsq(design * root[:, None], self.losses[arm] * root, rcond=1e-6)
+        return float(line[0])
+
+    def draws(self, arm: str, x: float) -> tuple[np.ndarray, np.ndarray]:
+        """The possible losses at a log2 LR, before noise, and the chance of each."""
+        return self.middle(arm, x) + self.residuals[arm], self.weights(arm, x, DRAW_WIDTH)
+
+    def chance(self, arm: str, x: float, line: float) -> float:
+        """Chance that the loss at a log2 LR is above a line."""
+        losses, weights = self.draws(arm, x)
+        above = np.array([0.5 * math.erfc((line - loss) / JITTER / math.sqrt(2)) for loss in losses])
+        return float(weights @ above)
+
+    def mean(self, arm: str, x: float) -> float:
+        """Mean loss at a log2 LR."""
+        losses, weights = self.draws(arm, x)
+        return float(weights @ losses)
 
 
 def outcome_of(final: float) -> Outcome:
@@ -243,15 +281,15 @@ def outcome_of(final: float) -> Outcome:
 @cache
 def spec_of(arms: tuple[str, ...], most_runs: int, demo: bool = False) -> MaxLrSpec:
     """The specification of a simulated study: the search of the preset `collapse`, or that of the demo."""
-    search = {"replicates": 1, "probes_per_round": 2, "most_runs": most_runs, "enough": 0.9}
-    if not demo:
-        search = {"replicates": 2, "probes_per_round": 2, "most_runs": most_runs, "enough": 0.7}
+    search = {"replicates": 2, "probes_per_round": 2, "enough": 0.7}
+    if demo:
+        search = load_toml(Path(trimtab.__file__).parent / "presets" / "demo.toml")["search"]
     table = {
         "arms": {arm: {} for arm in arms},
         "learning_rates": {"low": "2^-6", "high": "2^1"},
         "criterion": {"margin": MARGIN},
         "training": {"steps": 400},
-        "search": search,
+        "search": search | {"most_runs": most_runs},
     }
     spec = read_any_study(table, "simulated")
     assert isinstance(spec, MaxLrSpec)
@@ -306,18 +344,16 @@ def one_study(
 ) -> tuple[list[Fact], dict[str, list[str]]]:
     """Simulate a study; returns facts on every edge, and the arms claimed above the reference by edge."""
     rng = default_rng(seed)
-    if cell.startswith("emulator") or cell == "demo":
+    if cell in EMULATED:
         assert source is not None
-        emulator = Emulator(source)
-        arms = NAMES if cell == "demo" else tuple(emulator.runs)
+        emulator = emulator_of(source, smooth=cell != "resampled")
+        arms = NAMES if cell == "demo" else emulator.arms
         spec = spec_of(arms, most_runs, demo=cell == "demo")
-        truths = {arm: emulated_truth(source, arm) for arm in arms}
+        truths = {arm: emulated_truth(source, arm, smooth=cell != "resampled") for arm in arms}
 
         def final(trial: Trial) -> float:
-            runs = emulator.finals(trial.arm)
-            return float(rng.choice(runs, p=emulator.weights(trial.arm, trial.tick.octave))) + 0.01 * float(
-                rng.standard_normal()
-            )
+            losses, weights = emulator.draws(trial.arm, trial.tick.octave)
+            return float(rng.choice(losses, p=weights)) + JITTER * float(rng.standard_normal())
     else:
         simulated = arms_of(cell, rng, source)
         spec = spec_of(tuple(simulated), most_runs)
@@ -339,27 +375,29 @@ def one_study(
 
 
 @cache
-def emulated_truth(source: Path, arm: str) -> tuple[dict[str, float], list[float]]:
+def emulator_of(source: Path, *, smooth: bool) -> Emulator:
+    """The emulator of a committed study."""
+    return Emulator(source, smooth=smooth)
+
+
+@cache
+def emulated_truth(source: Path, arm: str, *, smooth: bool) -> tuple[dict[str, float], list[float]]:
     """True limits of an emulated arm; an edge that is never crossed inside the data is left out."""
-    emulator = Emulator(source)
-    finals = emulator.finals(arm)
-    low, high = min(x for x, _ in emulator.runs[arm]), max(x for x, _ in emulator.runs[arm])
+    emulator = emulator_of(source, smooth=smooth)
+    low, high = emulator.rates[arm].min(), emulator.rates[arm].max()
     grid = [float(x) for x in GRID if low <= x <= high]
-    means = [float(emulator.weights(arm, x) @ np.minimum(finals, LOG_VOCAB)) for x in grid]
+    means = [emulator.mean(arm, x) for x in grid]
     best, at = min(means), grid[int(np.argmin(means))]
-    reference = Emulator(source).finals("baseline")
-    floor = min(float(emulator.weights("baseline", x) @ np.minimum(reference, LOG_VOCAB)) for x in grid if x < -3)
+    floor = min(emulator.mean("baseline", x) for x in grid if x < -3)
     line = min(floor + 1.0, ENTROPY - 0.2 * (ENTROPY - floor))
-    quality = crossings(
-        lambda x: float(emulator.weights(arm, x) @ (finals > min(best + MARGIN, line))) if at <= x <= high else 0.0
-    )
-    collapse = crossings(lambda x: float(emulator.weights(arm, x) @ (finals > line)) if at <= x <= high else 0.0)
-    truth = {
-        edge: found[0]
-        for edge, found in (("quality", quality), ("collapse", collapse))
-        if found and found[0] < high - 0.1
-    }
-    return truth, quality
+    lines = {"quality": min(best + MARGIN, line), "collapse": line}
+
+    def failing(edge: str) -> Curve:
+        return lambda x: emulator.chance(arm, x, lines[edge]) if at <= x <= high else 0.0
+
+    crossed = {edge: crossings(failing(edge)) for edge in lines}
+    truth = {edge: found[0] for edge, found in crossed.items() if found and found[0] < high - 0.1}
+    return truth, crossed["quality"]
 
 
 def fact_of(findings: LimitFindings, arm: str, edge: str, truth: float, crossed: Sequence[float]) -> Fact:
