@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import claims  # the page beside this file
 import torch
 from torch import nn
 
@@ -26,7 +27,7 @@ from trimtab.probes import catalogue as probes
 from trimtab.testing.families import FAMILIES, logits_of
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/methods.md", "docs/hosts.md", "docs/probes.md", "docs/optimizers.md")
+PAGES = ("README.md", "docs/claims.md", "docs/methods.md", "docs/hosts.md", "docs/probes.md", "docs/optimizers.md")
 TARGETS = tuple(ROOT / name for name in PAGES)
 
 
@@ -155,6 +156,8 @@ BLOCKS = {
     "method-details": method_details,
     "intervention-table": intervention_table,
     "exit-codes": exit_codes,
+    "claims": lambda: claims.table("../"),
+    "claims-from-the-root": lambda: claims.table(""),
 }
 
 
