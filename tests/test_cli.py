@@ -97,7 +97,7 @@ BAD_TABLES = {
     "infinite LR": ({"learning_rates": {"high": float("inf")}}, ("learning_rates.high", "finite")),
     "negative LR": ({"learning_rates": {"low": -1.0}}, ("learning_rates", "positive")),
     "zero LR": ({"learning_rates": {"low": 0.0}}, ("learning_rates", "positive")),
-    "reversed LRs": ({"learning_rates": {"low": "2^3", "high": "2^-3"}}, ("learning_rates", "not below")),
+    "reversed LRs": ({"learning_rates": {"low": "2^3", "high": "2^-3"}}, ("learning_rates", "above high")),
     "narrow LRs": ({"learning_rates": {"low": 1.0, "high": 1.001}}, ("learning_rates", "1/16")),
     "odd spacing": ({"learning_rates": {"octaves_apart": 0.3}}, ("learning_rates", "octaves_apart")),
     "missing LRs": ({"learning_rates": {"low": "2^-6", "high": None}}, ("learning_rates.high", "missing")),

@@ -54,6 +54,7 @@ def report_of(findings: Findings) -> Report:
             *_state(evidence),
             *content.sections,
             *after,
+            _cost(findings),
             _excluded(evidence),
             _versions(evidence),
         ],
@@ -84,7 +85,7 @@ def write_report(findings: Findings, folder: Path | None = None) -> dict[str, An
 def print_findings(findings: Findings, console: Console) -> None:
     """Print the main tables and the conclusions on a terminal."""
     content = kind_of(findings.spec).content(findings)
-    print_sections(findings.spec.name, [*_state(findings.evidence), *content.sections], console)
+    print_sections(findings.spec.name, [*_state(findings.evidence), *content.sections, _cost(findings)], console)
 
 
 def _results(findings: Findings, content: Content, groups: Sequence[SeedGroup]) -> dict[str, Any]:
@@ -131,6 +132,21 @@ def _state(evidence: Evidence) -> list[Section]:
             "end of the page lists them"
         )
     return [Section("State of the study", lines=lines, on_terminal=True)] if lines else []
+
+
+def _cost(findings: Findings) -> Section:
+    """Return what the study cost: runs, and the time of training; a run on two threads counts twice."""
+    by_id = {run.run_id: run for run in findings.runs}  # two trials may share a run
+    seconds = [
+        run.outcome.seconds * findings.spec.run_of(run.trial).protocol.training.threads
+        for run in by_id.values()
+        if run.outcome is not None
+    ]
+    if not seconds:
+        return Section("Cost", lines=["cost: no run has an outcome"], on_terminal=True)
+    total = sum(seconds)
+    line = f"cost: {len(seconds)} runs, {total / 60:.1f} core-minutes of training, {total / len(seconds):.1f} s a run"
+    return Section("Cost", lines=[line], on_terminal=True)
 
 
 def _excluded(evidence: Evidence) -> Section:
