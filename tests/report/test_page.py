@@ -44,7 +44,7 @@ def test_page_draws_every_chart_and_does_nothing_else(
     with open_page(hostile, scheme) as visit:
         page = visit.page
         charts = page.query_selector_all(".chart")
-        assert len(charts) == 4 + len(HOSTILE)
+        assert len(charts) == 5 + len(HOSTILE), "limits, losses, labels, two posteriors, and curves of each arm"
         for chart in charts:
             name = chart.get_attribute("id")
             assert chart.query_selector("svg.main-svg"), f"{name} is not drawn"
