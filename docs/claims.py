@@ -68,6 +68,7 @@ def stability() -> Iterator[Row]:
     yield from (higher("2026-11-22_paper-table", arm, "41 thousand parameters, few runs at this edge") for arm in rest)
     for arm in ("qk_norm", "qkv_norm", "qk_norm_cap"):
         yield higher("2026-11-26_collapse-64", arm, "0.22 million parameters")
+    yield higher("2026-11-26_gpu-10m", "qk_norm", "10 million parameters, on a GPU")
     for study, size in (("2026-11-26_collapse", "41 thousand"), ("2026-11-26_collapse-64", "0.22 million")):
         for arm in ("qkv_norm", "qk_norm_cap"):
             yield one_and_a_half(study, arm, f"collapse, {size} parameters")
