@@ -17,7 +17,7 @@ from trimtab.run.folder import load_texts, record_of
 from trimtab.study.kind import kind_of
 from trimtab.study.seed_facts import save_facts
 from trimtab.study.seed_groups import FACTS
-from trimtab.study.stored import load_stored
+from trimtab.study.stored import UNFINISHED, load_stored
 
 
 def main() -> None:
@@ -45,6 +45,10 @@ def main() -> None:
             if texts:
                 row["texts"] = {name: [round(loss, 6) for loss in losses] for name, losses in texts.items()}
             file.write(json.dumps(row, allow_nan=False) + "\n")
+    evidence = findings.evidence
+    (options.target / UNFINISHED).unlink(missing_ok=True)
+    if not evidence.complete:
+        (options.target / UNFINISHED).write_text(json.dumps({"pending": evidence.pending}) + "\n", encoding="utf-8")
     kind_of(findings.spec).keep(findings, options.target)
     groups = kind_of(findings.spec).seed_groups(findings)
     if groups:

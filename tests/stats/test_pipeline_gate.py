@@ -6,34 +6,19 @@ The coverage of the 95 % intervals is held to 0.91 for each arm and edge, less t
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark import ROOT, load
 
-ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "studies" / "2026-11-26_collapse"
 STUDIES = 200
 LEAST = 0.91
 MOST_RUNS = 25
 
 
-def _pipeline() -> ModuleType:
-    path = ROOT / "benchmarks" / "pipeline.py"
-    spec = importlib.util.spec_from_file_location("benchmarks_pipeline", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-pipeline = _pipeline()
+pipeline = load("pipeline")
 HONEST = [cell for cell in pipeline.CELLS if cell != "island"]
 
 

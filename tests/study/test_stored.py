@@ -161,6 +161,17 @@ def test_a_committed_study_gives_the_numbers_that_are_committed(folder: Path, tm
     assert not list(folder.glob("index.json"))
 
 
+def test_a_committed_study_that_is_unfinished_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(ROOT / "studies" / "2026-11-26_gpu-10m", tmp_path / "study"))
+    assert cli.main(["report", str(folder)]) == 0
+    assert "this study is unfinished: 40 runs are made, 6 are pending" in capsys.readouterr().out
+    assert json.loads((folder / "results.json").read_text())["study"]["complete"] is False
+    (folder / "unfinished.json").write_text("{}")
+    assert cli.main(["report", str(folder)]) == 30
+    (folder / "unfinished.json").unlink()
+    assert load_stored(folder).evidence.complete
+
+
 def test_a_committed_study_may_be_judged_by_another_criterion(tmp_path: Path) -> None:
     folder = ROOT / "studies" / "2026-11-22_controls"
     before = {path: path.read_bytes() for path in folder.iterdir()}

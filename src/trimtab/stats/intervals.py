@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from trimtab.stats.student import t_cdf, t_quantile
+
+POWER = 0.8
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -21,14 +24,14 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def smallest_visible_mean(values: Sequence[float], power: float = 0.8) -> float:
-    """Smallest mean that data with this spread tell from 0 with a given power, two-sided 5 %; nan below two values."""
+def smallest_visible_mean(values: Sequence[float]) -> float:
+    """Smallest mean that data with this spread tell from 0 with power 0.8, two-sided 5 %; nan below two values."""
     n = len(values)
     if n < 2:
         return math.nan
     mean = sum(values) / n
     error = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    return (t_quantile(0.975, n - 1) + t_quantile(power, n - 1)) * error
+    return (t_quantile(0.975, n - 1) + t_quantile(POWER, n - 1)) * error
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -50,29 +53,45 @@ def pooled_sd(groups: Sequence[Sequence[float]]) -> float:
     return math.sqrt(squares / degrees)
 
 
-def welch(one: Sequence[float], other: Sequence[float], hypothesis: float = 0.0) -> tuple[float, float, float, float]:
-    """Difference of two means, its 95 % interval, and the p-value of a hypothesis, by Welch's t-test.
+@dataclass(frozen=True, slots=True)
+class Welch:
+    """A difference of two means by Welch's t-test. All but the difference is nan if a group has one value.
 
-    The interval and the p-value are nan if a group has fewer than two values.
+    Attributes:
+        low, high: 95 % interval.
+        p_value: two-sided, of the hypothesis that was given.
+        visible: smallest difference from 0 that data of this variance detect with power 0.8.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    visible: float
+
+
+def welch(one: Sequence[float], other: Sequence[float], hypothesis: float = 0.0) -> Welch:
+    """Difference of the means of two independent groups, by Welch's t-test.
 
     Args:
-        one: the values of the first group.
-        other: the values of the second group.
-        hypothesis: the difference whose p-value is asked for.
+        one: the values of the first group; at least one.
+        other: the values of the second group; at least one.
+        hypothesis: the difference whose p-value is computed.
     """
     means = [sum(group) / len(group) for group in (one, other)]
     difference = means[0] - means[1]
     if min(len(one), len(other)) < 2:
-        return difference, math.nan, math.nan, math.nan
+        return Welch(difference, math.nan, math.nan, math.nan, math.nan)
     errors = [
         sum((value - mean) ** 2 for value in group) / (len(group) - 1) / len(group)
         for group, mean in zip((one, other), means, strict=True)
     ]
     error = math.sqrt(sum(errors))
     if error == 0:
-        return difference, difference, difference, float(difference == hypothesis)
+        return Welch(difference, difference, difference, float(difference == hypothesis), 0.0)
     shares = sum(e**2 / (len(group) - 1) for e, group in zip(errors, (one, other), strict=True))
     degrees = max(1.0, sum(errors) ** 2 / shares)
     half = t_quantile(0.975, degrees) * error
     p_value = 2 * (1 - t_cdf(abs(difference - hypothesis) / error, degrees))
-    return difference, difference - half, difference + half, p_value
+    visible = half + t_quantile(POWER, degrees) * error
+    return Welch(difference, difference - half, difference + half, p_value, visible)

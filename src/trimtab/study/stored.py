@@ -27,6 +27,9 @@ from trimtab.study.specification import StudySpec
 from trimtab.study.trial import Tick, Trial
 
 OUTCOMES = "outcomes.jsonl"
+UNFINISHED = (
+    "unfinished.json"  # in the folder of a committed study: the number of runs that were asked for and not made
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ def _of_outcomes(folder: Path, spec: StudySpec) -> Evidence:
             names[trial] = outcome.run_id
             texts[outcome.run_id] = blocks
     versions = versions_in(load_environment(folder))
+    pending = _pending(folder / UNFINISHED)
     return Evidence(
         results=results,
         run_ids=names,
@@ -158,7 +162,19 @@ def _of_outcomes(folder: Path, spec: StudySpec) -> Evidence:
         blocks=lambda name: texts.get(name, {}),
         cost=cost_reader(spec, {}),
         versions={versions: len(set(names.values()))},
+        pending=pending or 0,
+        complete=pending is None,
     )
+
+
+def _pending(file: Path) -> int | None:
+    """The number of runs that an unfinished study had asked for and not made; None if the study is finished."""
+    if not file.is_file():
+        return None
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8"))["pending"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IntegrityError(f"{file}: damaged ({type(error).__name__}: {error}); restore it from a copy") from error
 
 
 def _parsed(text: str, file: Path) -> Raw:

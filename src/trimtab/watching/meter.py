@@ -15,6 +15,7 @@ A new kind of probe comes with its own meter: the class of the probe names it in
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -49,8 +50,8 @@ class Reading:
     counts: Tensor
 
 
-class Meter:
-    """Reads what some probes ask for; every method but ``values`` does nothing unless it is overridden.
+class Meter(ABC):
+    """Reads what some probes ask for; every method but ``values``, which is abstract, does nothing by default.
 
     All methods run without gradients and outside of autocast. None may read a number back to the host or change what
     it is given. An error in a method is counted, and never stops training.
@@ -137,13 +138,13 @@ class Meter:
     def after_step(self) -> None:
         """The optimizer has stepped, or a reading by hand ends; the pack is merged after it."""
 
+    @abstractmethod
     def values(self, passes: int) -> Sequence[Reading]:
         """The numbers of the reading, from the merged pack.
 
         Args:
             passes: forward passes with gradients (micro-batches) that one process saw.
         """
-        raise NotImplementedError
 
     def published(self, row: Mapping[str, float]) -> None:
         """The row has reached the host."""

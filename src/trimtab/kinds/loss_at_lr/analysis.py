@@ -42,11 +42,9 @@ def analyse(spec: LossStudySpec, evidence: Evidence) -> LossFindings:
         for multiple, tick in ticks[name].items()
     }
     ends = not_bracketed(spec, evidence.results)
+    bracketed = {name: None if spec.comparison.tune == "fixed" else spec.tuned_by(name) not in ends for name in ticks}
     compared = [
-        replace(
-            _compared(spec, cells, costs, name, multiple, ticks[name][multiple]),
-            bracketed=None if spec.comparison.tune == "fixed" else spec.tuned_by(name) not in ends,
-        )
+        _compared(spec, cells, costs, name, multiple, ticks[name][multiple], bracketed[name])
         for name, multiple in cells
     ]
     compared = _with_holm(spec, compared)
@@ -76,7 +74,13 @@ Cells = Mapping[tuple[str, float], Sequence[ComparedRun]]
 
 
 def _compared(
-    spec: LossStudySpec, cells: Cells, costs: Mapping[str, ModelCost], name: str, multiple: float, tick: Tick
+    spec: LossStudySpec,
+    cells: Cells,
+    costs: Mapping[str, ModelCost],
+    name: str,
+    multiple: float,
+    tick: Tick,
+    bracketed: bool | None,
 ) -> Compared:
     runs, place = cells[name, multiple], spec.places[name]
     sound = [run for run in runs if run.sound]
@@ -97,7 +101,7 @@ def _compared(
         place=place,
         multiple=multiple,
         learning_rate=tick.learning_rate,
-        bracketed=None,
+        bracketed=bracketed,
         broken=sum(run.outcome is not None and not run.sound for run in runs),
         missing=sum(run.outcome is None for run in runs),
         loss=loss,
@@ -152,7 +156,7 @@ def _slopes(spec: LossStudySpec, cells: Cells) -> list[Slope]:
     for line in spec.lines:
         for multiple in spec.comparison.multiples if line != spec.reference else ():
             per_seed = [float(centred @ gap / (centred @ centred)) for gap in _gaps(spec, cells, line, multiple)]
-            slopes.append(Slope(line, multiple, Mean(*mean_interval(per_seed))))
+            slopes.append(Slope(line, multiple, Mean(*mean_interval(per_seed)), smallest_visible_mean(per_seed)))
     return slopes
 
 
@@ -179,23 +183,23 @@ def _gaps(spec: LossStudySpec, cells: Cells, line: str, multiple: float) -> list
 
 
 def _tuning(spec: LossStudySpec) -> list[str]:
-    """Return what the way of tuning leaves open."""
+    """Return warnings about the choice of the learning rate."""
     comparison = spec.comparison
     if comparison.tune == "fixed":
-        return ["the learning rate was not tuned; an arm whose best rate is another one is compared away from it"]
+        return ["the learning rate was not tuned; an arm with another best rate is not compared at its best"]
     lines: list[str] = []
     if comparison.tune == "reference" and len(spec.lines) > 1:
         lines.append(
-            f"the learning rate was tuned for '{spec.reference}' alone; an arm whose best rate is another one is "
-            'compared away from it; tune = "arm" tunes every arm'
+            f"the learning rate was tuned for '{spec.reference}' alone; an arm with another best rate is not compared "
+            'at its best; tune = "arm" tunes every arm'
         )
     if comparison.at_size:
         lines.append(
-            f"the learning rate was tuned at '{comparison.at_size}' alone; at other sizes the best rate may be another "
-            'one; at_size = "" tunes every size'
+            f"the learning rate was tuned at '{comparison.at_size}' alone; other sizes may have another best rate; "
+            'at_size = "" tunes every size'
         )
     if comparison.tuning_seeds == 1:
-        lines.append("the learning rate was tuned with one seed, whose luck may decide between neighbouring rates")
+        lines.append("the learning rate was tuned with one seed; the choice between neighbouring rates may be chance")
     return lines
 
 
@@ -204,8 +208,8 @@ def _warnings(
 ) -> list[str]:
     lines = _tuning(spec)
     lines += [
-        f"best not bracketed: the best rate of '{arm}', {tick.learning_rate:.3g}, is an end of its sweep; what is "
-        "compared at this rate depends on where the sweep ended; widen learning_rates"
+        f"best not bracketed: the best rate of '{arm}', {tick.learning_rate:.3g}, is an end of its sweep; the "
+        "comparison at this rate depends on the range of the sweep; widen learning_rates"
         for arm, tick in not_bracketed(spec, results).items()
     ]
     lines += [

@@ -120,16 +120,25 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """The change of the difference to the reference with each doubling of depth, in nats; mean over seeds."""
+    """The change of the difference to the reference with each doubling of depth, in nats; mean over seeds.
+
+    Attributes:
+        visible: smallest change that data of this variance detect with power 0.8; nan below two seeds.
+    """
 
     line: str
     multiple: float
     mean: Mean
+    visible: float
 
 
 @dataclass(frozen=True, slots=True)
 class Overall:
-    """The difference to the reference, averaged over all sizes, in nats; mean over seeds that have every size."""
+    """The difference to the reference, averaged over all sizes, in nats; mean over seeds that have every size.
+
+    Attributes:
+        visible: smallest difference that data of this variance detect with power 0.8; nan below two seeds.
+    """
 
     line: str
     multiple: float

@@ -38,7 +38,7 @@ def verdicts(findings: LossFindings) -> list[str]:
             continue  # no seed has sound runs at every size
         lines.append(
             f"{overall.line}{_at(findings, overall.multiple)}: mean over all sizes {mean.mean:+.3f} "
-            f"{_range(mean.low, mean.high)} nats against {reference}: {_side(mean)} "
+            f"{_range(mean.low, mean.high)} nats against {reference}: {_sign(mean, 'lower loss', 'higher loss')} "
             f"(smallest visible effect {number(overall.visible, '.3f')})"
         )
     for slope in findings.slopes:
@@ -47,7 +47,9 @@ def verdicts(findings: LossFindings) -> list[str]:
             continue  # no seed has sound runs at every size
         lines.append(
             f"{slope.line}{_at(findings, slope.multiple)}: with each doubling of depth the difference to {reference} "
-            f"changes by {mean.mean:+.3f} {_range(mean.low, mean.high)} nats: {_direction(mean)}"
+            f"changes by {mean.mean:+.3f} {_range(mean.low, mean.high)} nats: "
+            f"{_sign(mean, 'better with more depth', 'worse with more depth')} "
+            f"(smallest visible change {number(slope.visible, '.3f')})"
         )
     return lines
 
@@ -61,16 +63,11 @@ def _verdict(found: PairedDifference, p_holm: float | None) -> str:
     return side if p_holm is not None and p_holm < SURE else f"{side} before Holm's correction, cannot tell after it"
 
 
-def _side(mean: Mean) -> str:
+def _sign(mean: Mean, negative: str, positive: str) -> str:
+    """Return the words for a mean whose interval is below or above 0."""
     if math.isnan(mean.low):
         return "cannot tell from a single seed"
-    return "lower loss" if mean.high < 0 else "higher loss" if mean.low > 0 else "cannot tell"
-
-
-def _direction(mean: Mean) -> str:
-    if math.isnan(mean.low):
-        return "cannot tell from a single seed"
-    return "better with more depth" if mean.high < 0 else "worse with more depth" if mean.low > 0 else "cannot tell"
+    return negative if mean.high < 0 else positive if mean.low > 0 else "cannot tell"
 
 
 def content(findings: LossFindings) -> Content:

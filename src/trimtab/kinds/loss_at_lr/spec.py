@@ -25,7 +25,7 @@ class Comparison:
     Attributes:
         seeds: number of seeds of every arm at every rate. All arms use the same seeds, so that differences are paired.
         tune: how the learning rate is chosen. ``arm``: a sweep of each arm decides for that arm. ``reference``: a sweep
-            of the reference decides for all arms; an arm with another best rate is then compared away from it.
+            of the reference decides for all arms; an arm with another best rate is then not compared at its best.
             ``fixed``: no sweep; ``learning_rate`` is used. ``nobody`` is the name of ``fixed`` in files of version
             0.1.0.
         tuning_seeds: number of seeds of the sweep. They differ from the seeds of the comparison.

@@ -11,10 +11,11 @@ import numpy as np
 
 from trimtab.kinds.max_lr.series import FOLLOWED, Floats, Series
 from trimtab.stats.comparison import holm
-from trimtab.stats.intervals import welch
+from trimtab.stats.intervals import Welch, welch
 
 DOUBLE = 2.0
 SLOPE_STEPS = 100  # a slope is stated per this number of steps
+NOT_KNOWN = Welch(math.nan, math.nan, math.nan, math.nan, math.nan)
 Doubled = Literal["yes", "no", "not clear"]
 
 
@@ -76,27 +77,25 @@ def _at(
     if not all(end > 0 and math.isfinite(end) for group in ends for end in group):
         return None
     logs = [[math.log2(end) for end in group] for group in ends]
-    mean, low, high, p = welch(logs[0], logs[1], hypothesis=math.log2(DOUBLE))
+    ratio = welch(logs[0], logs[1], hypothesis=math.log2(DOUBLE))
     slopes = [[_slope(run, quantity, place, after, last) for run in group] for group in (failing, sound)]
-    difference = low_difference = high_difference = math.nan
-    if all(math.isfinite(slope) for group in slopes for slope in group):
-        difference, low_difference, high_difference, _ = welch(slopes[0], slopes[1])
     means = [float(np.mean(group)) for group in slopes]
+    difference = welch(slopes[0], slopes[1]) if all(math.isfinite(mean) for mean in means) else NOT_KNOWN
     return Growth(
         quantity=quantity,
         place=place,
         failing=len(failing),
         sound=len(sound),
-        ratio=2.0**mean,
-        low=_known(2.0**low),
-        high=_known(2.0**high),
-        p_double=_known(p),
+        ratio=2.0**ratio.difference,
+        low=_known(float(np.exp2(ratio.low))),
+        high=_known(float(np.exp2(ratio.high))),
+        p_double=_known(ratio.p_value),
         doubled="not clear",
         slope=_known(means[0]),
         slope_sound=_known(means[1]),
-        difference=_known(difference),
-        difference_low=_known(low_difference),
-        difference_high=_known(high_difference),
+        difference=_known(difference.difference),
+        difference_low=_known(difference.low),
+        difference_high=_known(difference.high),
     )
 
 

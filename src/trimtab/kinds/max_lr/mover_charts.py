@@ -15,6 +15,7 @@ from trimtab.section import Chart, Section, Table
 
 SOUND, FAILING = ("#9ecae1", "#08519c"), ("#fdd0a2", "#a63603")  # first layer, last layer
 ROWS = 16
+CONFOUNDED = "Part of every difference is due to the learning rate, not to the failure."
 MOVED = ("quantity", "place", "left the band at step", "steps before the loss", "last value / median of sound runs")
 COMPARED = (
     *("quantity", "place", "failing / sound", "more than doubled?", "p (ratio 2, Holm)"),
@@ -31,9 +32,9 @@ def refusal(arms: Sequence[str]) -> Section:
     return Section(
         "Who moved first",
         lines=[
-            f"no comparison for {', '.join(arms)}: at no learning rate do some runs fail and others not, and runs of "
-            "different rates differ for that reason alone; set movers.seeds for runs at the limit, or "
-            "movers.other_rates = true"
+            f"no comparison for {', '.join(arms)}: no learning rate has both failing and sound runs, and runs of "
+            "different learning rates differ without any failure; set movers.seeds to train runs at the limit, or "
+            "movers.other_rates = true to compare different learning rates"
         ],
     )
 
@@ -77,9 +78,6 @@ def mover_sections(number: int, arm: str, movement: Movement) -> list[Section]:
             0, Section(f"Growth of each quantity: {arm}", lead + GROWN + _above_note(movement), Table(COMPARED, growth))
         )
     return sections
-
-
-CONFOUNDED = "Part of every difference is due to the rate, not to the failure."
 
 
 def _above_note(movement: Movement) -> str:

@@ -150,7 +150,10 @@ def results_of(movement: Movement) -> MovementResults:
 
 
 def drawn(movement: Movement) -> tuple[LabelledRun, LabelledRun]:
-    """Return the sound and the failing run that the charts show: of the same seed if there are such, which is rare."""
+    """Return the sound and the failing run that the charts show.
+
+    Runs of different rates are drawn with the same seed if possible: they see the same data.
+    """
     failing = movement.failing[0]
     return max(movement.sound, key=lambda run: (run.trial.seed == failing.trial.seed, run.trial.tick)), failing
 
@@ -195,8 +198,8 @@ def _judged(findings: LimitFindings, arm: str) -> _Judged:
     known = [run for run in findings.runs if run.trial.arm == arm and run.outcome is not None]
     known.sort(key=lambda run: (run.trial.tick, run.trial.seed))
     unique = list({run.run_id: run for run in known}.values())
-    series = {run.run_id: read_series(findings.evidence.folder, run.run_id) for run in unique}
-    read = [run for run in unique if series[run.run_id].values]
+    series = read_series(findings.evidence.folder, [run.run_id for run in unique])
+    read = [run for run in unique if run.run_id in series]
     sound, failing = ([run for run in read if failed(run.label, edge) is wanted] for wanted in (False, True))
     return _Judged(sound, failing, series)
 

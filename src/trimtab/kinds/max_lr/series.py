@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,18 +49,19 @@ class Series:
     losses: Floats
 
 
-NO_SERIES = Series(np.zeros(0, np.int64), {}, np.zeros(0))
-
-
-def read_series(folder: Path, run_id: str) -> Series:
-    """Return the series of a run of a study folder; without values if the run has no readings of these quantities.
+def read_series(folder: Path, run_ids: Collection[str]) -> dict[str, Series]:
+    """Return the series of runs of a study folder by run id, without runs that have no readings of these quantities.
 
     Values are rounded to 0.4 %, from run folders as in the file, so both give the same numbers.
     """
-    run = folder / "runs" / run_id
-    if run.is_dir():
-        return _of_run(run)
-    return load_series(folder / FILE).get(run_id, NO_SERIES)
+    kept = load_series(folder / FILE)
+    found: dict[str, Series] = {}
+    for run_id in run_ids:
+        run = folder / "runs" / run_id
+        series = _of_run(run) if run.is_dir() else kept.get(run_id)
+        if series is not None and series.values:
+            found[run_id] = series
+    return found
 
 
 def save_series(series: Mapping[str, Series], file: Path) -> None:

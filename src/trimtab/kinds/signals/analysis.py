@@ -255,11 +255,10 @@ def _warnings(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[str]:
             f"fitted to the other {max(0, len(methods) - 2)}"
         )
     lines += _brackets(spec, runs)
-    last = spec.signals.from_fraction
     if not any(len(_late(spec, run)) >= LEAST_READINGS for run in runs):
         lines.append(
-            f"no run has {LEAST_READINGS} readings from {last:.0%} of its steps on, so that nothing is correlated over "
-            "time; lower probes.every"
+            f"no run has {LEAST_READINGS} readings from {spec.signals.from_fraction:.0%} of its steps on, so there are "
+            "no correlations over time; lower probes.every"
         )
     if not any(len(run.trace.histogram) for run in runs):
         lines.append(
