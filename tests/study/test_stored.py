@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,13 @@ NUMBER = re.compile(r"(?<![A-Za-z0-9.])[-+]?\d+\.?\d*(?:e[-+]?\d+)?%?")
 
 
 def same_numbers(old: Any, new: Any, where: str = "") -> list[str]:
-    """Where two results differ. New keys and sentences do not count; a sentence may be reworded around its numbers."""
+    """Where two results differ. New keys and sentences do not count; a sentence keeps its numbers and may get more."""
     if SENTENCES.search(where):
-        said = [sorted(NUMBER.findall(sentence)) for sentence in new]
+        said = [Counter(NUMBER.findall(sentence)) for sentence in new]
         return [
-            f"{where}: no longer said: {sentence}" for sentence in old if sorted(NUMBER.findall(sentence)) not in said
+            f"{where}: no longer said: {sentence}"
+            for sentence in old
+            if not any(Counter(NUMBER.findall(sentence)) <= numbers for numbers in said)
         ]
     if isinstance(old, dict):
         lines = [f"{where}/{key}: missing" for key in old if key not in new]

@@ -105,6 +105,17 @@ def report(options: argparse.Namespace, console: Console) -> int:
     return OK
 
 
+def export(options: argparse.Namespace, console: Console) -> int:
+    """Write the exported form of a study."""
+    from trimtab.study.export import export as write_export
+
+    findings = write_export(options.folder, options.target)
+    made = sum(run.outcome is not None for run in findings.runs)
+    state = "finished" if findings.evidence.complete else "unfinished"
+    console.print(Text(f"{made} runs of the {state} study are written to {options.target}"))
+    return OK
+
+
 def inspect(options: argparse.Namespace, console: Console) -> int:
     """Measure stored weights."""
     from trimtab.inspection.checkpoints import open_checkpoint

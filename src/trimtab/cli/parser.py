@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         action="append",
         default=[],
-        help="another study folder, from which finished runs with the same id are copied",
+        help="another study folder or an export, from which finished runs with the same id are taken",
     )
     change = study.add_mutually_exclusive_group()
     change.add_argument(
@@ -78,6 +78,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="the folder to write to (default: the study folder); required with --set",
     )
     report.set_defaults(command=commands.report)
+
+    export = subparsers.add_parser(
+        "export", help="write a study, finished or not, into a small folder for a repository or another machine"
+    )
+    export.add_argument("folder", metavar="DIR", type=Path, help="the study folder")
+    export.add_argument("target", metavar="TARGET", type=Path, help="the folder to write to")
+    export.set_defaults(command=commands.export)
 
     for command in (study, run, report):
         command.add_argument(

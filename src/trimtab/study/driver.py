@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Literal
 
 from trimtab.config import ConfigError
 from trimtab.run.check import check_run
-from trimtab.run.folder import OUTCOME, Outcome, load_outcome
+from trimtab.run.folder import OUTCOME, load_outcome
 from trimtab.run.identity import Basis, basis_of, id_on
 from trimtab.run.spec import RunSpec
 from trimtab.run.texts import fingerprint_of
@@ -26,6 +25,7 @@ from trimtab.study.folder import StorageError, make_folder, open_index, write_st
 from trimtab.study.index import Index, differences
 from trimtab.study.kind import Findings, kind_of
 from trimtab.study.lock import StudyLock
+from trimtab.study.reuse import Source, source_of
 from trimtab.study.round import Display, Round, Silence
 from trimtab.study.specification import StudySpec
 from trimtab.study.stored import evidence_of
@@ -51,21 +51,20 @@ def run_study(
         folder: its folder.
         executor: trains the runs.
         display: shows the progress; silent by default.
-        reuse: other study folders. A finished run with the same run id is copied from there instead of being trained.
+        reuse: other study folders or exports. A finished run with the same run id is taken from there instead of being
+            trained.
         on_change: what to do with stored runs that were made with another version of the numbers, other data or other
             user code: ``stop`` with an error, ``keep`` them and record it, or ``retrain`` them.
 
     Raises:
         ConfigError: if an arm cannot be built, the folder holds other things or another study, stored runs were made
-            with something else and ``on_change`` is ``stop``, or a folder in ``reuse`` is not a study folder. Nothing
-            was changed.
+            with something else and ``on_change`` is ``stop``, or a folder in ``reuse`` cannot be used. Nothing was
+            changed.
         StudyLockedError: if another running process holds the folder.
         IntegrityError: if a stored file is damaged.
         StorageError: if a file cannot be written or read.
     """
-    for other in reuse:
-        if not (other / "runs").is_dir():
-            raise ConfigError(f"--reuse {other}: not a study folder (it holds no runs)")
+    sources = [source_of(other) for other in reuse]
     tokens = Tokens()
     check_arms(spec, tokens)
     make_folder(folder)
@@ -74,6 +73,8 @@ def run_study(
         with StudyLock(folder):
             index = open_index(spec, folder)
             bases = {name: _basis(arm.run(0, 0), tokens) for name, arm in spec.arms.items()}
+            for source in sources:
+                source.check(spec, bases)
             changed = (
                 [*differences(index.bases, bases), *_other_text(spec, index, folder, tokens)] if index.runs else []
             )
@@ -82,7 +83,7 @@ def run_study(
             failures.give_another_chance()
             write_study(spec, folder, index)
             with executor:
-                search = _Search(spec, folder, executor, display or Silence(), reuse, index, bases, failures)
+                search = _Search(spec, folder, executor, display or Silence(), sources, index, bases, failures)
                 search.carry_out()
             evidence = evidence_of(folder, spec, index, failures.errors())
             findings = kind_of(spec).analyse(spec, evidence)
@@ -148,7 +149,7 @@ class _Search:
     folder: Path
     executor: Executor
     display: Display
-    reuse: Sequence[Path]
+    sources: Sequence[Source]
     index: Index
     bases: Mapping[str, Basis]
     failures: Failures
@@ -196,24 +197,16 @@ class _Search:
         trials: dict[str, Trial] = {}
         for trial, name in names.items():
             trials.setdefault(name, trial)  # one of the trials that share a run trains it
-        missing = {name: trial for name, trial in trials.items() if self._present(name) is None}
+        jobs = {name: self.spec.run_of(trial) for name, trial in trials.items()}
+        missing = {name: trial for name, trial in trials.items() if not self._present(name, jobs[name])}
         self.display.round_started(title, len(names), len(missing))
-        jobs = {name: self.spec.run_of(trial) for name, trial in missing.items()}
         Round(missing, jobs, self.runs, self.executor, self.failures, self.display).carry_out()
 
-    def _present(self, name: str) -> Outcome | None:
-        """The outcome of a finished run, copied from a folder in ``reuse`` if need be; None without one."""
-        outcome = load_outcome(self.runs / name)
-        for other in self.reuse:
-            source = other / "runs" / name
-            if outcome is None and load_outcome(source) is not None:
-                shutil.rmtree(self.runs / name, ignore_errors=True)
-                arriving = self.runs / f".{name}"  # a folder with an outcome must be complete
-                shutil.rmtree(arriving, ignore_errors=True)
-                shutil.copytree(source, arriving)
-                arriving.rename(self.runs / name)
-                outcome = load_outcome(self.runs / name)
-        return outcome
+    def _present(self, name: str, job: RunSpec) -> bool:
+        """Whether a run is finished, or a source of other runs has it."""
+        if load_outcome(self.runs / name) is not None:
+            return True
+        return any(source.bring(name, job, self.runs) for source in self.sources)
 
 
 def _basis(run: RunSpec, tokens: Tokens) -> Basis:

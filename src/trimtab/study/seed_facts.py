@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.run.folder import OUTCOME, PREDICTIONS, load_arrays, load_readings, load_steps
+from trimtab.run.kept import Arrays, Kept, has_rows, read_arrays, write_arrays
 from trimtab.stats.spike_score import median_spikes, spike_share
 
+FACTS = "seeds.npz"
 SPIKES = ("loss, 7 sd", "gradient norm, 7 sd", "loss, above median")
 
 
@@ -38,8 +40,17 @@ class SeedFacts:
 NO_FACTS = SeedFacts(np.zeros(0, np.uint32), np.zeros(0, np.int64), (), np.zeros((0, 0)), (np.nan,) * len(SPIKES))
 
 
+def find_facts(kept: Kept, run_id: str) -> SeedFacts:
+    """The facts of a finished run, from its folder or from those that were kept; ``NO_FACTS`` if there are none."""
+    run = kept.folder / "runs" / run_id
+    if has_rows(run):
+        return read_facts(run)
+    arrays = kept.of(run_id)
+    return NO_FACTS if arrays is None else _of_arrays(arrays)
+
+
 def read_facts(run: Path) -> SeedFacts:
-    """The facts of a finished run; ``NO_FACTS`` if there is no finished run in the folder."""
+    """The facts of a run folder with rows; ``NO_FACTS`` if the run is not finished."""
     if not (run / OUTCOME).is_file():
         return NO_FACTS
     rows = [row for row in load_steps(run) if row["step"] > 0]
@@ -60,31 +71,30 @@ def read_facts(run: Path) -> SeedFacts:
 
 def save_facts(facts: Mapping[str, SeedFacts], file: Path) -> None:
     """Save facts by run id in one compressed file, with the statistics in single precision."""
-    arrays: dict[str, NDArray[Any]] = {}
-    for run_id, run in facts.items():
-        largest = int(run.predictions.max(initial=0))
-        arrays[f"{run_id}/predictions"] = run.predictions.astype(np.min_scalar_type(largest))
-        arrays[f"{run_id}/steps"] = run.steps
-        arrays[f"{run_id}/names"] = np.array(run.names, dtype=np.str_)
-        arrays[f"{run_id}/statistics"] = run.statistics.astype(np.float32)
-        arrays[f"{run_id}/spikes"] = np.array(run.spikes)
-    np.savez_compressed(file, allow_pickle=False, **arrays)
+    write_arrays(file, {run_id: _arrays(run) for run_id, run in facts.items()})
 
 
 def load_facts(file: Path) -> dict[str, SeedFacts]:
     """The facts of a file by run id."""
-    parts: dict[str, dict[str, Any]] = {}
-    with np.load(file, allow_pickle=False) as stored:
-        for name in stored.files:
-            run_id, what = name.split("/", 1)
-            parts.setdefault(run_id, {})[what] = stored[name]
+    return {run_id: _of_arrays(arrays) for run_id, arrays in read_arrays(file).items()}
+
+
+def _arrays(facts: SeedFacts) -> dict[str, NDArray[Any]]:
+    largest = int(facts.predictions.max(initial=0))
     return {
-        run_id: SeedFacts(
-            arrays["predictions"],
-            arrays["steps"],
-            tuple(str(name) for name in arrays["names"]),
-            arrays["statistics"].astype(float),
-            tuple(float(score) for score in arrays["spikes"]),
-        )
-        for run_id, arrays in parts.items()
+        "predictions": facts.predictions.astype(np.min_scalar_type(largest)),
+        "steps": facts.steps,
+        "names": np.array(facts.names, dtype=np.str_),
+        "statistics": facts.statistics.astype(np.float32),
+        "spikes": np.array(facts.spikes),
     }
+
+
+def _of_arrays(arrays: Arrays) -> SeedFacts:
+    return SeedFacts(
+        arrays["predictions"],
+        arrays["steps"],
+        tuple(str(name) for name in arrays["names"]),
+        arrays["statistics"].astype(float),
+        tuple(float(score) for score in arrays["spikes"]),
+    )

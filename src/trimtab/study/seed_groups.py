@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.run.folder import Outcome
+from trimtab.run.kept import Kept
 from trimtab.stats.agreement import Agreement, agreement
 from trimtab.stats.components import Components, grubbs_limit, outlier_scores, two_way_components
 from trimtab.stats.training_map import Fork, MapUnavailableError, TrainingMap, forks, training_map
-from trimtab.study.seed_facts import NO_FACTS, SeedFacts, load_facts, read_facts
+from trimtab.study.seed_facts import FACTS, SeedFacts, find_facts
 from trimtab.study.trial import Results, Trial, seed_by_seed
 
-FACTS = "seeds.npz"
 LEAST_SEEDS = 5
 FAR = 2.0  # a run is an outlier beyond this number of standard deviations from the mean
 NOT_READ = 'the weights were not read; set probes.named = ["training_map"]'
@@ -107,7 +107,7 @@ def seed_groups(
         folder: the study folder, with its run folders or with the facts that were saved from them.
         arms: the order of the groups; alphabetical if empty.
     """
-    kept = load_facts(folder / FACTS) if (folder / FACTS).is_file() else {}
+    kept = Kept(folder, FACTS)
     members: dict[tuple[str, int], list[Trial]] = {}
     repeats: dict[tuple[str, int], list[Trial]] = {}
     for trial in seed_by_seed(results, arms or sorted({trial.arm for trial in results})):
@@ -121,10 +121,7 @@ def seed_groups(
     groups: list[SeedGroup] = []
     for (arm, tick), trials in members.items():
         if len(trials) >= LEAST_SEEDS:
-            facts: dict[Trial, SeedFacts] = {}
-            for trial in trials:
-                run = folder / "runs" / names[trial]
-                facts[trial] = read_facts(run) if run.is_dir() else kept.get(names[trial], NO_FACTS)
+            facts = {trial: find_facts(kept, names[trial]) for trial in trials}
             repeated = _repeated(repeats.get((arm, tick), []), trials, results)
             groups.append(_group(arm, tick, trials, results, names, facts, repeated))
     return groups

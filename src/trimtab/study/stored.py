@@ -5,31 +5,24 @@ Reading needs neither the data nor the code of the runs, and writes nothing.
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trimtab.config import ConfigError, Raw, apply_settings, load_toml
 from trimtab.run.cost import ModelCost, cost_of
 from trimtab.run.environment import versions_in
 from trimtab.run.files import IntegrityError
-from trimtab.run.folder import Outcome, load_environment, load_outcome, load_texts, outcome_of
+from trimtab.run.folder import load_environment, load_outcome, load_texts
 from trimtab.run.identity import same_settings
 from trimtab.study.failures import Failures
 from trimtab.study.index import INDEX, STUDY, Index, load_index
 from trimtab.study.kind import Blocks, Evidence, Findings, kind_of, read_any_study
 from trimtab.study.migration import errors_of, migrate
+from trimtab.study.outcomes import OUTCOMES, read_outcomes, read_pending
 from trimtab.study.specification import StudySpec
-from trimtab.study.trial import Tick, Trial
-
-OUTCOMES = "outcomes.jsonl"
-UNFINISHED = (
-    "unfinished.json"  # in the folder of a committed study: the number of runs that were asked for and not made
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,50 +124,21 @@ def cost_reader(spec: StudySpec, known: dict[str, ModelCost]) -> Callable[[str],
 
 
 def _of_outcomes(folder: Path, spec: StudySpec) -> Evidence:
-    """The evidence of a committed study, which has one line per run with its outcome."""
-    file = folder / OUTCOMES
-    results: dict[Trial, Outcome | None] = {}
-    names: dict[Trial, str] = {}
-    texts: dict[str, Blocks] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row: dict[str, Any] = json.loads(line)
-            tick = Tick.nearest(row["lr"])
-            seeds = int(row["seed"]), row.get("data_seed"), int(row.get("repeat", 0))
-            trial = Trial(int(row["round"]), str(row["arm"]), tick, *seeds)
-            outcome = outcome_of(row)
-            blocks: Blocks = row.get("texts", {})
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise IntegrityError(
-                f"{file}: line {number} is damaged ({type(error).__name__}: {error}); restore it from a copy"
-            ) from error
-        if trial.arm in spec.arms:
-            results[trial] = outcome
-            names[trial] = outcome.run_id
-            texts[outcome.run_id] = blocks
-    versions = versions_in(load_environment(folder))
-    pending = _pending(folder / UNFINISHED)
+    """The evidence of a committed study."""
+    runs = [run for run in read_outcomes(folder) if run.trial.arm in spec.arms]
+    blocks: dict[str, Blocks] = {run.outcome.run_id: run.blocks for run in runs}
+    pending = read_pending(folder)
     return Evidence(
-        results=results,
-        run_ids=names,
+        results={run.trial: run.outcome for run in runs},
+        run_ids={run.trial: run.outcome.run_id for run in runs},
         folder=folder,
         errors={},
-        blocks=lambda name: texts.get(name, {}),
+        blocks=lambda name: blocks.get(name, {}),
         cost=cost_reader(spec, {}),
-        versions={versions: len(set(names.values()))},
+        versions={versions_in(load_environment(folder)): len(blocks)},
         pending=pending or 0,
         complete=pending is None,
     )
-
-
-def _pending(file: Path) -> int | None:
-    """The number of runs that an unfinished study had asked for and not made; None if the study is finished."""
-    if not file.is_file():
-        return None
-    try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["pending"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise IntegrityError(f"{file}: damaged ({type(error).__name__}: {error}); restore it from a copy") from error
 
 
 def _parsed(text: str, file: Path) -> Raw:

@@ -99,7 +99,7 @@ class Study:
             workers: number of processes; 0 trains in this process; None means one per core or, on CUDA, per device.
             executor: an executor that replaces the processes.
             display: shows the progress; None shows nothing.
-            reuse: other study folders, from which finished runs with the same id are copied.
+            reuse: other study folders or exports, from which finished runs with the same id are taken.
             on_change: the action for stored runs whose version of the numbers, data or user code differs from the
                 current one: "stop", "keep" or "retrain".
 

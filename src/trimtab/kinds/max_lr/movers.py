@@ -119,10 +119,16 @@ def movements(findings: LimitFindings) -> Movements:
 
 
 def keep(findings: LimitFindings, folder: Path) -> None:
-    """Write the series of all runs of the movements into a folder."""
-    series = {
-        run_id: one for movement in movements(findings).by_arm.values() for run_id, one in movement.series.items()
-    }
+    """Write the series of the runs of the movements into a folder; of all runs while the study is unfinished.
+
+    The movements of an unfinished study may come to compare other runs.
+    """
+    evidence = findings.evidence
+    if evidence.complete:
+        moved = movements(findings).by_arm.values()
+        series = {run_id: one for movement in moved for run_id, one in movement.series.items()}
+    else:
+        series = read_series(evidence.folder, [run.run_id for run in findings.runs if run.outcome is not None])
     if series:
         save_series(series, folder / FILE)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.run.folder import load_readings, load_steps
+from trimtab.run.kept import Arrays, Kept, has_rows, write_arrays
 from trimtab.watching import MetricKey
 
 # Titles by metric key with * for the place: the quantities that the papers on instability follow.
@@ -54,11 +55,12 @@ def read_series(folder: Path, run_ids: Collection[str]) -> dict[str, Series]:
 
     Values are rounded to 0.4 %, from run folders as in the file, so both give the same numbers.
     """
-    kept = load_series(folder / FILE)
+    kept = Kept(folder, FILE)
     found: dict[str, Series] = {}
     for run_id in run_ids:
         run = folder / "runs" / run_id
-        series = _of_run(run) if run.is_dir() else kept.get(run_id)
+        arrays = None if has_rows(run) else kept.of(run_id)
+        series = _of_run(run) if has_rows(run) else _of_arrays(arrays) if arrays is not None else None
         if series is not None and series.values:
             found[run_id] = series
     return found
@@ -66,32 +68,24 @@ def read_series(folder: Path, run_ids: Collection[str]) -> dict[str, Series]:
 
 def save_series(series: Mapping[str, Series], file: Path) -> None:
     """Save the series of runs, by run id, in one compressed file."""
-    arrays: dict[str, NDArray[Any]] = {}
-    for run_id, of_run in series.items():
-        rows = [(q, place, values) for q, places in of_run.values.items() for place, values in places.items()]
-        arrays[f"{run_id}/steps"] = of_run.steps.astype(np.int32)
-        arrays[f"{run_id}/names"] = np.array([[q, place] for q, place, _ in rows], dtype=np.str_).reshape(-1, 2)
-        arrays[f"{run_id}/values"] = np.array([values for *_, values in rows], dtype=np.float32)
-        arrays[f"{run_id}/losses"] = of_run.losses.astype(np.float32)
-    np.savez_compressed(file, allow_pickle=False, **arrays)
+    write_arrays(file, {run_id: _arrays(of_run) for run_id, of_run in series.items()})
 
 
-def load_series(file: Path) -> dict[str, Series]:
-    """Return the series of a file by run id; empty without the file."""
-    if not file.is_file():
-        return {}
-    parts: dict[str, dict[str, NDArray[Any]]] = {}
-    with np.load(file, allow_pickle=False) as stored:
-        for name in stored.files:
-            run_id, what = name.split("/", 1)
-            parts.setdefault(run_id, {})[what] = stored[name]
-    found: dict[str, Series] = {}
-    for run_id, part in parts.items():
-        values: dict[str, dict[str, Floats]] = {}
-        for (quantity, place), row in zip(part["names"], part["values"], strict=True):
-            values.setdefault(str(quantity), {})[str(place)] = row.astype(np.float64)
-        found[run_id] = Series(part["steps"].astype(np.int64), values, part["losses"].astype(np.float64))
-    return found
+def _arrays(series: Series) -> dict[str, NDArray[Any]]:
+    rows = [(q, place, values) for q, places in series.values.items() for place, values in places.items()]
+    return {
+        "steps": series.steps.astype(np.int32),
+        "names": np.array([[q, place] for q, place, _ in rows], dtype=np.str_).reshape(-1, 2),
+        "values": np.array([values for *_, values in rows], dtype=np.float32),
+        "losses": series.losses.astype(np.float32),
+    }
+
+
+def _of_arrays(arrays: Arrays) -> Series:
+    values: dict[str, dict[str, Floats]] = {}
+    for (quantity, place), row in zip(arrays["names"], arrays["values"], strict=True):
+        values.setdefault(str(quantity), {})[str(place)] = row.astype(np.float64)
+    return Series(arrays["steps"].astype(np.int64), values, arrays["losses"].astype(np.float64))
 
 
 def _of_run(run: Path) -> Series:

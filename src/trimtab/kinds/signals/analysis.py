@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from trimtab.kinds.signals.findings import Predicted, Related, SignalCost, SignalFindings, SignalRun
 from trimtab.kinds.signals.spec import SignalsSpec
-from trimtab.kinds.signals.traces import Trace, load_traces, read_trace, save_traces
+from trimtab.kinds.signals.traces import NO_TRACE, Trace, find_trace, save_traces
+from trimtab.run.kept import Kept
 from trimtab.stats.prediction import Judged, area, gain, judge
 from trimtab.stats.rank import mean_correlation, spearman, stratified_spearman
 from trimtab.study.arms import text_of
@@ -44,18 +45,13 @@ CURVE = tuple(index / 10 for index in range(1, 11))
 
 def analyse(spec: SignalsSpec, evidence: Evidence) -> SignalFindings:
     """Return the findings, from run folders or from the traces that are stored when run folders are removed."""
-    folder = evidence.folder
     results = evidence.results
-    kept = load_traces(folder / TRACES) if (folder / TRACES).is_file() else {}
+    kept = Kept(evidence.folder, TRACES)
     runs: list[SignalRun] = []
     for trial in seed_by_seed(results, list(spec.arms)):
         outcome = results[trial]
         name = evidence.run_ids[trial]
-        run = folder / "runs" / name
-        if outcome is not None and run.is_dir():
-            trace = read_trace(run, spec.signals.frequent_share)
-        else:
-            trace = kept.get(name, NO_TRACE)
+        trace = NO_TRACE if outcome is None else find_trace(kept, name, spec.signals.frequent_share)
         yardstick = _yardstick(spec, results, trial.arm)
         outcome_label = label(outcome, trial.tick, yardstick, spec.criterion, spec.criterion.margin)
         runs.append(SignalRun(trial, name, outcome, outcome_label, failed(outcome_label), trace))
@@ -73,9 +69,6 @@ def analyse(spec: SignalsSpec, evidence: Evidence) -> SignalFindings:
 def keep(findings: SignalFindings, folder: Path) -> None:
     """Store the traces of all runs in a single file."""
     save_traces({run.run_id: run.trace for run in findings.runs if run.outcome is not None}, folder / TRACES)
-
-
-NO_TRACE = Trace(np.zeros(0, dtype=np.int64), {}, np.zeros((0, 0, 0)), {})
 
 
 def _yardstick(spec: SignalsSpec, results: Results, arm: str) -> Yardstick:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.run.folder import TOKENS, load_arrays, load_readings, load_steps, load_times
+from trimtab.run.kept import Arrays, Kept, has_rows, read_arrays, write_arrays
 from trimtab.watching import MetricKey
 
 Floats = NDArray[np.float64]
@@ -44,8 +45,20 @@ class Trace:
         return float(self.signals[name][index]) if index >= 0 and name in self.signals else math.nan
 
 
+NO_TRACE = Trace(np.zeros(0, dtype=np.int64), {}, np.zeros((0, 0, 0)), {})
+
+
+def find_trace(kept: Kept, run_id: str, frequent_share: float) -> Trace:
+    """Return the trace of a finished run, from its folder or from those that were kept; empty if nothing was kept."""
+    run = kept.folder / "runs" / run_id
+    if has_rows(run):
+        return read_trace(run, frequent_share)
+    arrays = kept.of(run_id)
+    return NO_TRACE if arrays is None else _of_arrays(arrays)
+
+
 def read_trace(run: Path, frequent_share: float) -> Trace:
-    """Return the trace of a finished run; it is empty if the run ended before the first reading."""
+    """Return the trace of a run folder with rows; it is empty if the run ended before the first reading."""
     rows, readings = load_steps(run), load_readings(run)
     steps = np.array([int(row["step"]) for row in readings], dtype=np.int64)
     signals = _of_steps(rows, steps)
@@ -132,28 +145,27 @@ def _of_tokens(
 
 def save_traces(traces: Mapping[str, Trace], file: Path) -> None:
     """Store traces by run id in a compressed file; signals in double precision, as those of broken runs are huge."""
-    arrays: dict[str, NDArray[Any]] = {}
-    for run_id, trace in traces.items():
-        arrays[f"{run_id}/steps"] = trace.steps
-        arrays[f"{run_id}/histogram"] = trace.histogram.astype(np.float16)
-        arrays |= {f"{run_id}/signal/{name}": v for name, v in trace.signals.items()}
-        arrays |= {f"{run_id}/time/{name}": np.array([v], np.float32) for name, v in trace.times.items()}
-    np.savez_compressed(file, allow_pickle=False, **arrays)
+    write_arrays(file, {run_id: _arrays(trace) for run_id, trace in traces.items()})
 
 
 def load_traces(file: Path) -> dict[str, Trace]:
     """Return the traces of a file by run id."""
-    parts: dict[str, dict[str, Any]] = {}
-    with np.load(file, allow_pickle=False) as stored:
-        for name in stored.files:
-            run_id, rest = name.split("/", 1)
-            parts.setdefault(run_id, {})[rest] = stored[name]
+    return {run_id: _of_arrays(arrays) for run_id, arrays in read_arrays(file).items()}
+
+
+def _arrays(trace: Trace) -> dict[str, NDArray[Any]]:
     return {
-        run_id: Trace(
-            arrays["steps"],
-            {name[7:]: values.astype(float) for name, values in arrays.items() if name.startswith("signal/")},
-            arrays["histogram"].astype(float),
-            {name[5:]: float(values[0]) for name, values in arrays.items() if name.startswith("time/")},
-        )
-        for run_id, arrays in parts.items()
+        "steps": trace.steps,
+        "histogram": trace.histogram.astype(np.float16),
+        **{f"signal/{name}": values for name, values in trace.signals.items()},
+        **{f"time/{name}": np.array([value], np.float32) for name, value in trace.times.items()},
     }
+
+
+def _of_arrays(arrays: Arrays) -> Trace:
+    return Trace(
+        arrays["steps"],
+        {name[7:]: values.astype(float) for name, values in arrays.items() if name.startswith("signal/")},
+        arrays["histogram"].astype(float),
+        {name[5:]: float(values[0]) for name, values in arrays.items() if name.startswith("time/")},
+    )
