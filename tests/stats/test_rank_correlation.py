@@ -51,7 +51,7 @@ def stratified_by_loops(first: Sequence[float], second: Sequence[float], strata:
 
 
 def same(first: Correlation, second: Correlation) -> bool:
-    names = ("estimate", "low", "high", "runs", "strata", "visible")
+    names = ("estimate", "low", "high", "units", "strata", "visible")
     return all(getattr(first, name) == pytest.approx(getattr(second, name), abs=1e-12, nan_ok=True) for name in names)
 
 
@@ -161,6 +161,38 @@ def test_each_resample_is_the_correlation_of_its_rows_written_out() -> None:
     assert (found.low, found.high, found.visible) == pytest.approx((low, high, visible), abs=1e-9)
 
 
+def test_a_seed_that_many_runs_share_is_no_sample_of_many_runs() -> None:
+    """The planted confound: 12 arms start from the same 10 draws, whose luck decides both values."""
+    rng = np.random.default_rng(4)
+    covered = {"runs": 0, "seeds": 0}
+    arms, seeds = np.repeat(np.arange(12), 10), np.tile(np.arange(10), 12)
+    for _ in range(100):
+        luck_a, luck_b = rng.normal(size=(2, 10))
+        first, second = luck_a[seeds] + 0.3 * rng.normal(size=120), luck_b[seeds] + 0.3 * rng.normal(size=120)
+        for name, units in (("runs", list(range(120))), ("seeds", seeds.tolist())):
+            found = stratified_spearman(first, second, arms.tolist(), units, resamples=300)
+            covered[name] += found.low <= 0 <= found.high
+    assert covered["runs"] < 60, "with runs as units the interval is far too narrow"
+    assert covered["seeds"] >= 88
+
+
+def test_two_crossed_factors_are_resampled_each_on_its_own() -> None:
+    rng = np.random.default_rng(5)
+    covered = {"seeds": 0, "crossed": 0}
+    arms, seeds = np.repeat(np.arange(10), 8), np.tile(np.arange(8), 10)
+    for _ in range(100):
+        of_arm_a, of_arm_b = rng.normal(size=(2, 10))
+        first, second = of_arm_a[arms] + 0.3 * rng.normal(size=80), of_arm_b[arms] + 0.3 * rng.normal(size=80)
+        for name, crossed in (("seeds", None), ("crossed", arms.tolist())):
+            found = stratified_spearman(first, second, [0] * 80, seeds.tolist(), crossed, resamples=300)
+            covered[name] += found.low <= 0 <= found.high
+    assert covered["seeds"] < 60, "arms differ by more than their seeds do"
+    assert covered["crossed"] >= 88
+    one_arm = stratified_spearman(first[:8], second[:8], [0] * 8, seeds[:8].tolist(), [3] * 8, resamples=300)
+    assert one_arm == stratified_spearman(first[:8], second[:8], [0] * 8, seeds[:8].tolist(), resamples=300)
+    assert one_arm.units == 8
+
+
 def test_a_correlation_made_by_the_learning_rate_alone_is_gone_within_learning_rates() -> None:
     rng = np.random.default_rng(0)
     rates = np.repeat(np.arange(5.0), 30)
@@ -191,7 +223,7 @@ def test_rows_that_are_not_finite_are_left_out() -> None:
         spoilt_first, spoilt_second, [*strata, 0, 1, 0, 1], [*runs, 90, 91, 0, 1], resamples=50
     )
     assert same(plain, spoilt)
-    assert plain.runs == 10
+    assert plain.units == 10
 
 
 def test_strata_with_fewer_than_three_rows_are_left_out() -> None:
@@ -202,20 +234,20 @@ def test_strata_with_fewer_than_three_rows_are_left_out() -> None:
         [*first, 5, 6, 7], [*second, 7, 6, 5], [*[0] * 10, "b", "b", ("c", 1)], range(13), resamples=50
     )
     assert same(plain, more)
-    assert (plain.runs, plain.strata) == (10, 1)
+    assert (plain.units, plain.strata) == (10, 1)
 
 
 def test_runs_and_strata_may_be_of_mixed_types_and_a_number_is_not_its_name() -> None:
     values = list(range(6))
     found = stratified_spearman(values, values, [0, 0, 0, "0", "0", "0"], [1, "1", (1,), 2, "2", None], resamples=50)
-    assert (found.estimate, found.runs, found.strata) == (1.0, 6, 2)
+    assert (found.estimate, found.units, found.strata) == (1.0, 6, 2)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_too_few_rows_have_no_correlation(count: int) -> None:
     found = stratified_spearman(range(count), range(count), [0] * count, range(count), resamples=20)
     assert math.isnan(found.estimate)
-    assert (found.runs, found.strata) == (0, 0)
+    assert (found.units, found.strata) == (0, 0)
 
 
 @pytest.mark.parametrize("runs", [1, 2])
@@ -258,7 +290,7 @@ def test_more_rows_of_the_same_runs_do_not_narrow_the_interval() -> None:
 def test_the_mean_correlation_leaves_out_runs_without_one() -> None:
     found = mean_correlation([0.1, math.nan, 0.5, 0.3], resamples=50)
     assert found.estimate == pytest.approx(0.3)
-    assert found.runs == 3
+    assert found.units == 3
     assert found == mean_correlation([0.1, 0.5, 0.3], resamples=50)
     assert 0.1 - 1e-12 <= found.low < found.estimate < found.high <= 0.5 + 1e-12
 
@@ -267,7 +299,7 @@ def test_the_mean_correlation_leaves_out_runs_without_one() -> None:
 def test_no_correlations_have_no_mean(correlations: list[float]) -> None:
     found = mean_correlation(correlations)
     assert math.isnan(found.estimate)
-    assert found.runs == 0
+    assert found.units == 0
 
 
 def test_equal_correlations_leave_no_doubt() -> None:

@@ -342,6 +342,14 @@ def test_the_report_has_its_sections_and_its_numbers_no_nan(whole: Mapping[str, 
             assert cell[:1] not in ("=", "+", "@", "\t", "\r", "-") or float(cell) < 0, f"armed: {cell!r}"
 
 
+def test_a_study_at_one_rate_asks_for_correlations_alone(tables: Tables, tmp_path: Path) -> None:
+    rates = {"low": "2^-7", "high": "2^-7"}
+    findings = Study.of(read(tables("signals", learning_rates=rates))).run(tmp_path / "study", workers=0)
+    titles = [section.title for section in kind_of(findings.spec).content(findings).sections]
+    assert titles[:2] == ["Does TEV correlate with gradient variance?", "Conclusions"]
+    assert not [line for line in findings.warnings if "predicted" in line or "bracketed" in line]
+
+
 def test_a_study_that_read_all_weights_has_a_training_map(whole: Mapping[str, Any]) -> None:
     pytest.importorskip("hmmlearn")
     findings = whole["seeds"]

@@ -1,8 +1,8 @@
-"""Rank correlation: Kendall's tau-b, and Spearman's rho within strata with an interval over runs."""
+"""Rank correlation: Kendall's tau-b, and Spearman's rho within strata with an interval over independent units."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,10 @@ LEAST_IN_STRATUM = 3
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """A rank correlation with its 95 % interval over runs; nan where there are too few data.
+    """A rank correlation with its 95 % interval over units, such as seeds; nan where there are too few data.
 
     Attributes:
-        runs: number of runs used.
+        units: number of independent units; of two crossed factors, that of the one with fewer levels.
         strata: number of strata used.
         visible: smallest correlation that data of this variance detect with power 0.8.
     """
@@ -27,7 +27,7 @@ class Correlation:
     estimate: float
     low: float
     high: float
-    runs: int
+    units: int
     strata: int
     visible: float
 
@@ -72,7 +72,8 @@ def stratified_spearman(
     first: Sequence[float] | Floats,
     second: Sequence[float] | Floats,
     strata: Sequence[Hashable],
-    runs: Sequence[Hashable],
+    units: Sequence[Hashable],
+    crossed: Sequence[Hashable] | None = None,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -81,13 +82,15 @@ def stratified_spearman(
 
     Ranks are taken inside each stratum, as shares of its size. If the strata are the cells of a set of variables, the
     result is the partial rank correlation given these variables, without a model of their effect. The interval
-    resamples whole runs, so the rows of one run may be dependent in any way.
+    resamples whole units, so the rows of one unit may be dependent in any way. With ``crossed`` it resamples the levels
+    of two factors, each on its own (Owen, 2007), so rows may share either.
 
     Args:
         first: one value per row; a row with a non-finite value is left out.
         second: one value per row, as ``first``.
         strata: the stratum of each row; strata with fewer than 3 rows are left out.
-        runs: the run of each row.
+        units: the unit of each row, such as the seed of its run.
+        crossed: the level of a second factor of each row, such as its arm; a factor with one level is not resampled.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap.
 
@@ -95,39 +98,83 @@ def stratified_spearman(
         ValueError: if the lengths differ.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
-    if {len(b), len(strata), len(runs)} != {len(a)}:
-        raise ValueError(f"lengths differ: {len(a)}, {len(b)}, {len(strata)} and {len(runs)}")
+    if {len(b), len(strata), len(units), len(units if crossed is None else crossed)} != {len(a)}:
+        raise ValueError(f"lengths differ: {len(a)}, {len(b)}, {len(strata)} and {len(units)}")
     sound = np.isfinite(a) & np.isfinite(b)
     members: dict[Hashable, list[int]] = {}
     for row in np.flatnonzero(sound).tolist():
         members.setdefault(strata[row], []).append(row)
     cells = [np.array(rows) for rows in members.values() if len(rows) >= LEAST_IN_STRATUM]
-    used = ordered(runs[row] for rows in cells for row in rows.tolist())
-    place = {run: index for index, run in enumerate(used)}
-    counts = multiplicities(len(used), resamples, seed)
-    weights = np.concatenate([np.ones((1, len(used))), counts]) if used else np.ones((1, 0))
-    sums = np.zeros((3, len(weights)))
+    used = [row for rows in cells for row in rows.tolist()]
+    factors = [_Factor.of([units[row] for row in used], resamples, seed)]
+    if crossed is not None and len({crossed[row] for row in used}) > 1:
+        factors.append(_Factor.of([crossed[row] for row in used], resamples, seed + 1))
+    sums = np.zeros((3, resamples + 1))
     for rows in cells:
-        row_weights = weights[:, [place[runs[row]] for row in rows]]
+        row_weights = factors[0].weights_of([units[row] for row in rows])
+        for factor in factors[1:]:
+            assert crossed is not None
+            row_weights = row_weights * factor.weights_of([crossed[row] for row in rows])
         sums += np.stack(_within(a[rows], b[rows], row_weights))
     scale = np.sqrt(sums[1] * sums[2])
     rho = np.divide(sums[0], scale, out=np.full(len(scale), np.nan), where=scale > 0)
     rho = np.clip(rho, -1.0, 1.0)  # rounding errors can exceed the bounds
-    low, high, visible = expanded_interval(rho[1:], len(used))
-    return Correlation(float(rho[0]), low, high, len(used), len(cells), visible)
+    levels = min(len(factor.place) for factor in factors)
+    low, high, visible = expanded_interval(rho[1:], levels)
+    return Correlation(float(rho[0]), low, high, levels, len(cells), visible)
 
 
 def mean_correlation(
-    correlations: Sequence[float] | Floats, *, resamples: int = RESAMPLES, seed: int = 0
+    correlations: Sequence[float] | Floats,
+    units: Sequence[Hashable] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Correlation:
-    """Mean of one correlation per run, with an interval that resamples runs; non-finite values are left out."""
+    """Mean of one correlation per run, with an interval that resamples units; non-finite values are left out.
+
+    Args:
+        correlations: one value per run.
+        units: the unit of each run, such as its seed; by default each run is a unit.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
+
+    Raises:
+        ValueError: if the lengths differ.
+    """
     values = np.asarray(correlations, float)
-    values = values[np.isfinite(values)]
-    if len(values) == 0:
+    units = range(len(values)) if units is None else units
+    if len(values) != len(units):
+        raise ValueError(f"lengths differ: {len(values)} and {len(units)}")
+    sound = np.flatnonzero(np.isfinite(values)).tolist()
+    if not sound:
         return Correlation(np.nan, np.nan, np.nan, 0, 0, np.nan)
-    counts = multiplicities(len(values), resamples, seed)
-    low, high, visible = expanded_interval(counts @ values / len(values), len(values))
-    return Correlation(float(values.mean()), low, high, len(values), len(values), visible)
+    values = values[sound]
+    used = [units[run] for run in sound]
+    factor = _Factor.of(used, resamples, seed)
+    weights = factor.weights_of(used)
+    means = weights @ values / weights.sum(1)
+    low, high, visible = expanded_interval(means[1:], len(factor.place))
+    return Correlation(float(means[0]), low, high, len(factor.place), len(values), visible)
+
+
+@dataclass(frozen=True, slots=True)
+class _Factor:
+    """The levels of a factor, and how often each is drawn: once in the first row, then in every resample."""
+
+    place: Mapping[Hashable, int]
+    counts: Floats
+
+    @classmethod
+    def of(cls, levels: Sequence[Hashable], resamples: int, seed: int) -> _Factor:
+        names = ordered(levels)
+        drawn = multiplicities(len(names), resamples, seed)
+        place = {name: index for index, name in enumerate(names)}
+        return cls(place, np.concatenate([np.ones((1, len(names))), drawn]))
+
+    def weights_of(self, levels: Sequence[Hashable]) -> Floats:
+        """The weight of each row in each resample, (resamples + 1, rows)."""
+        return self.counts[:, [self.place[level] for level in levels]]
 
 
 def _within(a: Floats, b: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:

@@ -102,16 +102,26 @@ def _all_related(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[Related]:
 
 
 def _related(spec: SignalsSpec, runs: Sequence[SignalRun], line: str, signal: str, against: str) -> Related:
-    pairs = [_together(run.trace, signal, against, spec.signals.from_fraction * _steps(spec, run)) for run in runs]
-    pairs = [pair for pair in pairs if len(pair[0]) >= LEAST_READINGS]
-    levels = [spearman(a, b) for a, b in pairs]
-    changes = [spearman(np.diff(a), np.diff(b)) for a, b in pairs]
+    """The relations of two signals.
+
+    All runs of a seed begin with the same draws and see the same data, so seeds are resampled, not runs. Relations
+    that compare arms resample the arms too.
+    """
+    pairs = [
+        (run.trial.seed, *_together(run.trace, signal, against, spec.signals.from_fraction * _steps(spec, run)))
+        for run in runs
+    ]
+    pairs = [pair for pair in pairs if len(pair[1]) >= LEAST_READINGS]
+    levels = [spearman(a, b) for _, a, b in pairs]
+    changes = [spearman(np.diff(a), np.diff(b)) for _, a, b in pairs]
+    seeds_of_pairs = [seed for seed, *_ in pairs]
     first: list[float] = []
     second: list[float] = []
     groups: list[object] = []
     strata: list[object] = []
     cells: list[object] = []
-    run_ids: list[str] = []
+    seeds: list[int] = []
+    arms: list[str] = []
     later = sorted({f for f in spec.signals.fractions if f >= spec.signals.from_fraction} | {1.0})
     for fraction in later:
         for run in runs:
@@ -121,16 +131,17 @@ def _related(spec: SignalsSpec, runs: Sequence[SignalRun], line: str, signal: st
             groups.append((fraction, *group_of(spec, run)))
             strata.append((fraction, *stratum_of(spec, run)))
             cells.append((fraction, run.trial.arm, run.trial.tick))
-            run_ids.append(run.run_id)
+            seeds.append(run.trial.seed)
+            arms.append(run.trial.arm)
     return Related(
         runs=line,
         signal=signal,
         against=against,
-        within=stratified_spearman(first, second, cells, run_ids),
-        over_time=mean_correlation(levels),
-        of_changes=mean_correlation(changes),
-        across=stratified_spearman(first, second, groups, run_ids),
-        partial=stratified_spearman(first, second, strata, run_ids),
+        within=stratified_spearman(first, second, cells, seeds),
+        over_time=mean_correlation(levels, seeds_of_pairs),
+        of_changes=mean_correlation(changes, seeds_of_pairs),
+        across=stratified_spearman(first, second, groups, seeds, arms),
+        partial=stratified_spearman(first, second, strata, seeds, arms),
     )
 
 
@@ -239,7 +250,8 @@ def _warnings(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[str]:
     if missing > 0.05 * len(runs):
         lines.append(f"{missing} of {len(runs)} runs have no outcome because of the machine; they are not counted")
     usable = [run for run in runs if run.fails is not None]
-    if len({run.fails for run in usable}) < 2:
+    sweeps = len(spec.ticks()) > 1  # with one rate the study asks for correlations alone
+    if sweeps and len({run.fails for run in usable}) < 2:
         lines.append("all runs failed or all succeeded, so that nothing can be predicted; widen learning_rates")
     methods = {_method_of(spec, run) for run in usable}
     if len(methods) < 4:
@@ -247,7 +259,7 @@ def _warnings(spec: SignalsSpec, runs: Sequence[SignalRun]) -> list[str]:
             f"there are only {len(methods)} methods: a pair of runs of two methods is judged by a model that is "
             f"fitted to the other {max(0, len(methods) - 2)}"
         )
-    lines += _brackets(spec, runs)
+    lines += _brackets(spec, runs) if sweeps else []
     if not any(len(_late(spec, run)) >= LEAST_READINGS for run in runs):
         lines.append(
             f"no run has {LEAST_READINGS} readings from {spec.signals.from_fraction:.0%} of its steps on, so there are "

@@ -39,7 +39,7 @@ def verdicts(findings: SignalFindings) -> list[str]:
                     lines.append(
                         f"{NAMES[one.signal]} against {NAMES[one.against]}, {shown}: {_signed(correlation)}: "
                         f"{_strength(correlation)} (smallest visible {_number(correlation.visible)}, "
-                        f"{correlation.runs} runs)"
+                        f"{correlation.units} independent seeds or arms)"
                     )
     for fraction in findings.spec.signals.fractions:
         for name in ("TEV", "loss, gradient norm and TEV", "gradient variance"):
@@ -75,8 +75,10 @@ def _sections(findings: SignalFindings) -> list[Section]:
     return [
         Section(
             "Does TEV correlate with gradient variance?",
-            "Spearman's rank correlations with 95 % intervals from resampling whole runs, from "
-            f"{spec.signals.from_fraction:.0%} of the run on: the start of every run is a transient. First column: "
+            "Spearman's rank correlations from "
+            f"{spec.signals.from_fraction:.0%} of the run on: the start of every run is a transient. The 95 % "
+            "intervals resample seeds, as all runs of a seed begin with the same draws and see the same data; where "
+            "arms are compared, also arms. First column: "
             "between runs of the same arm and learning rate at the same step, which differ in their seeds alone. Over "
             "time: over the readings of a run, mean over runs. Of changes: of the changes between consecutive "
             "readings, which a common trend does not affect. Across runs: between runs of the same size and text at "
@@ -85,25 +87,7 @@ def _sections(findings: SignalFindings) -> list[Section]:
             _related_table([one for one in findings.related if one.runs == EVERY_LINE]),
             on_terminal=True,
         ),
-        Section(
-            "Do the signals predict whether a run fails?",
-            "Area under the ROC curve for pairs of a failing and a sound run with the same size, text, learning rate "
-            "and weight decay. A random guess has an area of 0.5. A model that is fitted to runs of other methods "
-            "and other seeds predicts which run of a pair fails. Brackets are 95 % intervals over methods; they "
-            "apply to methods that were not studied. The sentences below also give intervals over seeds, which apply "
-            f"to the methods of this study. The gain is the area minus the area of {BAR} on the same pairs. Pairs of "
-            "two arms also say how well a signal tells arms apart. Pairs within one arm are in the next table.",
-            _predicted_table(findings, within=False),
-            [*verdicts(findings), *(f"warning: {warning}" for warning in findings.warnings), *_labels(findings)],
-            on_terminal=True,
-        ),
-        Section(
-            "Pairs within one arm",
-            _within_note(findings),
-            _predicted_table(findings, within=True),
-            on_terminal=True,
-        ),
-        Section("Prediction over the run", charts=[prediction_curves(findings)]),
+        *_prediction(findings),
         Section("TEV against gradient variance", charts=scatters(findings)),
         Section(
             "Each arm separately",
@@ -124,6 +108,34 @@ def _sections(findings: SignalFindings) -> list[Section]:
             "Values are medians over runs, measured on the host. Other load on the machine affects them.",
             _costs_table(findings),
         ),
+    ]
+
+
+def _prediction(findings: SignalFindings) -> list[Section]:
+    """The sections on prediction; sentences alone if the study has one rate and no pair to predict."""
+    lines = [*verdicts(findings), *(f"warning: {warning}" for warning in findings.warnings), *_labels(findings)]
+    if len(findings.spec.ticks()) == 1 and not any(one.area.pairs for one in findings.predicted):
+        return [Section("Conclusions", lines=lines, on_terminal=True)]
+    return [
+        Section(
+            "Do the signals predict whether a run fails?",
+            "Area under the ROC curve for pairs of a failing and a sound run with the same size, text, learning rate "
+            "and weight decay. A random guess has an area of 0.5. A model that is fitted to runs of other methods "
+            "and other seeds predicts which run of a pair fails. Brackets are 95 % intervals over methods; they "
+            "apply to methods that were not studied. The sentences below also give intervals over seeds, which apply "
+            f"to the methods of this study. The gain is the area minus the area of {BAR} on the same pairs. Pairs of "
+            "two arms also say how well a signal tells arms apart. Pairs within one arm are in the next table.",
+            _predicted_table(findings, within=False),
+            lines,
+            on_terminal=True,
+        ),
+        Section(
+            "Pairs within one arm",
+            _within_note(findings),
+            _predicted_table(findings, within=True),
+            on_terminal=True,
+        ),
+        Section("Prediction over the run", charts=[prediction_curves(findings)]),
     ]
 
 

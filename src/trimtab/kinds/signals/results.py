@@ -81,7 +81,7 @@ def rows_of(findings: SignalFindings) -> Rows:
     for one in findings.related:
         for relation in RELATIONS:
             value: Correlation = getattr(one, relation)
-            cells = [value.estimate, value.low, value.high, value.visible, value.runs, "", ""]
+            cells = [value.estimate, value.low, value.high, value.visible, value.units, "", ""]
             rows.append([relation, one.runs, one.signal, one.against, "", *cells])
     for one in findings.predicted:
         for what, against in (("area", ""), ("gain", BAR), ("area_within", ""), ("gain_within", BAR)):
