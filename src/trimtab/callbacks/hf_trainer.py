@@ -54,8 +54,8 @@ class ProbesCallback(TrainerCallback):
             only=self.only,
             sinks=self.sinks,
             run=args.run_name or "run",
+            step=state.global_step,  # training may resume from a checkpoint
         )
-        self.watch.step = state.global_step  # training may resume from a checkpoint
 
     @override
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

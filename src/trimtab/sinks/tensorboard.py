@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trimtab.sink import Row
+from trimtab.sinks.names import free_names
 
 
 class TensorBoardSink:
-    """Writes scalars to ``<folder>/<run>``; needs tensorboardX, or tensorboard through ``torch.utils.tensorboard``."""
+    """Writes scalars to ``<folder>/<run>``, or ``<run>.2`` and so on if earlier runs have that name.
+
+    Needs tensorboardX, or tensorboard through ``torch.utils.tensorboard``.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         try:
@@ -21,7 +25,7 @@ class TensorBoardSink:
         self._writer: Any = None
 
     def open(self, run: str) -> None:
-        self._writer = self._make(str(self.folder / run))
+        self._writer = self._make(str(next(free_names(self.folder, run, ""))))
 
     def log(self, step: int, row: Row) -> None:
         for metric, value in row.items():

@@ -9,10 +9,15 @@ from trimtab.sink import Row
 
 
 class WandbSink:
-    """Logs to a new run, or to a run that is already open; needs wandb.
+    """Logs to a new run, or to the run that is open already, under the prefix ``probes/``; needs wandb.
 
-    Attributes:
-        mode: ``offline`` writes files only; ``online`` sends them.
+    A run of the user is never finished here.
+
+    Args:
+        folder: of a new run.
+        project: of a new run.
+        mode: of a new run: ``offline`` writes files only; ``online`` sends them.
+        run: an open run; by default ``wandb.run`` when the watch begins, if there is one.
     """
 
     def __init__(
@@ -29,11 +34,15 @@ class WandbSink:
         self.folder = Path(folder)
         self.project = project
         self.mode = mode
-        self._run: Any = run
-        self._borrowed = run is not None
-        self._prefix = "probes/" if self._borrowed else ""
+        self._given: Any = run
+        self._run: Any = None
+        self._borrowed = False
+        self._prefix = ""
 
     def open(self, run: str) -> None:
+        self._run = self._given if self._given is not None else self._wandb.run
+        self._borrowed = self._run is not None
+        self._prefix = "probes/" if self._borrowed else ""
         if not self._borrowed:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._run = self._wandb.init(project=self.project, name=run, dir=str(self.folder), mode=self.mode)
@@ -47,4 +56,4 @@ class WandbSink:
     def close(self, status: Literal["finished", "failed"]) -> None:
         if self._run is not None and not self._borrowed:
             self._run.finish(exit_code=0 if status == "finished" else 1)
-            self._run = None
+        self._run = None

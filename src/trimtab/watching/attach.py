@@ -35,6 +35,7 @@ def watch(
     rows: int | Literal["preset"] | None = "preset",
     exact: bool = False,
     run: str = "run",
+    step: int = 0,
     group: dist.ProcessGroup | Literal["world"] | None = "world",
 ) -> Watch:
     """Attach probes to a model; call it before ``torch.compile``, and in every process of a distributed training.
@@ -54,6 +55,7 @@ def watch(
         rows: rows of tokens looked at per tensor and pass, in place of the preset's; None for all.
         exact: look at every query row of attention.
         run: name under which sinks open the run.
+        step: optimizer steps that were made before, of a training that resumes; rows go on from there.
         group: the processes to merge; ``"world"`` merges all if torch.distributed is initialised, None merges none.
 
     Raises:
@@ -62,6 +64,8 @@ def watch(
     """
     model = subject.model if isinstance(subject, Host) else subject
     _refuse_compiled(model)
+    if step < 0:
+        raise ValueError(f"step must not be negative, got {step}")
     if every is not None and every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
     if isinstance(rows, int) and rows < 1:
@@ -80,7 +84,7 @@ def watch(
     watched = Subject(
         model, places.points, places.attentions, places.weights, places.matrices, preset, optimizer, Ranks(group)
     )
-    return Watch(watched, sinks=sinks, run=run)
+    return Watch(watched, sinks=sinks, run=run, step=step)
 
 
 @dataclass(frozen=True, slots=True)

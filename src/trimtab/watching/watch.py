@@ -19,6 +19,7 @@ from trimtab.watching.guarding import Guarding
 from trimtab.watching.hooks import hook, hook_step
 from trimtab.watching.meter import Meter, Reading
 from trimtab.watching.meters import meters_for
+from trimtab.watching.outlets import Outlets
 from trimtab.watching.pack import Pack
 from trimtab.watching.publishing import empty_places, row_of
 from trimtab.watching.subject import Subject
@@ -30,7 +31,7 @@ class Watch:
     """Probes attached to a model; made by ``watch``.
 
     Attributes:
-        step: optimizer steps seen so far.
+        step: optimizer steps so far, those before the watch began included.
         last: the latest row; empty before the first.
         seconds: wall time of the readings so far by meter, on the host: ``tensors``, ``logits``, ``attention``,
             ``weights``, ``gradients``, ``updates``, ``tables``, ``matrices``, ``model``, ``noise``. It does not contain
@@ -38,16 +39,16 @@ class Watch:
         traced: whether the hooks became part of a compiled graph.
     """
 
-    def __init__(self, subject: Subject, *, sinks: Sequence[Sink], run: str) -> None:
+    def __init__(self, subject: Subject, *, sinks: Sequence[Sink], run: str, step: int = 0) -> None:
         self.preset = subject.preset
-        self.step = 0
+        self.step = step
         self.last: dict[str, float] = {}
         self._guarding = Guarding()
         self.seconds = self._guarding.seconds
         self.every = subject.preset.every
         self.traced = False
         self._subject = subject
-        self._sinks = tuple(sinks)
+        self._outlets = Outlets(sinks if subject.ranks.writes else ())
         self._number = next(_NUMBERS)
         self._token = torch.zeros(1)
         self._pack = Pack()
@@ -72,14 +73,11 @@ class Watch:
         self._arm()  # a host may refuse the hooks; nothing was changed before
         if subject.optimizer is not None:
             self._optimizer_handles = hook_step(subject.optimizer, self._before_step, self._after_step)
-        if subject.ranks.writes:
-            try:
-                for sink in self._sinks:
-                    sink.open(run)
-            except BaseException:
-                self._sinks = ()
-                self.remove("failed")
-                raise
+        try:
+            self._outlets.open(run)
+        except BaseException:
+            self.remove("failed")
+            raise
 
     @property
     def model(self) -> nn.Module:
@@ -141,9 +139,8 @@ class Watch:
         for handle in self._optimizer_handles:
             handle.remove()
         self._optimizer_handles = []
-        if seam.OBSERVERS.pop(self._number, None) is not None and self._subject.ranks.writes:
-            for sink in self._sinks:
-                sink.close(status)
+        if seam.OBSERVERS.pop(self._number, None) is not None:
+            self._outlets.close(status)
 
     def __enter__(self) -> Watch:
         return self
@@ -286,9 +283,7 @@ class Watch:
             warnings.warn(f"trimtab: no tensor passed {places}: there is no reading of it", stacklevel=2)
         self.last = row
         self._each(lambda meter: partial(meter.published, row))
-        if self._subject.ranks.writes:
-            for sink in self._sinks:
-                sink.log(self.step, row)
+        self._outlets.log(self.step, row)
 
     def _each(self, turn: Callable[[Meter], Callable[[], None]], meters: Sequence[Meter] | None = None) -> None:
         """Give each meter its turn, all of them if ``meters`` is None; none once the probes are switched off."""
