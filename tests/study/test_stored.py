@@ -22,6 +22,7 @@ from trimtab.config import ConfigError
 from trimtab.report import report_of, write_report
 from trimtab.report.schema import schema
 from trimtab.run.files import IntegrityError
+from trimtab.run.numerics import NUMERICS
 from trimtab.study.executors.contract import Job, Progress, train_job
 from trimtab.study.executors.inline import InlineExecutor
 from trimtab.study.failures import Failures
@@ -386,15 +387,17 @@ def test_fixtures_hold_what_they_are_for() -> None:
 def test_runs_of_another_numerics_version_are_named_and_kept_only_when_told(
     tiny: Make, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("trimtab.run.identity.NUMERICS", 2)
-    with pytest.raises(ConfigError, match=r"the version of the numbers is 1 there and 2 here.*--keep.*--retrain"):
+    monkeypatch.setattr("trimtab.run.identity.NUMERICS", NUMERICS + 1)
+    with pytest.raises(
+        ConfigError, match=f"the version of the numbers is {NUMERICS} there and {NUMERICS + 1} here.*--keep.*--retrain"
+    ):
         tiny().run(finished, workers=0)
     before = set(load_index(finished).runs.values())
     kept = tiny().run(finished, workers=0, on_change="keep")
     assert {run.run_id for run in kept.runs} == before
     assert cli.main(["report", str(finished)]) == 0
-    assert "version of the numbers is 1 there and 2 here" in capsys.readouterr().out
-    assert "version of the numbers is 1 there" in (finished / "report.html").read_text()
+    assert f"version of the numbers is {NUMERICS} there and {NUMERICS + 1} here" in capsys.readouterr().out
+    assert f"version of the numbers is {NUMERICS} there" in (finished / "report.html").read_text()
     more = tiny(search={"replicates": 1, "probes_per_round": 2, "most_runs": 11}).run(finished, workers=0)
     assert before < {run.run_id for run in more.runs}
     again = tiny().run(finished, workers=0, on_change="retrain")

@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast, final
+from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -195,6 +195,25 @@ class _Product(nn.Module):
         rows = torch.cat([up.weight if i < 0 else up.weight @ cast(Tensor, self.down[i].weight) for up, i in factors])
         rows = rows if self.order is None else rows[self.order]
         return rows.mT if self.transposed else rows
+
+    @override
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        """Refuse whole weights: factors of this rank cannot stand for them."""
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        if f"{prefix}weight" in state_dict and not any(key.startswith(f"{prefix}up.") for key in state_dict):
+            errors.append(
+                f"{prefix}weight was saved without mlra, and no factors can be made from it; load it into a plain "
+                "model and install mlra afterwards"
+            )
 
     def effective_weight(self) -> Tensor:
         return self.weight.detach()

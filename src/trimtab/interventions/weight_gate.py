@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from trimtab.change import HeldRule
 from trimtab.host import Part
 from trimtab.intervention import Source, WeightRule
 
@@ -60,15 +61,29 @@ class WeightGate(WeightRule):
         return _Gated(weight, self.std)
 
 
-class _Gated(nn.Module):
+class _Gated(HeldRule):
     def __init__(self, weight: Tensor, std: float) -> None:
         super().__init__()
-        alpha = weight.detach().float().std(correction=0) / std
+        alpha = (weight.detach().float().std(correction=0) / std).reshape(1)  # fully_shard takes no scalar
         self.alpha = nn.Parameter(torch.where(alpha == 0, 1.0, alpha))  # a matrix of zeros stays zero
 
     @override
     def forward(self, weight: Tensor) -> Tensor:
         return self.alpha.to(weight.dtype) * weight
+
+    @override
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any
+    ) -> None:
+        """Take alpha. A weight that was saved without the method is divided by alpha, so the function stays its own."""
+        key = prefix + "alpha"
+        if key in state_dict:
+            state_dict[key] = state_dict[key].reshape(1)  # version 0.1.0 saved a scalar
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        stored = self.stored
+        if stored is not None and self.weight_is_loaded and key not in state_dict:
+            with torch.no_grad():
+                stored.div_(self.alpha.to(stored.dtype))
 
     def right_inverse(self, effective: Tensor) -> Tensor:
         """The stored weight for a given effective weight."""

@@ -54,8 +54,7 @@ def edge_trials(
     return trials_of(
         [
             (trial, label(results[trial], trial.tick, yardstick, criterion, margin or criterion.margin))
-            for trial in sorted(results, key=order_of)
-            if trial.arm == arm
+            for trial in sorted((trial for trial in results if trial.arm == arm), key=order_of)
         ],
         edge,
     )
