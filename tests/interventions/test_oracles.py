@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from trimtab import GPT, GPTConfig, host_for, methods
 from trimtab.host import Host, Site
+from trimtab.interventions import SoftClip
 
 Weights = dict[str, Tensor]
 Trace = list[tuple[Tensor, Tensor]]
@@ -316,6 +318,16 @@ def test_every_row_of_attention_has_more_entropy_at_the_soft_temperature(config:
 
 
 @EXPLICIT
+def test_soft_clip_with_alpha_clips_at_a_share_of_the_average_weight() -> None:
+    for keys in (8, 64):
+        edit = SoftClip(alpha=12.0, high=1.0).edit(cast(Any, None))
+        weights = torch.linspace(0, 1, 101, dtype=torch.float64)[None, None, :, None].expand(1, 1, 101, keys)
+        low = -12.0 / keys
+        assert torch.equal(edit(weights), (weights * (1 - low) + low).clamp(0, 1))
+    with pytest.raises(ValueError, match="alpha must not be negative"):
+        SoftClip(alpha=-1.0)
+
+
 def test_soft_clip_reaches_exact_zeros_and_ones_and_keeps_masked_keys_at_zero(config: GPTConfig) -> None:
     model, host = build(config, "soft_clip")
     randomise(model)

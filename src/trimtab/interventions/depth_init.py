@@ -46,7 +46,10 @@ class DepthInit(InitRule):
         arxiv="2203.00555",
         place="initialisation of a decoder; sub_ln: that of Magneto, arXiv 2210.06423",
         equation="W ~ Xavier normal; gain on V, Proj, FC1, FC2: (8N)^(-1/4), or sqrt(ln 2N)",
-        deviations=("embedding, position embeddings and head keep the initial values of the family",),
+        deviations=(
+            "embedding, position embeddings and head keep the initial values of the family",
+            "matrices are drawn anew by Xavier's rule; the authors' code scales the initial values of its own modules",
+        ),
     )
 
     def __post_init__(self) -> None:

@@ -65,6 +65,7 @@ class MLRA(ModuleSwap):
         equation="W_Q = U_Q D_Q, W_K = U_K D_K, W_V = U_V D_V, rank r = D / 2",
         deviations=(
             "the paper's rank and initial weights are unknown to us: half of the width, and GPT-2's for both factors",
+            "with grouped queries the rank of K and V is that of equal size, D D_kv / (D + D_kv)",
             "factors are not shared; a bias of the family is added after the product",
             "the output projection keeps its full rank",
         ),

@@ -2,14 +2,16 @@ r"""Soft clip (clipped softmax): stretch the probabilities and clip them, so tha
 
 .. math:: A = \mathrm{clip}((\zeta - \gamma)\,\mathrm{softmax}(S + M) + \gamma,\ 0,\ 1)
 
-A head can attend to no key, or to one key only, at finite scores. Clipped entries get no gradient.
+A head can attend to no key, or to one key only, at finite scores. Clipped entries get no gradient. With a fixed gamma
+the average weight of a long context, 1/T, lies below the clip, so rows of zeros are frequent there from the start. With
+gamma = -alpha/T the clip falls with the context.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 from torch import Tensor, nn
@@ -27,19 +29,24 @@ class SoftClip(ModelEdit):
     Attributes:
         high: stretched value of probability 1 ("zeta"), at least 1.
         low: stretched value of probability 0 ("gamma"), at most 0; masked keys stay exactly 0.
+        alpha: if positive, gamma is -alpha/T for T keys in place of ``low``, as in the authors' scripts, which set 12.
 
     Raises:
-        ValueError: if high is below 1, low is above 0, or either is not finite.
+        ValueError: if high is below 1, low is above 0, alpha is negative, or one is not finite.
     """
 
     high: float = 1.03
     low: float = -0.03
+    alpha: float = field(default=0.0, metadata={"neutral": 0.0})
     source: ClassVar[Source] = Source(
         title="Quantizable Transformers: Removing Outliers by Helping Attention Heads Do Nothing",
         arxiv="2306.12929",
         place="method 4 of arXiv 2410.16682",
         equation="A = clip((zeta - gamma) softmax(S + mask) + gamma, 0, 1), zeta = 1.03, gamma = -0.03",
-        deviations=("rows are not renormalised, because the formula has no such step",),
+        deviations=(
+            "rows are not renormalised, because the formula has no such step",
+            "gamma is fixed, as in 2410.16682; the authors' scripts for language models set gamma = -alpha/T (alpha)",
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -47,6 +54,8 @@ class SoftClip(ModelEdit):
             raise ValueError(f"high must be at least 1 and finite, got {self.high}")
         if not -math.inf < self.low <= 0:
             raise ValueError(f"low must be at most 0 and finite, got {self.low}")
+        if not 0 <= self.alpha < math.inf:
+            raise ValueError(f"alpha must not be negative and must be finite, got {self.alpha}")
 
     @property
     @override
@@ -55,15 +64,17 @@ class SoftClip(ModelEdit):
 
     @override
     def edit(self, tap: Tap) -> nn.Module:
-        return _Clip(self.high, self.low)
+        return _Clip(self.high, self.low, self.alpha)
 
 
 class _Clip(nn.Module):
-    def __init__(self, high: float, low: float) -> None:
+    def __init__(self, high: float, low: float, alpha: float) -> None:
         super().__init__()
         self.high = high
         self.low = low
+        self.alpha = alpha
 
     @override
     def forward(self, w_BHTT: Tensor) -> Tensor:
-        return (w_BHTT * (self.high - self.low) + self.low).clamp(0, 1)
+        low = -self.alpha / w_BHTT.shape[-1] if self.alpha else self.low
+        return (w_BHTT * (self.high - low) + low).clamp(0, 1)
