@@ -433,7 +433,7 @@ def test_saved_weights_of_a_reparametrized_model_hold_the_stored_weight_under_it
     assert all(torch.equal(state[key], plain[key]) for key in plain)
     places = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     assert set(state) - set(plain) == {
-        f"trimtab.sigma_reparam.blocks.0.{place}.{name}" for place in places for name in ("gamma", "u")
+        f"trimtab.sigma_reparam.blocks.0.{place}.{name}" for place in places for name in ("gamma", "u", "v")
     }
 
 

@@ -201,7 +201,7 @@ def wait_for_a_run(folder: Path, driver: Driver) -> None:
     ("number", "code", "whole_group"),
     [
         (signal.SIGTERM, 75, False),
-        (signal.SIGINT, 130, True),
+        pytest.param(signal.SIGINT, 130, True, marks=pytest.mark.nightly),
         pytest.param(signal.SIGTERM, 75, True, marks=pytest.mark.nightly),
         pytest.param(signal.SIGINT, 130, False, marks=pytest.mark.nightly),
     ],

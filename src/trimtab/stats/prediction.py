@@ -145,9 +145,12 @@ def _interval(
     used, inverse = np.unique(cluster[np.concatenate([judged.failing, judged.sound])], return_inverse=True)
     first, second = inverse[: len(judged.failing)], inverse[len(judged.failing) :]
     counts = multiplicities(len(used), resamples, seed)
-    weights = counts[:, first] * counts[:, second]
-    total = weights.sum(1)
-    means = np.divide(weights @ values, total, out=np.full(resamples, np.nan), where=total > 0)
+    # Pairs of the same two clusters have the same weight, so their values are added up first.
+    sums, pairs = np.zeros((2, len(used), len(used)))
+    np.add.at(sums, (first, second), values)
+    np.add.at(pairs, (first, second), 1.0)
+    total = ((counts @ pairs) * counts).sum(1)
+    means = np.divide(((counts @ sums) * counts).sum(1), total, out=np.full(resamples, np.nan), where=total > 0)
     return expanded_interval(means, len(used))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,15 @@ def ordered(names: Iterable[Hashable]) -> list[Hashable]:
     return sorted(set(names), key=lambda name: (type(name).__name__, repr(name)))
 
 
+@lru_cache(maxsize=32)
 def multiplicities(units: int, resamples: int, seed: int = 0) -> Floats:
-    """Number of times that each unit is drawn in each resample, (resamples, units)."""
+    """Number of times that each unit is drawn in each resample, (resamples, units); not to be written to."""
     if units == 0:
         return np.zeros((resamples, 0))
     rng = np.random.default_rng(seed)
-    return rng.multinomial(units, np.full(units, 1 / units), size=resamples).astype(float)
+    drawn = rng.multinomial(units, np.full(units, 1 / units), size=resamples).astype(float)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def expanded_interval(values: Floats, units: int) -> tuple[float, float, float]:
