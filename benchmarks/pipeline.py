@@ -213,6 +213,7 @@ class Emulator:
         rows = [json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines() if line]
         known = [row for row in rows if row.get("final_loss") is not None]
         self.smooth = smooth
+        self._drawn: dict[tuple[str, float], tuple[np.ndarray, np.ndarray]] = {}
         self.arms = tuple(dict.fromkeys(row["arm"] for row in known))
         self.rates = {arm: np.array([math.log2(row["lr"]) for row in known if row["arm"] == arm]) for arm in self.arms}
         self.losses = {
@@ -240,7 +241,10 @@ class Emulator:
 
     def draws(self, arm: str, x: float) -> tuple[np.ndarray, np.ndarray]:
         """The possible losses at a log2 LR, before noise, and the chance of each."""
-        return self.middle(arm, x) + self.residuals[arm], self.weights(arm, x, DRAW_WIDTH)
+        if (arm, x) not in self._drawn:  # studies ask for the same rates again
+            losses = self.middle(arm, x) + self.residuals[arm]
+            self._drawn[arm, x] = losses, self.weights(arm, x, DRAW_WIDTH)
+        return self._drawn[arm, x]
 
     def chance(self, arm: str, x: float, line: float) -> float:
         """Chance that the loss at a log2 LR is above a line."""

@@ -317,7 +317,6 @@ def test_every_row_of_attention_has_more_entropy_at_the_soft_temperature(config:
         assert gain.max() > 0.01
 
 
-@EXPLICIT
 def test_soft_clip_with_alpha_clips_at_a_share_of_the_average_weight() -> None:
     for keys in (8, 64):
         edit = SoftClip(alpha=12.0, high=1.0).edit(cast(Any, None))
@@ -328,6 +327,7 @@ def test_soft_clip_with_alpha_clips_at_a_share_of_the_average_weight() -> None:
         SoftClip(alpha=-1.0)
 
 
+@EXPLICIT
 def test_soft_clip_reaches_exact_zeros_and_ones_and_keeps_masked_keys_at_zero(config: GPTConfig) -> None:
     model, host = build(config, "soft_clip")
     randomise(model)
