@@ -657,7 +657,13 @@ def test_setting_changes_the_study(trimtab: Any, study_file: Callable[..., Path]
     assert "33 steps a run" in ended.out
 
 
-@pytest.mark.parametrize("preset", cli.presets())
+SLOW_TO_BUILD = ("depth",)  # 48 layers, which takes 20 seconds; depth-demo has the same form
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [pytest.param(name, marks=[pytest.mark.nightly] if name in SLOW_TO_BUILD else []) for name in cli.presets()],
+)
 def test_every_preset_is_a_study_that_can_be_built(preset: str) -> None:
     from trimtab.config import load_toml
     from trimtab.study.kind import read_any_study
