@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trimtab import GPT, GPTConfig, host_for, methods
+from trimtab import GPT, GPTConfig, host_for, methods, probes, watch
 
 CONFIG = GPTConfig(vocab_size=24, width=16, num_layers=2, num_heads=2, context=12)
 WAYS = ("compile", "checkpoint", "autocast", "two forwards")
@@ -194,6 +194,19 @@ def test_two_ranks_under_fully_shard_are_one_process(slug: str, tmp_path: Path) 
     for rank in ranks:
         _, said = rank.communicate(timeout=120)
         assert rank.returncode == 0, said
+
+
+def test_a_probe_reads_the_weight_that_the_next_forward_pass_uses(trained: GPT) -> None:
+    model = copy.deepcopy(trained)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    with watch(host_for(model), probes.cheap, optimizer=optimizer) as watching:
+        for step in range(3):
+            loss_of(model, batch(step)).backward()
+            optimizer.step()
+            for layer in range(2):
+                effective = model.get_submodule(f"blocks.{layer}.attn.qkv").weight.detach().norm().item()
+                assert watching.last[f"qkv_weight/layer.{layer}/l2_norm"] == pytest.approx(effective, rel=1e-6)
+    assert watching.step == 3
 
 
 # Loading

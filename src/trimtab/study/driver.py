@@ -197,16 +197,16 @@ class _Search:
         trials: dict[str, Trial] = {}
         for trial, name in names.items():
             trials.setdefault(name, trial)  # one of the trials that share a run trains it
-        jobs = {name: self.spec.run_of(trial) for name, trial in trials.items()}
-        missing = {name: trial for name, trial in trials.items() if not self._present(name, jobs[name])}
+        missing = {name: trial for name, trial in trials.items() if not self._present(name, trial)}
         self.display.round_started(title, len(names), len(missing))
+        jobs = {name: self.spec.run_of(trial) for name, trial in missing.items()}
         Round(missing, jobs, self.runs, self.executor, self.failures, self.display).carry_out()
 
-    def _present(self, name: str, job: RunSpec) -> bool:
+    def _present(self, name: str, trial: Trial) -> bool:
         """Whether a run is finished, or a source of other runs has it."""
         if load_outcome(self.runs / name) is not None:
             return True
-        return any(source.bring(name, job, self.runs) for source in self.sources)
+        return any(source.bring(name, self.spec.run_of(trial), self.runs) for source in self.sources)
 
 
 def _basis(run: RunSpec, tokens: Tokens) -> Basis:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from trimtab.watching import seam
 from trimtab.watching.metric import Place
@@ -53,7 +55,22 @@ def hook(
 
 
 def hook_step(optimizer: torch.optim.Optimizer, before: Callable[[], None], after: Callable[[], None]) -> list[Any]:
-    """Call ``before`` and ``after`` around each step of an optimizer; returns the handles of the hooks."""
+    """Call ``before`` and ``after`` around each step of an optimizer; returns the handles of the hooks.
+
+    Args:
+        optimizer: the optimizer, which keeps the owner of both methods alive.
+        before: called when the gradients exist.
+        after: a bound method, called after all hooks of this optimizer and after rules that follow the step, such as
+            the power iteration of ``sigma_reparam``: what it reads is what the next forward pass uses.
+    """
+    last = weakref.WeakMethod(after)
+
+    def left(stepped: torch.optim.Optimizer, *_: Any) -> None:
+        act = last()
+        if act is not None and stepped is watched():
+            act()
+
+    watched = weakref.ref(optimizer)
 
     def entering(_: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -70,5 +87,5 @@ def hook_step(optimizer: torch.optim.Optimizer, before: Callable[[], None], afte
 
     return [
         optimizer.register_step_pre_hook(entering),
-        optimizer.register_step_post_hook(lambda *_: after()),
+        register_optimizer_step_post_hook(left),  # hooks of all optimizers run after those of a single one
     ]
