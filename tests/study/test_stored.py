@@ -51,7 +51,10 @@ NUMBER = re.compile(r"(?<![A-Za-z0-9.])[-+]?\d+\.?\d*(?:e[-+]?\d+)?%?")
 
 
 def same_numbers(old: Any, new: Any, where: str = "") -> list[str]:
-    """Where two results differ. New keys and sentences do not count; a sentence keeps its numbers and may get more."""
+    """Where two results differ. New keys and sentences do not count; a sentence keeps its numbers and may get more.
+
+    The last digits of a number belong to the processor that computed it.
+    """
     if SENTENCES.search(where):
         said = [Counter(NUMBER.findall(sentence)) for sentence in new]
         return [
@@ -70,7 +73,8 @@ def same_numbers(old: Any, new: Any, where: str = "") -> list[str]:
         return [
             line for i, pair in enumerate(zip(old, new, strict=True)) for line in same_numbers(*pair, f"{where}/{i}")
         ]
-    return [] if old == new else [f"{where}: {new}, was {old}"]
+    same = new == pytest.approx(old, rel=1e-8, abs=1e-11) if isinstance(old, float) and new is not None else old == new
+    return [] if same else [f"{where}: {new}, was {old}"]
 
 
 def without_changed(results: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +190,7 @@ def test_a_committed_study_may_be_judged_by_another_criterion(tmp_path: Path) ->
     assert new["study"]["criterion"]["margin"] == 0.1
     half, main = ("half_d", "d")
     limits = [(old["arms"][arm]["criteria"][half], new["arms"][arm]["criteria"][main]) for arm in old["arms"]]
-    assert all(a["breaks"] == b["breaks"] for a, b in limits), "half the margin is the other margin"
+    assert not any(same_numbers(a["breaks"], b["breaks"]) for a, b in limits), "half the margin is the other margin"
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
