@@ -94,7 +94,7 @@ class _Places:
     points: Sequence[tuple[Place, Point]]
     weights: Sequence[Weight]
     matrices: Sequence[tuple[Place, Matrix]]
-    attentions: Sequence[tuple[Place, AttentionPoint]] = ()
+    attentions: Sequence[AttentionPoint] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -113,7 +113,7 @@ def _of_host(host: Host, only: Sequence[str]) -> _Places:
         attentions = [(place, point) for place, point in attentions if str(place) in kept]
         weights = [weight for weight in weights if str(weight.place) in kept]
         matrices = [(place, matrix) for place, matrix in matrices if str(place) in kept]
-    return _Places(points, weights, matrices, attentions)
+    return _Places(points, weights, matrices, [point for _, point in attentions])
 
 
 def _by_name(model: nn.Module, only: Sequence[str]) -> _Places:

@@ -31,7 +31,7 @@ def hook(
     removers: list[Callable[[], None]] = []
     if attention:
         try:
-            for index, (_, point) in enumerate(subject.attentions):
+            for index, point in enumerate(subject.attentions):
                 removers.append(point.watch(partial(seam.attention_hook, token, number, index)))
         except BaseException:
             for remove in removers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -12,7 +12,6 @@ from torch import nn
 from trimtab.host import AttentionPoint, Point
 from trimtab.probe import Preset
 from trimtab.watching.metric import Place
-from trimtab.watching.padding import Padding
 from trimtab.watching.parameters import KeyedParameters, Matrix, Weight
 from trimtab.watching.ranks import Ranks
 
@@ -25,24 +24,22 @@ class Subject:
 
     Attributes:
         points: tensors at the edges of modules, with their places; several points may share a place.
-        attentions: attention layers, with their places.
+        attentions: attention layers.
         weights: weights by role, or of the chosen modules.
         matrices: single weight matrices, read by calling them.
         preset: the probes, and how many rows they look at.
         optimizer: the optimizer whose steps are read; None where readings end by hand.
         ranks: the processes whose readings are merged.
-        padding: of the forward pass that runs.
     """
 
     model: nn.Module
     points: Sequence[tuple[Place, Point]]
-    attentions: Sequence[tuple[Place, AttentionPoint]]
+    attentions: Sequence[AttentionPoint]
     weights: Sequence[Weight]
     matrices: Sequence[tuple[Place, Matrix]]
     preset: Preset
     optimizer: torch.optim.Optimizer | None
     ranks: Ranks
-    padding: Padding = field(default_factory=Padding)
 
     @cached_property
     def forward(self) -> list[Place]:

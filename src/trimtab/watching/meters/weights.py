@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from trimtab.probe import NUM_SUMS, Moments, Probe, TensorProbe, measure
 from trimtab.watching.meter import Meter, Reading
-from trimtab.watching.norms import NUM_COLUMNS, add_rows, numbered, of_norms, norms_of
+from trimtab.watching.norms import add_rows, numbered, of_norms, squares_and_sizes
 from trimtab.watching.pack import Pack
 from trimtab.watching.sharding import local
 from trimtab.watching.subject import Subject
@@ -32,7 +32,7 @@ class WeightMeter(Meter):
             self.reserve("moments", (len(self.places), NUM_SUMS))
             self.reserve("largest", (len(self.places),), "max")
         else:
-            self.reserve("norms", (len(self.places), NUM_COLUMNS))
+            self.reserve("norms", (len(self.places), 2))  # squares, entries
 
     @override
     @classmethod
@@ -46,7 +46,7 @@ class WeightMeter(Meter):
         weights = [local(x) for x in whole]
         shares = [self.subject.ranks.share(x) for x in whole]
         if not self.deep:
-            add_rows(self.region("norms"), places, self.row_of, norms_of(weights), shares)
+            add_rows(self.region("norms"), places, self.row_of, squares_and_sizes(weights), shares)
             return
         for place, x, share in zip(places, weights, shares, strict=True):
             row = self.row_of[place]
@@ -62,6 +62,6 @@ class WeightMeter(Meter):
             return of_norms(self.places, self.region("norms"), from_norm)
         moments = Moments.of(self.region("moments"), self.region("largest"))
         return [
-            Reading([place.metric(probe.slug) for place in self.places], probe.value(moments), moments.count + moments.non_finite)
+            Reading([place.metric(probe.slug) for place in self.places], probe.value(moments), moments.entries)
             for probe in self.statistics
         ]
