@@ -452,3 +452,26 @@ def test_what_probes_compute_of_attention_is_what_the_model_computes(family: str
 
 def test_catalogue_and_these_tests_know_the_same_edits_of_attention() -> None:
     assert {"qk_norm", "soft_cap", "soft_clip", "soft_temp", "qk_norm_cap"} <= set(methods.catalogue())
+
+
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(3, 5), (5, 3), (4, 4)])
+def test_an_intercepted_causal_mask_is_aligned_as_torch_aligns_it(num_queries: int, num_keys: int) -> None:
+    from trimtab.hosts.nanogpt_like import InterceptingSeam
+
+    class Attention(nn.Module):
+        @override
+        def forward(self, q: Tensor, k: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, k, is_causal=True)
+
+    attention = Attention()
+    source = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 2, length, 8, generator=source) for length in (num_queries, num_keys))
+    plain = attention(q, k)
+    masks: list[Tensor | None] = []
+    unwatch = InterceptingSeam([attention]).watch(attention, lambda q, k, mask, scale: masks.append(mask))
+    assert torch.equal(attention(q, k), plain)
+    unwatch()
+    (mask,) = masks
+    assert (mask is None) == (num_queries == num_keys)
+    if mask is not None:
+        close(F.scaled_dot_product_attention(q, k, k, mask), plain)

@@ -496,6 +496,24 @@ def test_gradient_variance_equals_that_of_explicit_micro_batch_gradients(config:
         assert w.last["embedding_weight_grad/model/variance"] == near(variance(["token_embedding.weight"]), 1e-8)
 
 
+def test_relative_gradient_variance_does_not_depend_on_the_scale_of_the_loss() -> None:
+    rows = []
+    for scale in (1, 3):
+        model = make()
+        opt = sgd(model)
+        w = watch(host_for(model), probes.full, optimizer=opt, every=1)
+        for seed in range(3):
+            (loss_of(model, seed) / scale).backward()
+        opt.step()
+        rows.append(w.last)
+    plain, divided = rows
+    for place in ("all_grad/model", "all_grad/layer.0", "embedding_weight_grad/model"):
+        assert divided[f"{place}/variance"] == near(plain[f"{place}/variance"] / 9, 1e-8)
+        assert divided[f"{place}/relative_variance"] == near(plain[f"{place}/relative_variance"], 1e-8)
+    mean_square = (divided["all_grad/model/l2_norm"] / 3) ** 2
+    assert divided["all_grad/model/relative_variance"] == near(divided["all_grad/model/variance"] / mean_square, 1e-8)
+
+
 def test_a_single_micro_batch_has_no_gradient_variance() -> None:
     model = make()
     opt = sgd(model)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -101,7 +102,10 @@ def _attention(
         )
 
     mask = attn_mask
+    T, S = query.shape[2], key.shape[2]
     if mask is None and not is_causal:
-        mask = query.new_ones(1, 1, dtype=bool).expand(query.shape[2], key.shape[2])  # pyright: ignore
+        mask = query.new_ones(1, 1, dtype=torch.bool).expand(T, S)
+    elif is_causal and T != S:  # this function aligns its causal mask at the first key, and not at the last
+        mask = query.new_ones(T, S, dtype=torch.bool).tril()
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     return attend(attention, query, key, value, mask, factor, kernel, dropout=dropout_p)

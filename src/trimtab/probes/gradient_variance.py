@@ -18,7 +18,8 @@ def gradient_variance(squares: Tensor, square_of_sum: Tensor, num: int) -> Tenso
 GRADIENT_VARIANCE = GradientNoiseProbe(
     slug="variance",
     unit="gradient squared",
-    meaning="(sum ||g_k||^2 - K ||mean g||^2) / (K - 1) over the K micro-batches (and ranks) of a step",
+    meaning="(sum ||g_k||^2 - K ||mean g||^2) / (K - 1) over the K micro-batches (and ranks) of a step, where g_k is "
+    "what is added up: K times smaller if the loss is divided by K",
     source="arXiv 2409.07787, whose exact definition is not stated",
     cost="full",
     value=gradient_variance,
