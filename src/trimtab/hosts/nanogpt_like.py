@@ -105,7 +105,7 @@ def _attention(
     T, S = query.shape[2], key.shape[2]
     if mask is None and not is_causal:
         mask = query.new_ones(1, 1, dtype=torch.bool).expand(T, S)
-    elif is_causal and T != S:  # this function aligns its causal mask at the first key, and not at the last
+    elif is_causal and T != S:  # torch aligns its causal mask at the first key, ``attend`` at the last
         mask = query.new_ones(T, S, dtype=torch.bool).tril()
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     return attend(attention, query, key, value, mask, factor, kernel, dropout=dropout_p)

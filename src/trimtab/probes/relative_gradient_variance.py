@@ -9,7 +9,7 @@ from trimtab.probes.gradient_variance import gradient_variance
 
 
 def relative_gradient_variance(squares: Tensor, square_of_sum: Tensor, num: int) -> Tensor:
-    """``gradient_variance`` over ``||mean g||^2``; NaN for a gradient of 0 without noise."""
+    """``gradient_variance`` over ``||mean g||^2``; for a mean of 0 it is infinite, or NaN if there is no variance."""
     return gradient_variance(squares, square_of_sum, num) / (square_of_sum / num**2)
 
 
