@@ -87,62 +87,105 @@ def preset(name: str) -> type[Watched]:
 
 
 class PlainHooks(Variant):
-    """Norm and largest magnitude of inputs, outputs and their gradients, and of weights: one ``.item()`` a number."""
+    """What a preset reads, by hooks with one ``.item()`` a number; attention is computed again with all its scores."""
+
+    statistics = ("l2", "max", "mean", "bad")
+    tensors = (*ROLES, "embedding", "norm", "head", "block")
+    gradients = False
+    attention = False
+    parameters = True
 
     def attach(self) -> None:
         self.numbers: dict[str, float] = {}
         self.on = False
         for name, module in self.model.named_modules():
-            if name.endswith(ROLES):
+            kind = "block" if name.startswith("blocks.") and name.count(".") == 1 else name.rpartition(".")[2]
+            if any(kind.endswith(each) for each in self.tensors):
                 module.register_forward_hook(lambda m, a, y, name=name: self.see(name, a[0], y))
-                module.register_full_backward_hook(lambda m, a, y, name=name: self.see(name + "g", a[0], y[0]))
+                if self.gradients and kind in ROLES:
+                    module.register_full_backward_hook(lambda m, a, y, name=name: self.see(name + "g", a[0], y[0]))
+            if self.attention and kind == "qkv":
+                module.register_forward_hook(lambda m, a, y, name=name: self.see_attention(name, y))
 
     def before(self, reading: bool) -> None:
         self.on = reading
 
-    def see(self, name: str, x: Tensor, y: Tensor) -> None:
-        if self.on:
-            for side, tensor in (("x", x), ("y", y)):
-                self.numbers[f"{name}/{side}/l2"] = tensor.detach().norm().item()
-                self.numbers[f"{name}/{side}/max"] = tensor.detach().abs().max().item()
-                self.numbers[f"{name}/{side}/mean"] = tensor.detach().mean().item()
-                self.numbers[f"{name}/{side}/bad"] = (~tensor.detach().isfinite()).sum().item()
+    def keep(self, name: str, number: Tensor) -> None:
+        self.numbers[name] = number.item()
+
+    def see(self, name: str, *tensors: Tensor) -> None:
+        if not self.on:
+            return
+        for side, tensor in enumerate(tensors):
+            x = tensor.detach()
+            if not x.is_floating_point():
+                continue
+            of = {
+                "l2": lambda x=x: x.norm(),
+                "max": lambda x=x: x.abs().max(),
+                "mean": lambda x=x: x.mean(),
+                "bad": lambda x=x: (~x.isfinite()).sum(),
+                "kurtosis": lambda x=x: (x - x.mean()).pow(4).mean() / x.var().square(),
+            }
+            for statistic in self.statistics:
+                self.keep(f"{name}/{side}/{statistic}", of[statistic]())
+
+    def see_attention(self, name: str, y: Tensor) -> None:
+        if not self.on:
+            return
+        with torch.no_grad():
+            heads = self.model.config.num_heads
+            q, k, _ = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in y.detach().chunk(3, -1))
+            scores = q @ k.mT * q.shape[-1] ** -0.5
+            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(hidden, -torch.inf)
+            logs = scores.log_softmax(-1)
+            entropy = -torch.where(hidden, 0.0, logs.exp() * logs).sum(-1).mean((0, 2))
+            for head, largest in enumerate(scores.amax((0, 2, 3))):
+                self.keep(f"{name}/{head}/max", largest)
+                self.keep(f"{name}/{head}/entropy", entropy[head])
 
     def after_backward(self) -> None:
         if self.on:
             for name, p in self.model.named_parameters():
-                self.numbers[name] = p.detach().norm().item()
-                self.numbers[name + "/grad"] = p.grad.norm().item() if p.grad is not None else 0.0
+                if self.parameters:
+                    self.keep(name, p.detach().norm())
+                if p.grad is not None:
+                    self.keep(name + "/grad", p.grad.norm())
             self.old = [p.detach().clone() for p in self.model.parameters()]
 
     def after_step(self) -> None:
         if self.on:
             for (name, p), old in zip(self.model.named_parameters(), self.old, strict=True):
-                self.numbers[name + "/update"] = (p.detach() - old).norm().item()
+                self.keep(name + "/update", (p.detach() - old).norm())
+
+
+class StandardHooks(PlainHooks):
+    statistics = (*PlainHooks.statistics, "kurtosis")
+    gradients = True
+    attention = True
+
+
+class SummaryHooks(PlainHooks):
+    statistics = ("l2", "max", "bad")
+    tensors = ("block",)
+    attention = True
 
 
 class Reductions(PlainHooks):
-    """The same, kept on the device: one reduction a quantity, and one transfer at the end."""
+    """The same as of ``cheap``, kept on the device: one reduction a quantity, and one transfer at the end."""
 
     def attach(self) -> None:
         super().attach()
         self.kept: list[Tensor] = []
 
-    def see(self, name: str, x: Tensor, y: Tensor) -> None:
-        if self.on:
-            for tensor in (x.detach(), y.detach()):
-                self.kept += [tensor.norm(), tensor.abs().max(), tensor.mean(), (~tensor.isfinite()).sum()]
-
-    def after_backward(self) -> None:
-        if self.on:
-            for p in self.model.parameters():
-                self.kept += [p.detach().norm(), p.grad.norm()]  # pyright: ignore[reportOptionalMemberAccess]
-            self.old = [p.detach().clone() for p in self.model.parameters()]
+    def keep(self, name: str, number: Tensor) -> None:
+        self.kept.append(number.float())
 
     def after_step(self) -> None:
+        super().after_step()
         if self.on:
-            self.kept += [(p.detach() - old).norm() for p, old in zip(self.model.parameters(), self.old, strict=True)]
-            torch.stack([one.float() for one in self.kept]).tolist()
+            torch.stack(self.kept).tolist()
             self.kept = []
 
 
@@ -163,20 +206,23 @@ class WandbWatch(Variant):
 
 VARIANTS: dict[str, type[Variant]] = {
     "unwatched": Variant,
+    "summary": preset("summary"),
+    "hooks, content of summary": SummaryHooks,
     "cheap": preset("cheap"),
+    "hooks, content of cheap": PlainHooks,
+    "the same, one transfer": Reductions,
     "standard": preset("standard"),
+    "hooks, content of standard": StandardHooks,
     "full": preset("full"),
-    "hooks with .item()": PlainHooks,
-    "one reduction a quantity": Reductions,
     "wandb.watch": WandbWatch,
 }
-CADENCE = {"cheap": 1, "standard": 10, "full": 50}
+CADENCE = {"standard": 10, "hooks, content of standard": 10, "full": 50}
 
 
 def measure(
     width: int, batch: int, context: int, rounds: int, *, compiled: bool
 ) -> dict[tuple[str, bool], list[float]]:
-    names = ["unwatched", "cheap", "standard", "full"] if compiled else list(VARIANTS)
+    names = ["unwatched", "summary", "cheap", "standard", "full"] if compiled else list(VARIANTS)
     variants = {name: VARIANTS[name](width, batch, context, compiled=compiled) for name in names}
     times: dict[tuple[str, bool], list[float]] = {}
     for turn in range(rounds + 2):

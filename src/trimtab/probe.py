@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Cost = Literal["cheap", "standard", "full", "named"]
-CHUNK = 1 << 18  # entries measured together: their float64 copy stays in the cache
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}  # entries measured together; on a CPU their copy stays in the cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,18 +43,16 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Power sums of N tensors, each (N,) in float64, over the finite entries that were looked at.
+    """Power sums of N tensors, each (N,) in float64, over their finite entries.
 
     Attributes:
-        count: finite entries that were looked at.
-        entries: all entries of the tensor, looked at or not.
-        non_finite: entries that were looked at and were NaN or infinite.
+        count: finite entries.
+        non_finite: entries that are NaN or infinite.
         total, squares, cubes, fourths: sums of the first four powers.
         largest: largest magnitude.
     """
 
     count: Tensor
-    entries: Tensor
     non_finite: Tensor
     total: Tensor
     squares: Tensor
@@ -65,66 +62,59 @@ class Moments:
 
     @classmethod
     def of(cls, sums: Tensor, largest: Tensor) -> Moments:
-        """Moments from sums (N, 7), in the order of the fields, and largest magnitudes (N,)."""
-        count, entries, non_finite, total, squares, cubes, fourths = sums.unbind(1)
-        return cls(count, entries, non_finite, total, squares, cubes, fourths, largest)
+        """Moments from sums (N, 6), in the order of the fields, and largest magnitudes (N,)."""
+        count, non_finite, total, squares, cubes, fourths = sums.unbind(1)
+        return cls(count, non_finite, total, squares, cubes, fourths, largest)
 
 
-NUM_SUMS = 7  # the fields of Moments that are sums: all but the last
+NUM_SUMS = 6  # the fields of Moments that are sums: all but the last
 
 
-def measure(x: Tensor, *, high: bool = True) -> Float[Tensor, 8]:
+def measure(x: Tensor, *, high: bool = True, entries: Tensor | int | None = None) -> Float[Tensor, 7]:
     """The moments of one tensor of any shape, in float64; NaN and infinities are counted and left out.
 
     Args:
         x: the tensor.
         high: whether to add up third and fourth powers; if not, those sums are 0.
+        entries: how many entries there are, if some of x are zeros that do not count; None for all.
     """
-    total = x.new_zeros(8, dtype=wide(x))
-    for piece in x.reshape(-1).split(CHUNK):
-        if piece.numel():
-            measured = measure_rows(piece[None], high=high)[0]
-            total[:NUM_SUMS] += measured[:NUM_SUMS]
-            total[NUM_SUMS] = torch.maximum(total[NUM_SUMS], measured[NUM_SUMS])
+    pieces = x.detach().reshape(-1).split(CHUNK.get(x.device.type, CHUNK["cuda"]))
+    of_piece = _of_piece_on_cpu if x.device.type == "cpu" else _of_piece
+    measured = torch.stack([of_piece(piece, high) for piece in pieces])
+    total = torch.cat((measured[:, :NUM_SUMS].sum(0), measured[:, NUM_SUMS:].amax(0)))
+    if entries is not None:
+        total[0] = entries - total[1]
     return total
 
 
-def measure_rows(x: Float[Tensor, "N M"], *, high: bool = True) -> Float[Tensor, "N 8"]:
-    """The moments of N tensors of the same size, each row as ``measure`` gives it."""
-    # isfinite is ten times slower than arithmetic on a CPU: x - x is 0, or NaN where x is not finite.
-    bad = (x - x).nan_to_num_(nan=1.0).sum(1, dtype=wide(x))  # a sum in half precision would saturate
-    sound = x.nan_to_num(0.0, 0.0, 0.0)
-    low = sound.amin(1)
-    top = sound.amax(1)
-    y = sound.to(wide(x))
-    square = y * y
-    sums = [x.shape[1] - bad, bad * 0 + x.shape[1], bad, y.sum(1), square.sum(1)]
+def _of_piece_on_cpu(x: Tensor, high: bool) -> Tensor:
+    """The moments of a piece that fits the cache: sums that are finite tell that all entries are."""
+    # Third and fourth powers in double precision, as central moments are small differences of them. For the others
+    # dot products in single precision are exact to 1e-6, and three times as fast.
+    y = x.double() if high else x.to(torch.promote_types(x.dtype, torch.float32))
+    if not len(y):
+        return torch.zeros(NUM_SUMS + 1, dtype=torch.float64)
+    squares = torch.dot(y, y).item()
+    total = y.sum().item()
+    if not math.isfinite(squares) or not math.isfinite(total):  # an entry that is not finite, or a square too large
+        return _of_piece(x, high)
+    low, top = (end.item() for end in torch.aminmax(y))
+    powers = [0.0, 0.0]
     if high:
-        sums += [(square * y).sum(1), square.square_().sum(1)]
-    else:
-        sums += [bad * 0, bad * 0]
-    return torch.stack([*(column.to(y.dtype) for column in sums), torch.maximum(top, -low).to(y.dtype)], dim=1)
+        square = y * y
+        powers = [torch.dot(square, y).item(), torch.dot(square, square).item()]
+    return torch.tensor([len(y), 0.0, total, squares, *powers, max(top, -low)], dtype=torch.float64)
 
 
-def sample_rows(x: Tensor, num_rows: int | None) -> Tensor:
-    """At most ``num_rows`` rows of a tensor, the same rows for every tensor of a shape; None takes all.
-
-    A row is a vector along the last axis.
-    """
-    rows = x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(1, -1)
-    if num_rows is None or len(rows) <= num_rows:
-        return rows
-    return rows.index_select(0, spread(len(rows), num_rows, x.device))
-
-
-@cache
-def spread(size: int, num: int, device: torch.device) -> Tensor:
-    """``num`` different indices below ``size``, spread evenly over the rows and over the positions of a sequence."""
-    # An even stride would select the same few positions of every sequence; steps of the golden ratio do not.
-    step = max(1, round(size * 0.6180339887))
-    while math.gcd(step, size) != 1:
-        step += 1
-    return torch.arange(num, device=device) * step % size
+def _of_piece(x: Tensor, high: bool) -> Tensor:
+    """The moments of a piece without a branch on its values."""
+    # isfinite is ten times slower than arithmetic on a CPU: x - x is 0, or NaN where x is not finite.
+    bad = (x - x).nan_to_num_(nan=1.0).sum(dtype=wide(x))  # a sum in half precision would saturate
+    y = x.nan_to_num(0.0, 0.0, 0.0).to(wide(x))
+    square = y * y
+    sums = [x.numel() - bad, bad, y.sum(), square.sum()]
+    sums += [(square * y).sum(), square.square().sum()] if high else [bad * 0, bad * 0]
+    return torch.stack([*sums, y.abs().amax() if len(y) else bad * 0])
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -149,12 +139,13 @@ class TensorProbe(Probe):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionProbe(Probe):
-    """A statistic of attention per head.
+    """A statistic of attention per head, from the query positions that are sampled.
 
     Attributes:
         rows: one number per row, BHR, from scores BHRS after edits, a mask of visible keys (broadcast to BHRS), and
-            weights BHRS.
-        merge: how the numbers of rows, sequences, micro-batches and processes are combined.
+            weights BHRS; a number that is not finite is counted and left out.
+        merge: how the numbers of rows, sequences, micro-batches and processes are combined. A mean estimates that over
+            all rows, and is read with its standard error; a maximum is that of the sampled rows alone.
     """
 
     rows: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -162,11 +153,24 @@ class AttentionProbe(Probe):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LogitProbe(Probe):
-    """A statistic of output logits.
+class ScoreProbe(Probe):
+    """A maximum over all attention scores of a head, at every query position.
 
     Attributes:
-        rows: one number per row, (R,), from logits (R, V); the numbers are averaged.
+        rows: one number per row, BHR, from scores BHRS after edits, minus infinity where a key is hidden or a score is
+            not finite. The largest is kept.
+    """
+
+    rows: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogitProbe(Probe):
+    """A statistic of output logits, from the token positions that are sampled.
+
+    Attributes:
+        rows: one number per row, (R,), from logits (R, V); their mean estimates that over all rows, and is read with
+            its standard error.
     """
 
     rows: Callable[[Tensor], Tensor]
@@ -234,7 +238,7 @@ class ModelProbe(Probe):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradientNoiseProbe(Probe):
-    """A statistic of the micro-batch gradients g_k of a step.
+    """A statistic of the micro-batch gradients g_k of a step, as they are added up.
 
     Attributes:
         value: the statistic from the sum of ||g_k||^2, from ||sum of g_k||^2, and from the number of micro-batches.
@@ -244,21 +248,56 @@ class GradientNoiseProbe(Probe):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Digest:
+    """One kind of number in the row of a summary.
+
+    Attributes:
+        what: name of the tensor, as in metric keys.
+        statistic: slug of the probe, or the name of one of its statistics.
+        over: what is merged into one number: the heads of a layer, or all places of the model; None keeps each place.
+        merge: how.
+    """
+
+    what: str
+    statistic: str
+    over: Literal["heads", "model"] | None = None
+    merge: Literal["max", "min", "sum"] = "max"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """A row of few keys.
+
+    Attributes:
+        tensors: names of the tensors whose moments are read, as in metric keys; the others cost nothing.
+        digests: the numbers of the row.
+    """
+
+    tensors: frozenset[str]
+    digests: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
     """A set of probes with its cadence.
 
     Attributes:
         every: optimizer steps from one reading to the next.
-        rows: token rows looked at per tensor and forward pass; None for all.
-        query_rows: query positions at which attention is looked at; None for all.
+        query_rows: query positions drawn from each sequence, beside the first four, at which attention is looked at;
+            None for all.
+        logit_rows: rows of logits drawn from each batch, beside the first four of each sequence; None for all.
         gradients: whether gradients of the linear layers' inputs and outputs are read.
         deep_weights: whether all moments of weights are read, and not only their norms.
+        required: slugs of probes that were asked for by name: it is an error if one of them cannot be read.
+        summary: what of a reading is kept, for a row of few keys; None keeps all.
     """
 
     name: str
     probes: tuple[Probe, ...]
     every: int
-    rows: int | None
     query_rows: int | None
+    logit_rows: int | None
     gradients: bool
     deep_weights: bool
+    required: frozenset[str] = frozenset()
+    summary: Summary | None = None

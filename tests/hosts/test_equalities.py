@@ -416,6 +416,10 @@ def test_a_window_longer_than_the_sequence_is_llama_with_edits() -> None:
     assert not torch.allclose(outputs[2], outputs[1], atol=1e-4)
 
 
+def every_row(q_BHTK: Tensor) -> Tensor:
+    return torch.arange(q_BHTK.shape[2])[None]
+
+
 @pytest.mark.parametrize("base", ["eager", "sdpa"])
 def test_probes_see_the_window(base: str) -> None:
     from trimtab.watching.attention import query_rows
@@ -427,7 +431,7 @@ def test_probes_see_the_window(base: str) -> None:
         unwatch = point.watch(lambda *what, calls=calls: calls.append(what))
         model(tokens())
         unwatch()
-        (block,) = list(query_rows(point, *calls[0], num_rows=None))
+        (block,) = list(query_rows(point, *calls[0], every_row(calls[0][0])))
         _, visible, weights = block
         assert int(visible.sum(-1).max()) == WINDOW
         assert float(weights.masked_fill(visible, 0.0).abs().max()) == 0
@@ -444,7 +448,7 @@ def test_what_probes_compute_of_attention_is_what_the_model_computes(family: str
         unwatch = point.watch(lambda *what, calls=calls: calls.append(what))
         heads, values = seen_at(host, Site.HEAD_OUT, layer), seen_at(host, Site.VALUE, layer)
         unwatch()
-        (block,) = list(query_rows(point, *calls[0], num_rows=None))
+        (block,) = list(query_rows(point, *calls[0], every_row(calls[0][0])))
         groups = heads.shape[1] // values.shape[1]
         close(block[2] @ values.repeat_interleave(groups, dim=1), heads)
         assert math.isfinite(float(block[0].abs().max()))

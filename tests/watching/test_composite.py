@@ -76,7 +76,7 @@ def test_only_the_groups_of_the_part_that_is_not_adam_are_copied() -> None:
     optimizer = composite(model)
     matrices, _ = split(model)
     backward(model, 0)
-    step = OptimizerStep(optimizer, [], None)
+    step = OptimizerStep(optimizer, [])
     step.before()
     assert set(step._copies) == {id(p) for p in matrices.values()}
 
@@ -86,7 +86,7 @@ def test_the_updates_of_both_parts_are_those_that_were_made(nested: bool) -> Non
     model = make()
     optimizer = composite(model)
     optimizer = Composite(optimizer) if nested else optimizer
-    watching = watch(host_for(model), probes.standard, optimizer=optimizer, every=1, rows=None)
+    watching = watch(host_for(model), probes.standard, optimizer=optimizer, every=1)
     for seed in range(3):
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         backward(model, seed)
@@ -108,7 +108,7 @@ def test_second_moments_are_read_of_the_adam_part_alone_and_as_it_reads_them_alo
     for kind in (composite, lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)):
         model = make()
         optimizer = kind(model)
-        watching = watch(host_for(model), probes.standard, optimizer=optimizer, every=1, rows=None)
+        watching = watch(host_for(model), probes.standard, optimizer=optimizer, every=1)
         backward(model, 0)
         optimizer.step()
         rows.append({key: value for key, value in watching.last.items() if key.endswith(("/update_rms", "/below_eps"))})

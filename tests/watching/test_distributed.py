@@ -92,7 +92,6 @@ def train(
             optimizer=optimizer,
             sinks=[sink],
             every=1,
-            rows=None,
             exact=True,
             group=group,
         )

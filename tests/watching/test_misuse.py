@@ -69,7 +69,7 @@ def train(model: nn.Module, opt: torch.optim.Optimizer, seed: int = 0) -> None:
 
 
 def attach(model: nn.Module, opt: torch.optim.Optimizer | None, preset: Preset = probes.standard, **kw: Any) -> Watch:
-    return watch(host_for(model), preset, optimizer=opt, **({"every": 1, "rows": None, "exact": True} | kw))
+    return watch(host_for(model), preset, optimizer=opt, **({"every": 1, "exact": True} | kw))
 
 
 def rows_of(steps: int = 2, preset: Preset = probes.full, change: Callable[[GPT], Any] = lambda _: None) -> list[dict]:
@@ -182,14 +182,6 @@ def test_a_module_without_weights_is_refused() -> None:
 def test_a_cadence_below_one_is_refused(every: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         attach(make(), None, every=every)
-
-
-@pytest.mark.parametrize("rows", [0, -1])
-def test_a_number_of_rows_below_one_is_refused(rows: int) -> None:
-    model = make()
-    with pytest.raises(ValueError, match="rows"):
-        attach(model, None, rows=rows)
-    assert hooks_in(model) == []
 
 
 def test_reading_by_hand_is_refused_where_an_optimizer_reads() -> None:

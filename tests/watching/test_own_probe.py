@@ -19,7 +19,7 @@ from trimtab.watching import Guard, Meter, NotReadableError, Place, Reading, Sub
 from trimtab.watching.pack import Pack
 
 CONFIG = GPTConfig(vocab_size=16, width=16, num_layers=2, num_heads=2, context=8)
-EMPTY = Preset(name="mine", probes=(), every=1, rows=None, query_rows=None, gradients=True, deep_weights=False)
+EMPTY = Preset(name="mine", probes=(), every=1, query_rows=None, logit_rows=None, gradients=True, deep_weights=False)
 
 
 class ShareMeter(Meter):
@@ -116,7 +116,11 @@ def test_a_new_kind_of_probe_is_read_by_its_own_meter_at_every_stage() -> None:
         (loss_of(model, seed) / 2).backward()
     optimizer.step()
     row = watching.last
-    assert set(row) == {"step", *(f"residual/layer.{n}/above_{bound}" for n in (0, 1) for bound in ("0.5", "2"))}
+    assert set(row) == {
+        "step",
+        "padding/model/known",
+        *(f"residual/layer.{n}/above_{bound}" for n in (0, 1) for bound in ("0.5", "2")),
+    }
     for layer, outputs in seen.items():
         for bound in (0.5, 2):
             expected = (torch.cat(outputs).abs() > bound).double().mean().item()
@@ -194,7 +198,7 @@ def test_a_meter_that_cannot_read_the_model_is_left_out_with_one_warning() -> No
         warnings.simplefilter("error")
         loss_of(model).backward()
         optimizer.step()
-    assert {key.rsplit("/", 1)[-1] for key in watching.last} == {"step", "above_1"}
+    assert {key.rsplit("/", 1)[-1] for key in watching.last} == {"step", "known", "above_1"}
 
 
 class ColludingMeter(ShareMeter):

@@ -18,6 +18,7 @@ from trimtab.probe import Preset
 from trimtab.sink import Sink
 from trimtab.watching.errors import NoMatchError, WatchError
 from trimtab.watching.metric import Place, where_of
+from trimtab.watching.padding import Padding, is_batch_first
 from trimtab.watching.parameters import Matrix, Weight, matrices_of, weights_of
 from trimtab.watching.ranks import Ranks
 from trimtab.watching.subject import Subject
@@ -28,11 +29,10 @@ def watch(
     subject: Host | nn.Module,
     preset: Preset,
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     only: Sequence[str] = (),
     sinks: Sequence[Sink] = (),
     every: int | None = None,
-    rows: int | Literal["preset"] | None = "preset",
     exact: bool = False,
     run: str = "run",
     step: int = 0,
@@ -45,21 +45,22 @@ def watch(
 
     Args:
         subject: a host, whose points and parts are read; or any module, whose submodules are read by their names.
-        optimizer: the optimizer whose steps are counted and measured.
-        preset: which probes, how often and on how many rows; see ``trimtab.probes``.
+        optimizer: the optimizer whose steps are counted and measured; or several, such as Muon and AdamW, whose steps
+            make up one step of training when each has made its own.
+        preset: which probes, how often and at how many positions; see ``trimtab.probes``.
         only: patterns of what to watch: of places of a host, such as ``qkv_output/layer.*`` or ``residual/*``, or of
             names of submodules, such as ``*.q_proj``. Empty takes everything; of a module, all submodules with a
             weight.
         sinks: receive the rows, in the process of rank 0 only.
         every: steps from one reading to the next, in place of the preset's.
-        rows: rows of tokens looked at per tensor and pass, in place of the preset's; None for all.
-        exact: look at every query row of attention.
+        exact: look at every position of attention and logits where the preset samples positions.
         run: name under which sinks open the run.
         step: optimizer steps that were made before, of a training that resumes; rows go on from there.
         group: the processes to merge; ``"world"`` merges all if torch.distributed is initialised, None merges none.
 
     Raises:
-        WatchError: if the model is compiled already or offers nothing to watch, or no meter reads one of the probes.
+        WatchError: if the model is compiled already or offers nothing to watch, if no meter reads one of the probes, or
+            if the model has nothing that a probe asked for by name reads.
         NoMatchError: if a pattern of ``only`` matches nothing.
     """
     model = subject.model if isinstance(subject, Host) else subject
@@ -68,21 +69,28 @@ def watch(
         raise ValueError(f"step must not be negative, got {step}")
     if every is not None and every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
-    if isinstance(rows, int) and rows < 1:
-        raise ValueError(f"rows must be at least 1, or None for all, got {rows}")
     preset = replace(
         preset,
         every=preset.every if every is None else every,
-        rows=preset.rows if rows == "preset" else rows,
         query_rows=None if exact else preset.query_rows,
+        logit_rows=None if exact else preset.logit_rows,
     )
     places = _of_host(subject, only) if isinstance(subject, Host) else _by_name(subject, only)
-    if optimizer is not None:
-        _refuse_foreign(model, optimizer)
+    optimizers = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer or ())
+    if optimizers:
+        _refuse_foreign(model, optimizers)
     if places.is_empty:
         raise WatchError(f"{type(model).__name__} offers nothing to watch")
     watched = Subject(
-        model, places.points, places.attentions, places.weights, places.matrices, preset, optimizer, Ranks(group)
+        model,
+        places.points,
+        places.attentions,
+        places.weights,
+        places.matrices,
+        preset,
+        optimizers,
+        Ranks(group),
+        Padding(is_batch_first(model)),
     )
     return Watch(watched, sinks=sinks, run=run, step=step)
 
@@ -94,7 +102,7 @@ class _Places:
     points: Sequence[tuple[Place, Point]]
     weights: Sequence[Weight]
     matrices: Sequence[tuple[Place, Matrix]]
-    attentions: Sequence[AttentionPoint] = ()
+    attentions: Sequence[tuple[Place, AttentionPoint]] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -113,7 +121,7 @@ def _of_host(host: Host, only: Sequence[str]) -> _Places:
         attentions = [(place, point) for place, point in attentions if str(place) in kept]
         weights = [weight for weight in weights if str(weight.place) in kept]
         matrices = [(place, matrix) for place, matrix in matrices if str(place) in kept]
-    return _Places(points, weights, matrices, [point for _, point in attentions])
+    return _Places(points, weights, matrices, attentions)
 
 
 def _by_name(model: nn.Module, only: Sequence[str]) -> _Places:
@@ -151,8 +159,8 @@ def _matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
     return kept
 
 
-def _refuse_foreign(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+def _refuse_foreign(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     if trained and not stepped & trained.keys():
         raise WatchError(

@@ -13,7 +13,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from trimtab.watching import seam
 from trimtab.watching.metric import Place
+from trimtab.watching.padding import mask_argument
 from trimtab.watching.subject import Subject, gradient_of
+
+OnStep = Callable[[torch.optim.Optimizer], None]
 
 
 def hook(
@@ -31,14 +34,16 @@ def hook(
     removers: list[Callable[[], None]] = []
     if attention:
         try:
-            for index, point in enumerate(subject.attentions):
+            for index, (_, point) in enumerate(subject.attentions):
                 removers.append(point.watch(partial(seam.attention_hook, token, number, index)))
         except BaseException:
             for remove in removers:
                 remove()
             raise
     handles: list[Any] = [
-        subject.model.register_forward_pre_hook(partial(seam.entering, token, number)),
+        subject.model.register_forward_pre_hook(
+            partial(seam.entering, token, number, mask_argument(subject.model)), with_kwargs=True
+        ),
         subject.model.register_forward_hook(partial(seam.leaving, token, number)),
     ]
     rows = {place: row for row, place in enumerate(places)}
@@ -54,7 +59,7 @@ def hook(
     return [*removers, *(handle.remove for handle in handles)]
 
 
-def hook_step(optimizer: torch.optim.Optimizer, before: Callable[[], None], after: Callable[[], None]) -> list[Any]:
+def hook_step(optimizer: torch.optim.Optimizer, before: OnStep, after: OnStep) -> list[Any]:
     """Call ``before`` and ``after`` around each step of an optimizer; returns the handles of the hooks.
 
     Args:
@@ -68,19 +73,19 @@ def hook_step(optimizer: torch.optim.Optimizer, before: Callable[[], None], afte
     def left(stepped: torch.optim.Optimizer, *_: Any) -> None:
         act = last()
         if act is not None and stepped is watched():
-            act()
+            act(stepped)
 
     watched = weakref.ref(optimizer)
 
-    def entering(_: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def entering(stepping: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            before()
+            before(stepping)
             return None
 
         def followed() -> Any:
             loss = closure()  # the gradients exist only after it
-            before()
+            before(stepping)
             return loss
 
         return (args[:1], {**kwargs, "closure": followed})

@@ -6,7 +6,7 @@ A watch knows only the life cycle of a reading, and calls its meters at each sta
 2. ``begin`` a reading;
 3. ``see``, ``see_gradient`` and ``see_attention`` while the model runs;
 4. ``read_gradients`` when the gradients of the step are complete, before the user clips them or the optimizer steps;
-5. ``before_step`` and ``after_step`` around the optimizer step;
+5. ``before_step``, ``stepped`` after the step of each optimizer, and ``after_step`` when all have stepped;
 6. ``values``, after the packs of all processes were merged;
 7. ``published``, when the row has reached the host.
 
@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from trimtab.probe import Probe
@@ -133,10 +134,13 @@ class Meter(ABC):
         """The gradients of the step are complete; this may be called again if they are computed again."""
 
     def before_step(self) -> None:
-        """The optimizer is about to step."""
+        """The first optimizer is about to step."""
+
+    def stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """One optimizer has stepped; there may be others, whose steps come before or after."""
 
     def after_step(self) -> None:
-        """The optimizer has stepped, or a reading by hand ends; the pack is merged after it."""
+        """All optimizers have stepped, or a reading by hand ends; the pack is merged after it."""
 
     @abstractmethod
     def values(self, passes: int) -> Sequence[Reading]:

@@ -41,6 +41,11 @@ class Place(NamedTuple):
         return MetricKey(self.what, self.where, statistic)
 
 
+def head_of(place: Place, head: int) -> Place:
+    """The place of one head of an attention layer or module."""
+    return place._replace(where=f"{place.where}.head.{head}")
+
+
 class MetricKey(NamedTuple):
     """The name of one number in a row.
 

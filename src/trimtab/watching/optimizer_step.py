@@ -9,12 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trimtab.probe import AdamProbe, sample_rows, wide
-from trimtab.watching.norms import squares
+from trimtab.probe import AdamProbe, wide
+from trimtab.watching.norms import norms_of
 from trimtab.watching.sharding import local
 
 CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}  # on a CPU the chunks stay in the cache
 SMALL = 1 << 18  # entries up to which parameters are taken together
+NUM_OWN = 4  # columns of sums before those of Adam probes
 MOST_TOGETHER = 1 << 20  # entries taken together: their copies are the memory of a reading
 
 
@@ -29,21 +30,17 @@ class OptimizerStep:
     Args:
         optimizer: an optimizer; a composite one has an attribute ``parts``, the optimizers whose groups are its own.
         adam_probes: statistics of Adam's second moment.
-        num_rows: rows of a matrix that are looked at; the sums are scaled up to all rows. None looks at all.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, adam_probes: Sequence[AdamProbe], num_rows: int | None
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, adam_probes: Sequence[AdamProbe]) -> None:
         self.optimizer = optimizer
-        self.num_rows = num_rows
         self.adam_probes = tuple(adam_probes)
         self._copies: dict[int, Tensor] = {}
 
     def before(self) -> None:
         """Copy the parameters whose update the optimizer's state will not tell."""
         self._copies = {
-            id(p): self._looked_at(p.detach()).clone()
+            id(p): local(p.detach()).clone()
             for group in self.optimizer.param_groups
             for p in group["params"]
             # In half precision a step is partly rounded away: the weight moves less than Adam's state says.
@@ -62,27 +59,15 @@ class OptimizerStep:
                 moved_of |= {number: Moved(sums, has_adam=True) for number, sums in of_adam.items()}
             for p in parameters:
                 if id(p) in self._copies:
-                    now = self._looked_at(p.detach()).to(wide(p))
-                    step = now - self._copies[id(p)]
-                    squares_of_both = torch.stack((step.square().sum(), now.square().sum())) * self._times(p)
-                    nothing = Moved(squares_of_both.new_zeros(2 + len(self.adam_probes)), has_adam=False)
+                    now = local(p.detach()).to(wide(p))
+                    norms = norms_of([(now - self._copies[id(p)]).nan_to_num(torch.nan, torch.nan, torch.nan), now])
+                    squares, counts, lost = norms.to(now.device).unbind(1)
+                    nothing = Moved(norms.new_zeros(NUM_OWN + len(self.adam_probes)), has_adam=False)
                     of_adam = moved_of.get(id(p), nothing)
-                    moved_of[id(p)] = Moved(torch.cat((squares_of_both, of_adam.sums[2:])), of_adam.has_adam)
+                    own = torch.stack((squares[0], squares[1], counts[0], lost[0]))
+                    moved_of[id(p)] = Moved(torch.cat((own, of_adam.sums[NUM_OWN:].to(own))), of_adam.has_adam)
         self._copies = {}
         return moved_of
-
-    def _looked_at(self, x: Tensor) -> Tensor:
-        """The rows of a parameter that are read, always the same ones."""
-        rows = local(x)
-        return rows if rows.ndim < 2 else sample_rows(rows, self.num_rows)
-
-    def _times(self, p: Tensor) -> float:
-        """How many times larger the whole parameter is than the rows that are looked at."""
-        whole = local(p.detach())
-        if whole.ndim < 2 or self.num_rows is None:
-            return 1.0
-        rows = whole.numel() // whole.shape[-1] if whole.numel() else 1
-        return max(1.0, rows / self.num_rows)
 
     def _of_adam(self, parameters: Sequence[nn.Parameter], group: dict[str, Any], states: Any) -> dict[int, Tensor]:
         """All of one group: small ones together in a few fused operations, large ones in chunks that fit the cache."""
@@ -91,7 +76,7 @@ class OptimizerStep:
 
         def take() -> None:
             sums = self._sums([flat for _, flat, _ in together], [factors for _, _, factors in together], group["eps"])
-            sums_of.update({id(p): row * self._times(p) for (p, _, _), row in zip(together, sums, strict=True)})
+            sums_of.update({id(p): row for (p, _, _), row in zip(together, sums, strict=True)})
             together.clear()
 
         for p in parameters:
@@ -100,31 +85,44 @@ class OptimizerStep:
             assert gradient is not None
             factors = _factors(state["step"], group, wide(p))
             read = (p, gradient, state["exp_avg"], state["exp_avg_sq"])
-            flat = [self._looked_at(x.detach()).reshape(-1) for x in read]
+            flat = [local(x.detach()).reshape(-1) for x in read]
             # A step count on another device cannot become a number without a transfer; fused operations take numbers.
             if flat[0].numel() <= SMALL and not isinstance(factors.share, Tensor):
                 together.append((p, flat, factors))
                 if sum(tensors[0].numel() for _, tensors, _ in together) > MOST_TOGETHER:
                     take()
                 continue
-            total = torch.zeros(2 + len(self.adam_probes), device=p.device, dtype=wide(p))
+            total = torch.zeros(NUM_OWN + len(self.adam_probes), device=p.device, dtype=wide(p))
             for chunk in zip(*(x.split(CHUNK.get(p.device.type, CHUNK["cuda"])) for x in flat), strict=True):
                 total += self._sums([list(chunk)], [factors], group["eps"])[0]
-            sums_of[id(p)] = total * self._times(p)
+            sums_of[id(p)] = total
         if together:
             take()
         return sums_of
 
     def _sums(self, tensors: Sequence[Sequence[Tensor]], factors: Sequence[_Factors], eps: float) -> Tensor:
-        """Squares of update and weight, and Adam sums, one row for each (weight, gradient, first, second moment)."""
+        """A row as in ``Moved.sums`` for each (weight, gradient, first, second moment)."""
+        if tensors[0][0].device.type != "cpu":
+            return self._columns([_only_finite(each) for each in tensors], factors, eps)
+        sums = self._columns([(each, torch.zeros(())) for each in tensors], factors, eps)
+        for row in (~sums.isfinite().all(1)).nonzero().flatten().tolist():
+            sums[row] = self._columns([_only_finite(tensors[row])], [factors[row]], eps)[0]
+        return sums
+
+    def _columns(
+        self, tensors: Sequence[tuple[Sequence[Tensor], Tensor]], factors: Sequence[_Factors], eps: float
+    ) -> Tensor:
+        """The same, given the number of entries that do not count and are neutral in each tensor."""
         fused = cast(Any, torch)
-        weights, gradients, firsts, seconds = (list(column) for column in zip(*tensors, strict=True))
+        weights, gradients, firsts, seconds = (list(column) for column in zip(*(t for t, _ in tensors), strict=True))
         below = fused._foreach_sqrt(seconds)
         fused._foreach_mul_(below, [each.second_correction**-0.5 for each in factors])
         fused._foreach_add_(below, eps)
         moved = fused._foreach_mul(weights, [each.share for each in factors])
         fused._foreach_addcdiv_(moved, firsts, below)
-        columns = [squares(moved), squares(weights)]
+        columns = [_squares(moved), _squares(weights)]
+        lost = torch.stack([number for _, number in tensors]).to(columns[0])
+        columns += [columns[0].new_tensor([float(len(w)) for w in weights]) - lost, lost]
         for probe in self.adam_probes:
             totals = [
                 probe.total(gradient, second / each.second_correction, eps)
@@ -139,13 +137,31 @@ class OptimizerStep:
         return torch.stack(columns, dim=1)
 
 
+def _squares(tensors: Sequence[Tensor]) -> Tensor:
+    """Sum of squares of each flat tensor, (N,), in float64 where the device has it."""
+    if tensors[0].device.type == "cpu":
+        return torch.tensor([torch.dot(x, x).item() for x in tensors], dtype=torch.float64)
+    dtype = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+    return torch.stack(cast(Any, torch)._foreach_norm(list(tensors), 2, dtype=dtype)).square()
+
+
+def _only_finite(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Weight, gradient and moments with neutral values where one of them is not finite, and the number of such places.
+
+    An infinite second moment moves nothing, and is not below any eps.
+    """
+    bad = torch.stack([(x - x).nan_to_num_(nan=1.0) for x in tensors]).sum(0) != 0
+    neutral = (0.0, 0.0, 0.0, torch.inf)
+    return [torch.where(bad, value, x) for x, value in zip(tensors, neutral, strict=True)], bad.sum()
+
+
 @dataclass(frozen=True, slots=True)
 class Moved:
     """What one step did to a parameter.
 
     Attributes:
-        sums: over its entries, (2 + P,): squares of the update, squares of the parameter after it, and one sum for each
-            of the P Adam probes.
+        sums: over its entries, (4 + P,): squares of the update, squares of the parameter after it, entries whose update
+            is finite, entries whose update is not, which no sum contains, and one sum for each of the P Adam probes.
         has_adam: whether the Adam sums were read; else they are 0.
     """
 

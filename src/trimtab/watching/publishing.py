@@ -7,31 +7,51 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trimtab.probe import Summary
+from trimtab.watching.digest import digested
 from trimtab.watching.errors import EmptyReadingError
 from trimtab.watching.meter import Reading
-from trimtab.watching.metric import Place
+from trimtab.watching.metric import MetricKey, Place
+
+PADDING = Place("padding", "model")
+
+
+def padding_of(counts: Tensor) -> Reading:
+    """What is known of padding.
+
+    Args:
+        counts: passes with a mask, passes, padded positions, and all positions of the masks, (4,).
+    """
+    known, passes, padded, positions = counts.unbind()
+    return Reading(
+        [PADDING.metric("known"), PADDING.metric("share")],
+        torch.stack((known / passes, padded / positions)),
+        torch.stack((passes, positions)),
+    )
 
 
 def row_of(
-    step: int, readings: Sequence[Reading], passed: Tensor, dtype: torch.dtype
+    step: int, readings: Sequence[Reading], passed: Tensor, summary: Summary | None
 ) -> tuple[dict[str, float], list[float]]:
     """The row of a step, and the numbers of ``passed`` (N,), by the one transfer of a reading.
 
     Args:
         step: of the reading.
         readings: of the meters; values without a count are left out.
-        passed: entries that passed at each place.
-        dtype: to transfer in.
+        passed: entries that passed at each place; all numbers are transferred in its dtype.
+        summary: what of the readings the row keeps; None keeps all.
     """
     parts = [part for reading in readings for part in (reading.values, reading.counts)]
-    numbers = iter(torch.cat([part.to(dtype) for part in (passed, *parts)]).cpu().tolist())
+    numbers = iter(torch.cat([part.to(passed) for part in (passed, *parts)]).cpu().tolist())
     entries = [next(numbers) for _ in range(len(passed))]
-    row: dict[str, float] = {"step": step}
+    values_of: dict[MetricKey, float] = {}
     for reading in readings:
         values = [next(numbers) for _ in reading.keys]
         counts = [next(numbers) for _ in reading.keys]
-        row |= {str(key): value for key, value, count in zip(reading.keys, values, counts, strict=True) if count > 0}
-    return row, entries
+        values_of |= {key: value for key, value, count in zip(reading.keys, values, counts, strict=True) if count > 0}
+    if summary is not None:
+        values_of = digested(values_of, summary)
+    return {"step": step} | {str(key): value for key, value in values_of.items()}, entries
 
 
 def empty_places(

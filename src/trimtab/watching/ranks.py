@@ -38,6 +38,11 @@ class Ranks:
         return 1 if self.alone else dist.get_world_size(self.group)
 
     @property
+    def rank(self) -> int:
+        """Index of this process among those whose readings are merged."""
+        return 0 if self.alone else dist.get_rank(self.group)
+
+    @property
     def writes(self) -> bool:
         """Whether this process hands the rows to the sinks."""
         return self.alone or dist.get_rank(self.group) == 0

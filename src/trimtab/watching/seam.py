@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch._library.effects import EffectType
 from typing_extensions import override
 
+from trimtab.watching.padding import MaskArgument
+
 
 class Observer(Protocol):
     """What hooks and operators report to: a watch."""
 
     traced: bool
 
-    def enter(self, module: nn.Module | None, grad: bool) -> None: ...
+    def enter(self, module: nn.Module | None, grad: bool, mask: Tensor | None) -> None: ...
 
     def leave(self) -> None: ...
 
@@ -53,11 +55,11 @@ _TAGS = tuple(getattr(torch.Tag, name) for name in ("cudagraph_unsafe", "flexibl
 
 
 @torch.library.custom_op("trimtab::phase", mutates_args={"token"}, tags=_TAGS)
-def _phase(token: Tensor, number: int, entering: int, grad: bool) -> None:
+def _phase(token: Tensor, mask: Tensor | None, number: int, entering: int, grad: bool) -> None:
     observer = _observer(number)
     if observer is not None:
         if entering == ENTER:
-            observer.enter(None, grad)
+            observer.enter(None, grad, mask)
         else:
             observer.leave()
 
@@ -107,18 +109,21 @@ class _GradientEye(torch.autograd.Function):
         return gradients[0], None, None
 
 
-def entering(token: Tensor, number: int, module: nn.Module, args: Any) -> None:
-    """Pre-hook of the watched module."""
+def entering(
+    token: Tensor, number: int, argument: MaskArgument | None, module: nn.Module, args: Any, kwargs: Any
+) -> None:
+    """Pre-hook of the watched module; ``argument`` is the one that tells what is padding."""
+    mask = None if argument is None else argument.find(args, kwargs)
     if torch.compiler.is_compiling():
-        torch.ops.trimtab.phase(token, number, ENTER, torch.is_grad_enabled())
+        torch.ops.trimtab.phase(token, _copy(mask), number, ENTER, torch.is_grad_enabled())
     elif (observer := OBSERVERS.get(number)) is not None:
-        observer.enter(module, torch.is_grad_enabled())
+        observer.enter(module, torch.is_grad_enabled(), mask)
 
 
 def leaving(token: Tensor, number: int, module: nn.Module, args: Any, output: Any) -> None:
     """Forward hook of the watched module."""
     if torch.compiler.is_compiling():
-        torch.ops.trimtab.phase(token, number, LEAVE, True)
+        torch.ops.trimtab.phase(token, None, number, LEAVE, True)
     elif (observer := OBSERVERS.get(number)) is not None:
         observer.leave()
 
@@ -152,11 +157,14 @@ def attention_hook(
 ) -> None:
     """Watcher of one attention layer; see ``AttentionWatcher``."""
     if torch.compiler.is_compiling():
-        # A copy: a mask that an operator reads directly is built differently, which changes the last bits of attention.
-        kept = None if mask is None else mask.detach().clone()
-        torch.ops.trimtab.observe_attention(token, q.detach(), k.detach(), kept, scale, number, index)
+        torch.ops.trimtab.observe_attention(token, q.detach(), k.detach(), _copy(mask), scale, number, index)
     elif (observer := OBSERVERS.get(number)) is not None:
         observer.see_attention(index, q.detach(), k.detach(), mask, scale)
+
+
+def _copy(mask: Tensor | None) -> Tensor | None:
+    # A mask that an operator reads directly is built differently, which changes the last bits of attention.
+    return None if mask is None else mask.detach().clone()
 
 
 def _show(x: Tensor, token: Tensor, number: int, row: int, gradient_row: int) -> Tensor:

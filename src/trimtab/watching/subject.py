@@ -12,6 +12,7 @@ from torch import nn
 from trimtab.host import AttentionPoint, Point
 from trimtab.probe import Preset
 from trimtab.watching.metric import Place
+from trimtab.watching.padding import Padding
 from trimtab.watching.parameters import KeyedParameters, Matrix, Weight
 from trimtab.watching.ranks import Ranks
 
@@ -24,22 +25,24 @@ class Subject:
 
     Attributes:
         points: tensors at the edges of modules, with their places; several points may share a place.
-        attentions: attention layers.
+        attentions: attention layers, with their places.
         weights: weights by role, or of the chosen modules.
         matrices: single weight matrices, read by calling them.
-        preset: the probes, and how many rows they look at.
-        optimizer: the optimizer whose steps are read; None where readings end by hand.
+        preset: the probes, and how many positions those that sample look at.
+        optimizers: the optimizers whose steps are read; none where readings end by hand.
         ranks: the processes whose readings are merged.
+        padding: of the forward pass that runs.
     """
 
     model: nn.Module
     points: Sequence[tuple[Place, Point]]
-    attentions: Sequence[AttentionPoint]
+    attentions: Sequence[tuple[Place, AttentionPoint]]
     weights: Sequence[Weight]
     matrices: Sequence[tuple[Place, Matrix]]
     preset: Preset
-    optimizer: torch.optim.Optimizer | None
+    optimizers: Sequence[torch.optim.Optimizer]
     ranks: Ranks
+    padding: Padding
 
     @cached_property
     def forward(self) -> list[Place]:

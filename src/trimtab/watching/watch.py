@@ -21,7 +21,8 @@ from trimtab.watching.meter import Meter, Reading
 from trimtab.watching.meters import meters_for
 from trimtab.watching.outlets import Outlets
 from trimtab.watching.pack import Pack
-from trimtab.watching.publishing import empty_places, row_of
+from trimtab.watching.publishing import empty_places, padding_of, row_of
+from trimtab.watching.rounds import Round
 from trimtab.watching.subject import Subject
 
 _NUMBERS = itertools.count()
@@ -59,6 +60,8 @@ class Watch:
         self._places = [*self._forward, *(place for place in subject.backward if place in wanted)]
         self._observers: list[list[Meter]] = []
         self._pack.add("passed", (len(self._forward),))
+        self._pack.add("padding", (4,))
+        self._round = Round(subject.optimizers)
         self._passed = [0] * len(self._places)
         self._removers: list[Callable[[], None]] = []
         self._reading_handles: list[Any] = []
@@ -71,8 +74,8 @@ class Watch:
         self._warned = False
         seam.OBSERVERS[self._number] = self
         self._arm()  # a host may refuse the hooks; nothing was changed before
-        if subject.optimizer is not None:
-            self._optimizer_handles = hook_step(subject.optimizer, self._before_step, self._after_step)
+        for optimizer in subject.optimizers:
+            self._optimizer_handles += hook_step(optimizer, self._before_step, self._after_step)
         try:
             self._outlets.open(run)
         except BaseException:
@@ -124,7 +127,7 @@ class Watch:
             raise WatchError("this watch was removed; attach another")
         if self._guarding.broken:
             raise WatchError("probes were switched off after errors; see the warning, and attach another watch")
-        if self._subject.optimizer is not None:
+        if self._subject.optimizers:
             raise WatchError("this watch reads at every optimizer step by itself; its rows are in .last and the sinks")
         self.step += 1
         try:
@@ -150,15 +153,21 @@ class Watch:
 
     # What the hooks report; see ``seam.Observer``.
 
-    def enter(self, module: nn.Module | None, grad: bool) -> None:
+    def enter(self, module: nn.Module | None, grad: bool, mask: Tensor | None) -> None:
         """A forward pass of the watched model begins; one without gradients is an evaluation and does not count."""
         is_copy = module is not None and module is not self.model
         if is_copy:
             self._in_forward = False
             return
         self._gradient_rows.clear()
-        self._in_forward = self._armed and (grad or self._subject.optimizer is None)
+        self._in_forward = self._armed and (grad or not self._subject.optimizers)
         self._passes += self._in_forward and grad
+        if self._in_forward and not self._guarding.broken:
+            self._guarding.run("padding", partial(self._see_mask, mask))
+
+    def _see_mask(self, mask: Tensor | None) -> None:
+        padding = self._pack["padding"]
+        padding += self._subject.padding.enter(mask).to(padding)
 
     def leave(self) -> None:
         """The forward pass ends. What runs later, in backward, is recomputation and is not counted again."""
@@ -195,13 +204,21 @@ class Watch:
 
     # One optimizer step.
 
-    def _before_step(self) -> None:
-        if self._armed:
+    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._round.is_overtaking(optimizer):
+            self._round.go_on_without_the_others()
+            self.step += 1
+            self._disarm()  # the forward pass of the present step was counted with that of the last one
+        if self._armed and not self._round.is_open:
             if not self._gradients_read:
                 self.see_gradients()
             self._each(lambda meter: meter.before_step)
 
-    def _after_step(self) -> None:
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._armed:
+            self._each(lambda meter: partial(meter.stepped, optimizer))
+        if not self._round.is_ended_by(optimizer):
+            return
         self.step += 1
         try:
             if self._armed:
@@ -274,7 +291,9 @@ class Watch:
 
     def _publish(self, readings: Sequence[Reading]) -> None:
         passed = self._pack["passed"]
-        row, entries = row_of(self.step, readings, passed, passed.dtype)
+        if self._forward or any(meter.sees_attention for meter in self._meters):
+            readings = [padding_of(self._pack["padding"]), *readings]
+        row, entries = row_of(self.step, readings, passed, self._subject.preset.summary)
         needs_passes = any(meter.needs_passes for meter in self._meters)
         empty = empty_places(self.step, self._forward, entries, passes=self._passes, needs_passes=needs_passes)
         if empty and not self._warned:

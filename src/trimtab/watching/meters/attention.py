@@ -1,4 +1,4 @@
-"""Statistics of attention per head."""
+"""Statistics of attention per head: means over sampled query positions, and maxima over all of them."""
 
 from __future__ import annotations
 
@@ -9,30 +9,39 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from trimtab.probe import AttentionProbe, Probe
-from trimtab.watching.attention import query_rows
+from trimtab.probe import AttentionProbe, Probe, ScoreProbe
+from trimtab.watching.attention import all_scores, query_rows
 from trimtab.watching.meter import Meter, Reading
-from trimtab.watching.metric import MetricKey, where_of
+from trimtab.watching.metric import head_of
 from trimtab.watching.pack import Pack
+from trimtab.watching.sampling import NUM_SUMS, Sample, Sampler, estimate, sums_of
 from trimtab.watching.subject import Subject
+
+MOST_HEADS = 128  # of a layer whose number of heads is not known before its first call
 
 
 class AttentionMeter(Meter):
-    """Computes explicit attention for the sampled query rows of each layer, and merges one number per row and head."""
+    """Computes explicit attention in blocks of query rows, and merges one number per row and head."""
 
     name: ClassVar[str] = "attention"
-    serves: ClassVar[tuple[type[Probe], ...]] = (AttentionProbe,)
+    serves: ClassVar[tuple[type[Probe], ...]] = (AttentionProbe, ScoreProbe)
     sees_attention: ClassVar[bool] = True
 
     def __init__(self, subject: Subject, probes: Sequence[Probe], pack: Pack) -> None:
         super().__init__(subject, probes, pack)
-        self.statistics = [probe for probe in probes if isinstance(probe, AttentionProbe)]
-        for probe in self.statistics:
-            for index, point in enumerate(subject.attentions):
-                if probe.merge == "max":
-                    self.reserve(f"{probe.slug}/{index}", (point.num_heads,), "max", rest=-torch.inf)
-                else:
-                    self.reserve(f"{probe.slug}/{index}", (2, point.num_heads))  # sums, and counts of rows
+        sampled = [probe for probe in probes if isinstance(probe, AttentionProbe)]
+        self.means = [probe for probe in sampled if probe.merge == "mean"]
+        self.sampled_maxima = [probe for probe in sampled if probe.merge == "max"]
+        self.maxima = [probe for probe in probes if isinstance(probe, ScoreProbe)]
+        self.sampler = Sampler(lambda: subject.ranks.rank)
+        for index, (_, point) in enumerate(subject.attentions):
+            heads = point.num_heads or MOST_HEADS
+            self.reserve(f"seen/{index}", (heads,))
+            self.reserve(f"non_finite/{index}", (1,))
+            for probe in self.means:
+                self.reserve(f"{probe.slug}/{index}", (NUM_SUMS, heads))
+            for probe in (*self.sampled_maxima, *self.maxima):
+                self.reserve(f"{probe.slug}/{index}", (heads,), "max", rest=-torch.inf)
 
     @override
     @classmethod
@@ -41,29 +50,63 @@ class AttentionMeter(Meter):
 
     @override
     def see_attention(self, index: int, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
-        point = self.subject.attentions[index]
-        for scores, visible, weights in query_rows(point, q, k, mask, scale, self.subject.preset.query_rows):
+        _, point = self.subject.attentions[index]
+        heads = q.shape[1]
+        if heads > (point.num_heads or MOST_HEADS):
+            raise ValueError(f"attention with {heads} heads; at most {point.num_heads or MOST_HEADS} are read")
+        self.region(f"seen/{index}")[:heads] += 1
+        valid = self.subject.padding.rows_of(q[:, 0])
+        if self.means or self.sampled_maxima:
+            wanted = self.subject.preset.query_rows
+            sample = self.sampler.draw(len(q), q.shape[2], wanted, valid, q.device)
+            self._see_sample(index, sample, query_rows(point, q, k, mask, scale, sample.rows))
+        if self.maxima:
+            for scores in all_scores(point, q, k, mask, scale, valid):
+                for probe in self.maxima:
+                    _raise(self.region(f"{probe.slug}/{index}"), probe.rows(scores).amax((0, 2)))
+
+    def _see_sample(self, index: int, sample: Sample, blocks: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+        numbers_of: dict[str, list[Tensor]] = {probe.slug: [] for probe in (*self.means, *self.sampled_maxima)}
+        choices: list[Tensor] = []
+        for scores, visible, weights in blocks:
             # A row that sees a single key has no choice: its entropy is 0 whatever the model does.
-            has_choice = visible.sum(-1) > 1
-            for probe in self.statistics:
-                numbers = probe.rows(scores, visible, weights)
-                merged = self.region(f"{probe.slug}/{index}")
-                if probe.merge == "max":
-                    merged.copy_(torch.maximum(merged, numbers.amax((0, 2)).to(merged.dtype)))
-                else:
-                    total = torch.where(has_choice, numbers, 0.0).sum((0, 2), dtype=merged.dtype)
-                    merged += torch.stack((total, has_choice.sum((0, 2)).to(merged.dtype)))
+            choices.append(visible.sum(-1) > 1)
+            for probe in (*self.means, *self.sampled_maxima):
+                numbers_of[probe.slug].append(probe.rows(scores, visible, weights))
+        has_choice = torch.cat(choices, 2) & (sample.weights > 0)[:, None]
+        lost = torch.zeros_like(has_choice)
+        for probe in self.means:
+            numbers = torch.cat(numbers_of[probe.slug], 2)
+            counted = has_choice & numbers.isfinite()
+            lost |= has_choice & ~counted
+            sums = sums_of(torch.where(counted, numbers, 0.0), counted, sample)
+            self.region(f"{probe.slug}/{index}")[:, : sums.shape[1]] += sums
+        self.region(f"non_finite/{index}").add_(lost.sum())
+        for probe in self.sampled_maxima:
+            numbers = torch.cat(numbers_of[probe.slug], 2)
+            known = (sample.weights > 0)[:, None] & numbers.isfinite()
+            _raise(self.region(f"{probe.slug}/{index}"), torch.where(known, numbers, -torch.inf).amax((0, 2)))
 
     @override
     def values(self, passes: int) -> Sequence[Reading]:
         readings: list[Reading] = []
-        for probe in self.statistics:
-            for index, point in enumerate(self.subject.attentions):
-                merged = self.region(f"{probe.slug}/{index}")
-                places = [where_of(point.layer, head) for head in range(point.num_heads)]
-                keys = [MetricKey("attention", where, probe.slug) for where in places]
-                if probe.merge == "max":
-                    readings.append(Reading(keys, merged, merged != -torch.inf))
-                else:
-                    readings.append(Reading(keys, merged[0] / merged[1], merged[1]))
+        for index, (place, point) in enumerate(self.subject.attentions):
+            heads = [head_of(place, head) for head in range(point.num_heads or MOST_HEADS)]
+            seen = self.region(f"seen/{index}")
+            for probe in self.means:
+                mean, error, count = estimate(self.region(f"{probe.slug}/{index}"))
+                readings.append(Reading([head.metric(probe.slug) for head in heads], mean, count))
+                readings.append(Reading([head.metric(f"{probe.slug}_se") for head in heads], error, count))
+            if self.means:
+                lost = self.region(f"non_finite/{index}")
+                readings.append(Reading([place.metric("non_finite_rows")], lost, seen[:1]))
+            for probe in (*self.sampled_maxima, *self.maxima):
+                largest = self.region(f"{probe.slug}/{index}")
+                values = torch.where(largest == -torch.inf, torch.nan, largest)
+                readings.append(Reading([head.metric(probe.slug) for head in heads], values, seen))
         return readings
+
+
+def _raise(region: Tensor, numbers: Tensor) -> None:
+    kept = region[: len(numbers)]
+    kept.copy_(torch.maximum(kept, numbers.to(region.dtype)))

@@ -11,7 +11,7 @@ from typing_extensions import override
 from trimtab.probe import Probe, TensorProbe
 from trimtab.watching.meter import Meter, Reading
 from trimtab.watching.metric import Place
-from trimtab.watching.norms import add_rows, norm_probes, numbered, of_norms, squares_and_sizes
+from trimtab.watching.norms import NUM_COLUMNS, add_rows, norm_probes, norms_of, numbered, of_norms
 from trimtab.watching.pack import Pack
 from trimtab.watching.parameters import KeyedParameters
 from trimtab.watching.ranks import Ranks
@@ -29,7 +29,7 @@ class GradientMeter(Meter):
 
     def __init__(self, subject: Subject, probes: Sequence[Probe], pack: Pack) -> None:
         super().__init__(subject, probes, pack)
-        self.reserve("norms", (len(subject.parameters.places), 2))  # squares, entries
+        self.reserve("norms", (len(subject.parameters.places), NUM_COLUMNS))
 
     @override
     @classmethod
@@ -47,15 +47,15 @@ class GradientMeter(Meter):
         probes = norm_probes(self.probes)
         norms = self.region("norms")
         places = [gradient_of(place) for place in self.subject.parameters.places]
-        total = torch.stack((norms[:, 0].sum(), norms[:, -1].sum()))[None]
+        total = norms.sum(0, keepdim=True)
         return [*of_norms(places, norms, probes), *of_norms([TOTAL], total, probes)]
 
 
 def add_gradient_norms(norms: torch.Tensor, parameters: KeyedParameters, ranks: Ranks) -> None:
-    """Add sum of squares and number of entries of each gradient to the rows (N, 2) of the places of the parameters."""
+    """Add what ``norms_of`` gives of each gradient to the rows (N, 3) of the places of the parameters."""
     with_gradient = [(place, p, p.grad) for place, p in parameters.placed() if p.grad is not None]
     if with_gradient:
         places = [place for place, _, _ in with_gradient]
-        rows = squares_and_sizes([local(gradient.detach()) for _, _, gradient in with_gradient])
+        rows = norms_of([local(gradient.detach()) for _, _, gradient in with_gradient])
         shares = [ranks.share(p) for _, p, _ in with_gradient]
         add_rows(norms, places, numbered(parameters.places), rows, shares)

@@ -1,4 +1,4 @@
-"""Statistics of the output logits of each token."""
+"""Statistics of the output logits of each token, from sampled positions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from trimtab.probe import LogitProbe, Probe, sample_rows
+from trimtab.probe import LogitProbe, Probe
 from trimtab.watching.meter import Meter, Reading
 from trimtab.watching.metric import Place
 from trimtab.watching.pack import Pack
+from trimtab.watching.sampling import NUM_SUMS, Sampler, estimate, sums_of
 from trimtab.watching.subject import LOGITS, Subject
 
 
@@ -25,7 +26,8 @@ class LogitMeter(Meter):
     def __init__(self, subject: Subject, probes: Sequence[Probe], pack: Pack) -> None:
         super().__init__(subject, probes, pack)
         self.statistics = [probe for probe in probes if isinstance(probe, LogitProbe)]
-        self.reserve("sums", (len(self.statistics), 3))  # sum of the finite numbers, their count, count of all
+        self.sampler = Sampler(lambda: subject.ranks.rank)
+        self.reserve("sums", (len(self.statistics), NUM_SUMS))
 
     @override
     @classmethod
@@ -38,18 +40,26 @@ class LogitMeter(Meter):
 
     @override
     def see(self, place: Place, x: Tensor) -> None:
-        sample = sample_rows(x, self.subject.preset.rows)
+        batch = x if x.ndim == 3 else x.reshape(1, -1, x.shape[-1])
+        valid = self.subject.padding.rows_of(x)
+        wanted = self.subject.preset.logit_rows
+        num_rows = None if wanted is None else max(2, wanted // len(batch))
+        marked = None if valid is None else valid.reshape(batch.shape[:2])
+        sample = self.sampler.draw(len(batch), batch.shape[1], num_rows, marked, x.device)
+        rows = batch.take_along_dim(sample.rows[..., None], 1)
         sums = self.region("sums")
         for index, probe in enumerate(self.statistics):
-            numbers = probe.rows(sample).to(sums.dtype)
+            numbers = probe.rows(rows.flatten(0, 1)).view(sample.rows.shape)
             finite = numbers.isfinite()
-            counts = torch.stack((finite.sum(), (finite | True).sum())).to(sums.dtype)
-            sums[index] += torch.cat((torch.where(finite, numbers, 0.0).sum()[None], counts))
+            counted = finite & (sample.weights > 0)
+            sums[index] += sums_of(torch.where(counted, numbers, 0.0)[:, None], counted[:, None], sample)[:, 0]
 
     @override
     def values(self, passes: int) -> Sequence[Reading]:
         readings: list[Reading] = []
         for index, probe in enumerate(self.statistics):
-            total, finite, count = self.region("sums")[index, None].unbind(1)
-            readings.append(Reading([LOGITS.metric(probe.slug)], total / finite, count))
+            mean, error, count = estimate(self.region("sums")[index][:, None])
+            looked_at = torch.ones_like(count)  # without a finite number the mean is NaN, and is written as such
+            readings.append(Reading([LOGITS.metric(probe.slug)], mean, looked_at))
+            readings.append(Reading([LOGITS.metric(f"{probe.slug}_se")], error, looked_at))
         return readings

@@ -1,28 +1,34 @@
-"""Spectral norms of weight matrices, by power iteration."""
+"""Spectral norms of weight matrices."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
 from trimtab.probe import MatrixProbe, Probe
+from trimtab.watching.lanczos import largest_eigenvalues
 from trimtab.watching.meter import Meter, Reading
 from trimtab.watching.metric import Place
 from trimtab.watching.pack import Pack
 from trimtab.watching.sharding import is_sharded, local
 from trimtab.watching.subject import Subject
 
-FIRST_ITERATIONS = 30
+FIRST_STEPS = 40
+STEPS = 16
+FRESH = 0.3  # share of a random direction in the start, so that a singular value that has jumped up is seen
 
 
 class MatrixMeter(Meter):
-    """Follows the largest singular value of each matrix: 30 iterations at first, then one per reading."""
+    """Finds the largest singular value of each matrix by Lanczos iteration from the direction of the last reading.
+
+    Matrices in several pieces take an all-reduce a step, for all of them together.
+    """
 
     name: ClassVar[str] = "matrices"
     serves: ClassVar[tuple[type[Probe], ...]] = (MatrixProbe,)
@@ -30,10 +36,11 @@ class MatrixMeter(Meter):
     def __init__(self, subject: Subject, probes: Sequence[Probe], pack: Pack) -> None:
         super().__init__(subject, probes, pack)
         self.statistics = [probe for probe in probes if isinstance(probe, MatrixProbe)]
+        self.places = [place for place, _ in subject.matrices]
+        self.reserve("spectral", (len(self.places),))
+        self.reserve("frobenius", (len(self.places),))
         self._directions: dict[Place, Tensor] = {}
-        for place, matrix in subject.matrices:
-            self.reserve(f"{place}/power", (matrix().shape[1],))
-            self.reserve(f"{place}/frobenius", ())
+        self._generator = torch.Generator().manual_seed(0)  # the random streams of the training stay as they are
 
     @override
     @classmethod
@@ -42,48 +49,47 @@ class MatrixMeter(Meter):
 
     @override
     def after_step(self) -> None:
-        """One iteration on the rows of this process: W^T W u, whose parts add up over the processes."""
-        for place, find in self.subject.matrices:
-            whole = find()
-            matrix = local(whole).float()
-            if place not in self._directions or self._directions[place].device != matrix.device:
-                self._directions[place] = _start(whole)
-            u = self._directions[place]
-            if self.subject.ranks.share(whole):
-                self.region(f"{place}/power").copy_(matrix.mT @ (matrix @ u))
-                self.region(f"{place}/frobenius").copy_(matrix.square().sum())
+        ranks = self.subject.ranks
+        whole = [find() for _, find in self.subject.matrices]
+        pieces = [_finite(local(matrix)) for matrix in whole]
+        shares = [ranks.share(matrix) for matrix in whole]
+        frobenius = torch.stack([piece.square().sum() for piece in pieces])
+        self.region("frobenius").copy_(frobenius * frobenius.new_tensor(shares))
+        in_pieces = [index for index, matrix in enumerate(whole) if is_sharded(matrix) and not ranks.alone]
+
+        def products(vectors: Sequence[Tensor]) -> Sequence[Tensor]:
+            found = [piece.mT @ (piece @ vector) for piece, vector in zip(pieces, vectors, strict=True)]
+            if in_pieces:
+                packed = torch.cat([found[index] * shares[index] for index in in_pieces])
+                dist.all_reduce(packed, group=ranks.group)
+                sums = packed.split([len(found[index]) for index in in_pieces])
+                for index, total in zip(in_pieces, sums, strict=True):
+                    found[index] = total
+            return found
+
+        starts = [self._start(place, piece) for place, piece in zip(self.places, pieces, strict=True)]
+        steps = STEPS if self._directions else FIRST_STEPS
+        spectral, directions = largest_eigenvalues(products, starts, steps)
+        self._directions = dict(zip(self.places, directions, strict=True))
+        # Every process has found the same numbers.
+        self.region("spectral").copy_(spectral if ranks.rank == 0 else torch.zeros_like(spectral))
+
+    def _start(self, place: Place, matrix: Tensor) -> Tensor:
+        fresh = F.normalize(torch.randn(matrix.shape[1], generator=self._generator), dim=0).to(matrix)
+        before = self._directions.get(place)
+        return fresh if before is None else before.to(matrix) + FRESH * fresh
 
     @override
     def values(self, passes: int) -> Sequence[Reading]:
-        places = [place for place, _ in self.subject.matrices]
-        moved = [self.region(f"{place}/power") for place in places]
-        for place, vector in zip(places, moved, strict=True):
-            self._directions[place] = F.normalize(vector, dim=0).float()
-        spectral = torch.stack([vector.norm() for vector in moved])
-        frobenius = torch.stack([self.region(f"{place}/frobenius") for place in places])
+        spectral = self.region("spectral")
+        frobenius = self.region("frobenius")
+        counts = torch.ones_like(frobenius)
         return [
-            Reading(
-                [place.metric(probe.slug) for place in places],
-                probe.value(spectral, frobenius),
-                torch.ones_like(frobenius),
-            )
+            Reading([place.metric(probe.slug) for place in self.places], probe.value(spectral, frobenius), counts)
             for probe in self.statistics
         ]
 
-    @override
-    def published(self, row: Mapping[str, float]) -> None:
-        """Start again from a fresh direction where the row has a norm that is not finite."""
-        for place in list(self._directions):
-            norms = [row.get(str(place.metric(probe.slug)), 0.0) for probe in self.statistics]
-            if not all(math.isfinite(norm) for norm in norms):
-                del self._directions[place]
 
-
-def _start(whole: Tensor) -> Tensor:
-    matrix = (cast(Any, whole).full_tensor() if is_sharded(whole) else whole).float()
-    # A separate generator: the random streams of the training run stay as they are.
-    generator = torch.Generator().manual_seed(0)
-    u = F.normalize(torch.randn(matrix.shape[1], generator=generator).to(matrix.device), dim=0)
-    for _ in range(FIRST_ITERATIONS):
-        u = F.normalize(matrix.mT @ (matrix @ u), dim=0)
-    return u
+def _finite(matrix: Tensor) -> Tensor:
+    wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    return torch.nan_to_num(wide, 0.0, 0.0, 0.0)

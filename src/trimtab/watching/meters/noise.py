@@ -15,7 +15,7 @@ from trimtab.watching.errors import NotReadableError
 from trimtab.watching.meter import Guard, Meter, Reading
 from trimtab.watching.meters.gradients import add_gradient_norms
 from trimtab.watching.metric import Place, where_of
-from trimtab.watching.norms import numbered
+from trimtab.watching.norms import NUM_COLUMNS, numbered
 from trimtab.watching.pack import Pack
 from trimtab.watching.sharding import is_sharded
 from trimtab.watching.subject import Subject, gradient_of
@@ -46,7 +46,7 @@ class NoiseMeter(Meter):
         embeddings = [weight.place for weight in subject.weights if weight.place.what.startswith("embedding")]
         self.groups = _groups(places, embeddings[0] if embeddings else None)
         self.reserve("squares", (len(places),))
-        self.reserve("averaged", (len(places), 2))  # squares and entries of the gradients averaged over processes
+        self.reserve("averaged", (len(places), NUM_COLUMNS))  # norms of the gradients averaged over processes
         self._sums: dict[str, Tensor] = {}
         self._marks: dict[str, tuple[Tensor, int, int]] = {}  # identity and version of each gradient when it arrived
         self._take_once = False
@@ -55,7 +55,7 @@ class NoiseMeter(Meter):
     @override
     @classmethod
     def takes(cls, probes: Sequence[Probe], subject: Subject) -> Sequence[Probe]:
-        return super().takes(probes, subject) if subject.optimizer is not None else ()
+        return super().takes(probes, subject) if subject.optimizers else ()
 
     @override
     def begin(self, guard: Guard) -> Sequence[Any]:

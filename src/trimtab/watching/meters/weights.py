@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from trimtab.probe import NUM_SUMS, Moments, Probe, TensorProbe, measure
 from trimtab.watching.meter import Meter, Reading
-from trimtab.watching.norms import add_rows, numbered, of_norms, squares_and_sizes
+from trimtab.watching.norms import NUM_COLUMNS, add_rows, norms_of, numbered, of_norms
 from trimtab.watching.pack import Pack
 from trimtab.watching.sharding import local
 from trimtab.watching.subject import Subject
@@ -32,12 +32,14 @@ class WeightMeter(Meter):
             self.reserve("moments", (len(self.places), NUM_SUMS))
             self.reserve("largest", (len(self.places),), "max")
         else:
-            self.reserve("norms", (len(self.places), 2))  # squares, entries
+            self.reserve("norms", (len(self.places), NUM_COLUMNS))
 
     @override
     @classmethod
     def takes(cls, probes: Sequence[Probe], subject: Subject) -> Sequence[Probe]:
-        return super().takes(probes, subject) if subject.weights else ()
+        kept = subject.preset.summary
+        places = [w.place for w in subject.weights if kept is None or w.place.what in kept.tensors]
+        return super().takes(probes, subject) if places else ()
 
     @override
     def after_step(self) -> None:
@@ -46,7 +48,7 @@ class WeightMeter(Meter):
         weights = [local(x) for x in whole]
         shares = [self.subject.ranks.share(x) for x in whole]
         if not self.deep:
-            add_rows(self.region("norms"), places, self.row_of, squares_and_sizes(weights), shares)
+            add_rows(self.region("norms"), places, self.row_of, norms_of(weights), shares)
             return
         for place, x, share in zip(places, weights, shares, strict=True):
             row = self.row_of[place]
@@ -62,6 +64,10 @@ class WeightMeter(Meter):
             return of_norms(self.places, self.region("norms"), from_norm)
         moments = Moments.of(self.region("moments"), self.region("largest"))
         return [
-            Reading([place.metric(probe.slug) for place in self.places], probe.value(moments), moments.entries)
+            Reading(
+                [place.metric(probe.slug) for place in self.places],
+                probe.value(moments),
+                moments.count + moments.non_finite,
+            )
             for probe in self.statistics
         ]
