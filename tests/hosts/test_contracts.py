@@ -36,15 +36,18 @@ from trimtab.testing.families import FAMILIES, logits_of
 from trimtab.testing.host_contract import HostContract
 from trimtab.watching import WatchError, watch
 
+WITHOUT_CONFIG = ("nanoGPT-like", "nanochat-like")
 BETWEEN = {
     "nanoGPT-like": "its fused projection has a random bias",
     "OLMo 2": "its norm of queries and keys goes over all heads together",
+    "nanochat-like": "its norm of queries and keys comes after rotary",
 }
 
 NORMS_QK = {"qk_norm", "qk_norm_cap", "qk_fc_norm", "qkv_norm", "reordered_qk_norm"}
 CONFLICTS = {
     "Qwen 3": NORMS_QK,
     "OLMo 2": NORMS_QK | {"reordered_norm", "sigma_reparam_normless"},
+    "nanochat-like": NORMS_QK | {"reordered_norm", "sigma_reparam_normless"},
     "Gemma 2": {"soft_cap", "qk_norm_cap", "qk_fc_norm", "reordered_norm", "reordered_qk_norm", "scaled_embed"},
 }
 for _family in FAMILIES:
@@ -140,7 +143,7 @@ def test_the_attention_of_the_configuration_is_named_as_before_after_a_removal(f
     assert model.config._attn_implementation == before
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("trimtab GPT", "nanoGPT-like")])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("trimtab GPT", *WITHOUT_CONFIG)])
 def test_two_models_that_share_a_configuration_do_not_share_edits(family: str) -> None:
     first = FAMILIES[family]()
     second = type(first)(first.config).eval()
@@ -178,6 +181,31 @@ def test_a_wrapped_model_is_refused_with_the_advice_to_take_the_one_inside(famil
         host_for(DistributedDataParallel(model))
 
 
+class Wrapper(nn.Module):
+    """As the modules of training libraries and of adapters hold a model."""
+
+    def __init__(self, model: nn.Module, *beside: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({"lm": model})
+        self.beside = nn.ModuleList(beside)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_the_host_of_a_model_inside_a_wrapper_is_found(family: str) -> None:
+    model = FAMILIES[family]()
+    host = host_for(Wrapper(model, nn.ReLU()))
+    assert host.model is model
+    assert type(host) is type(host_for(model))
+
+
+def test_a_model_that_is_a_part_of_another_is_named_and_not_taken_for_the_whole() -> None:
+    model = FAMILIES["Llama"]()
+    with pytest.raises(UnknownFamilyError, match=r"has parameters beside inner\.lm \(LlamaForCausalLM\)"):
+        host_for(Wrapper(model, nn.Linear(2, 2)))
+    with pytest.raises(UnknownFamilyError, match=r"inner\.lm \(LlamaForCausalLM\), beside\.0 \(NanoGPT\)"):
+        host_for(Wrapper(model, FAMILIES["nanoGPT-like"]()))
+
+
 @pytest.mark.parametrize("family", ["trimtab GPT", "Llama", "nanoGPT-like"])
 def test_a_model_compiled_in_place_takes_neither_methods_nor_probes(family: str) -> None:
     model = FAMILIES[family]()
@@ -207,6 +235,7 @@ def test_every_family_has_its_own_host() -> None:
         "GPT-2": "GPT2Host",
         "GPT-NeoX": "GPTNeoXHost",
         "nanoGPT-like": "NanoGPTHost",
+        "nanochat-like": "NanochatHost",
     }
 
 

@@ -210,8 +210,8 @@ EDITS: dict[str, tuple[ModelIntervention, ...]] = {
     "soft_temp": (SoftTemp(),),
     "qk_norm_cap": (QKNorm(), SoftCap(cap=1.0)),
 }
-BUILT_IN = {"Qwen 3": {"qk_norm"}, "OLMo 2": {"qk_norm"}, "Gemma 2": {"soft_cap"}}
-FOREIGN = [name for name in FAMILIES if name not in ("trimtab GPT", "nanoGPT-like")]
+BUILT_IN = {"nanochat-like": {"qk_norm"}, "Qwen 3": {"qk_norm"}, "OLMo 2": {"qk_norm"}, "Gemma 2": {"soft_cap"}}
+FOREIGN = [name for name in FAMILIES if name not in ("trimtab GPT", "nanoGPT-like", "nanochat-like")]
 FUSED = [name for name in FOREIGN if name != "Gemma 2"]  # transformers refuses "sdpa" for Gemma 2: it has no cap there
 BASES = [(name, base) for name in FOREIGN for base in ("eager", "sdpa") if name in FUSED or base == "eager"]
 TYPES = {"GPT-2": "gpt2", "GPT-NeoX": "gpt_neox", "Qwen 2": "qwen2", "Qwen 3": "qwen3", "OLMo 2": "olmo2"}
@@ -305,7 +305,7 @@ def test_recomputation_in_backward_sees_the_same_edits(family: str) -> None:
 
 
 @pytest.mark.parametrize("edit", ["qk_norm", "soft_cap", "soft_clip"])
-@pytest.mark.parametrize("family", ["trimtab GPT", "Llama", "Mistral", "GPT-2", "nanoGPT-like"])
+@pytest.mark.parametrize("family", ["trimtab GPT", "Llama", "Mistral", "GPT-2", "nanoGPT-like", "nanochat-like"])
 def test_a_traced_model_gives_the_same_with_edits(family: str, edit: str) -> None:
     model = sharpened(FAMILIES[family]())
     plain = logits_of(model, tokens())
@@ -460,7 +460,7 @@ def test_catalogue_and_these_tests_know_the_same_edits_of_attention() -> None:
 
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(3, 5), (5, 3), (4, 4)])
 def test_an_intercepted_causal_mask_is_aligned_as_torch_aligns_it(num_queries: int, num_keys: int) -> None:
-    from trimtab.hosts.nanogpt_like import InterceptingSeam
+    from trimtab.seams import InterceptingSeam
 
     class Attention(nn.Module):
         @override

@@ -114,3 +114,31 @@ def test_a_sink_that_cannot_open_leaves_nothing_behind() -> None:
     assert not optimizer._optimizer_step_post_hooks
     loss_of(model).backward()
     optimizer.step()
+
+
+def test_stacked_experts_have_norms_of_weights_gradients_and_updates() -> None:
+    class Experts(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = torch.nn.Parameter(torch.randn(3, 4, 8))
+            self.down = torch.nn.Parameter(torch.randn(3, 8, 4))
+            self.scale = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ self.up).relu() @ self.down * self.scale[:, None, None]
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Experts())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watching = watch(model, probes.full, optimizer=optimizer, every=1)
+    model(torch.randn(3, 5, 4)).square().mean().backward()
+    before = model[0].up.detach().clone()
+    assert model[0].up.grad is not None
+    gradient = float(model[0].up.grad.norm())
+    optimizer.step()
+    row = watching.last
+    assert row["weight/0.up/l2_norm"] == pytest.approx(float(model[0].up.detach().norm()), rel=1e-6)
+    assert row["weight_grad/0.up/l2_norm"] == pytest.approx(gradient, rel=1e-6)
+    assert row["weight_update/0.up/l2_norm"] == pytest.approx(float((model[0].up.detach() - before).norm()), rel=1e-5)
+    assert "weight/0.scale/l2_norm" not in row
+    assert "parameter_grad/0.scale/l2_norm" in row

@@ -36,14 +36,16 @@ class AttentionPoint:
     """One attention layer whose queries and keys may be watched.
 
     Attributes:
+        layer: index of the layer; None where attention was found by the name of its module.
+        num_heads: number of query heads; None if it shows only when the layer is called.
         watch: adds a watcher; returns the function that takes it away again.
         scores: edits of the scores, which a watcher applies to the rows it looks at.
         weights: edits of the weights after the softmax.
         cap: soft cap of the scores that is built into the family; None if the family has none.
     """
 
-    layer: int
-    num_heads: int
+    layer: int | None
+    num_heads: int | None
     watch: Callable[[AttentionWatcher], Callable[[], None]]
     scores: Slot = field(default_factory=Slot)
     weights: Slot = field(default_factory=Slot)

@@ -12,8 +12,8 @@ from torch import nn
 from typing_extensions import override
 
 from trimtab.host import AttentionPoint, Host, Part, PartView, Point, Site, Slot, Tap, block_points, stored_weight
-from trimtab.hosts.attention_seam import SeamMount
-from trimtab.hosts.foreign import PREFIX, Edge, ForeignSlot, Heads, Interleaved, Layout, Mount
+from trimtab.seams.attend import SeamMount
+from trimtab.seams.foreign_slot import PREFIX, Edge, ForeignSlot, Heads, Interleaved, Layout, Mount
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,9 +21,10 @@ class Names:
     """Module paths of a family, relative to the model, to a block, or to the attention or MLP of a block.
 
     Attributes:
-        blocks, embedding, final_norm, head: relative to the model.
+        blocks, embedding, final_norm, head: relative to the model; ``final_norm`` is None if it is no module.
         attention, mlp: relative to a block.
-        attn_norm, mlp_norm: relative to a block; None if the family has no such norm.
+        attn_norm, mlp_norm: relative to a block; None if the family has no such norm, or none that is a module.
+        norms_without_module: whether norms are functions: then the inputs of QKV, FC1 and the head are their outputs.
         attn_out, mlp_out: relative to a block; the modules whose outputs are added to the residual stream.
         qkv: relative to the attention; three modules, or one module that Q, K and V share.
         query, key: relative to the attention; the modules whose outputs are query and key before rotary. Empty if
@@ -37,7 +38,7 @@ class Names:
 
     blocks: str
     embedding: str
-    final_norm: str
+    final_norm: str | None
     head: str
     attention: str
     mlp: str
@@ -53,6 +54,7 @@ class Names:
     fc2: str
     interleaved: bool = False
     transposed: bool = False
+    norms_without_module: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +168,9 @@ class DecoderHost(Host):
                 views.append(self._view(Part.MLP_NORM, layer, block, names.mlp_norm))
             views += [self._view(Part.FC1, layer, mlp, path) for path in names.fc1]
             views.append(self._view(Part.FC2, layer, mlp, names.fc2))
-        return [
-            *views,
-            self._view(Part.FINAL_NORM, None, self.model, names.final_norm),
-            self._view(Part.HEAD, None, self.model, names.head),
-        ]
+        if names.final_norm is not None:
+            views.append(self._view(Part.FINAL_NORM, None, self.model, names.final_norm))
+        return [*views, self._view(Part.HEAD, None, self.model, names.head)]
 
     def _rows(self, attention: nn.Module) -> list[slice | torch.Tensor | None]:
         """The rows of a shared QKV matrix that belong to queries, keys and values; None for separate matrices."""
@@ -191,7 +191,7 @@ class DecoderHost(Host):
         names = self.names
         points = [Point("embedding_output", None, self._blocks()[0], "input")]
         norms = {"qkv": names.attn_norm, "fc1": names.mlp_norm}
-        without_norm = [name for name, norm in norms.items() if norm is None]
+        without_norm = [] if names.norms_without_module else [name for name, norm in norms.items() if norm is None]
         for layer, block in enumerate(self._blocks()):
             attention, mlp = self._attention(block), block.get_submodule(names.mlp)
             proj, fc2 = attention.get_submodule(names.proj), mlp.get_submodule(names.fc2)
@@ -208,11 +208,9 @@ class DecoderHost(Host):
                 shared=without_norm,
             )
             points.append(Point("residual", layer, block, "output"))
-        return [
-            *points,
-            Point("final_norm_output", None, self._at(names.final_norm), "output"),
-            Point("logits", None, self._at(names.head), "output"),
-        ]
+        head = self._at(names.head)
+        final = (head, "input") if names.final_norm is None else (self._at(names.final_norm), "output")
+        return [*points, Point("final_norm_output", None, *final), Point("logits", None, head, "output")]
 
     @override
     def find_attentions(self) -> Sequence[AttentionPoint]:

@@ -131,6 +131,76 @@ def nanogpt() -> nn.Module:
     return NanoGPT()
 
 
+class NanochatAttention(nn.Module):
+    """Grouped attention with rotary, norms of queries and keys as functions, and a sliding window."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.n_head = HEADS
+        self.n_kv_head = HEADS // 2
+        self.head_dim = WIDTH // HEADS
+        self.window = window
+        self.c_q = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.c_k = nn.Linear(WIDTH, WIDTH // 2, bias=False)
+        self.c_v = nn.Linear(WIDTH, WIDTH // 2, bias=False)
+        self.c_proj = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = (f(x).view(B, T, -1, self.head_dim).transpose(1, 2) for f in (self.c_q, self.c_k, self.c_v))
+        q, k = (F.rms_norm(_turned(part), (self.head_dim,)) * 1.2 for part in (q, k))
+        behind = torch.arange(T, device=x.device)[:, None] - torch.arange(T, device=x.device)
+        mask = (behind >= 0) & (behind < self.window)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        return self.c_proj(y.transpose(1, 2).contiguous().view(B, T, -1))
+
+
+def _turned(x: Tensor) -> Tensor:
+    T, K = x.shape[-2:]
+    angle = torch.arange(T, device=x.device)[:, None] * 100.0 ** (-torch.arange(0, K, 2, device=x.device) / K)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    first, second = x.chunk(2, -1)
+    return torch.cat((first * cos + second * sin, second * cos - first * sin), -1)
+
+
+class NanochatBlock(nn.Module):
+    """Attention and MLP after norms that are functions."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.attn = NanochatAttention(window)
+        self.mlp = NanoMLP()
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(F.rms_norm(x, (x.shape[-1],)))
+        return x + self.mlp(F.rms_norm(x, (x.shape[-1],)))
+
+
+class Nanochat(nn.Module):
+    """A module with the names and the layout of nanochat's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = (NanochatBlock(CONTEXT if layer % 2 else 4) for layer in range(LAYERS))
+        self.transformer = nn.ModuleDict({"wte": nn.Embedding(VOCABULARY, WIDTH), "h": nn.ModuleList(blocks)})
+        self.lm_head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+
+    @override
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = F.rms_norm(self.transformer["wte"](tokens), (WIDTH,))
+        for block in self.transformer["h"]:  # pyright: ignore[reportGeneralTypeIssues]
+            x = block(x)
+        return self.lm_head(F.rms_norm(x, (WIDTH,)))
+
+
+def nanochat() -> nn.Module:
+    """A model in the manner of nanochat."""
+    torch.manual_seed(0)
+    return Nanochat()
+
+
 def _of(model_type: str, **changes: Any) -> Callable[[], nn.Module]:
     return lambda: hugging_face(model_type, **changes)
 
@@ -146,6 +216,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "GPT-2": _of("gpt2"),
     "GPT-NeoX": _of("gpt_neox"),
     "nanoGPT-like": nanogpt,
+    "nanochat-like": nanochat,
 }
 
 

@@ -45,6 +45,7 @@ class PointContract(HostLaboratory):
             assert_no_trace(host, before, f"watching the attention of layer {point.layer}")
             assert len(seen) == 1, f"attention of layer {point.layer} is seen {len(seen)} times in one watched pass"
             q_BHTK, k_BGSK, mask, scale = seen[0]
+            assert point.num_heads is not None
             assert tuple(q_BHTK.shape[:3]) == (B, point.num_heads, T)
             assert (k_BGSK.shape[0], *k_BGSK.shape[2:]) == (B, T, q_BHTK.shape[-1])
             assert point.num_heads % k_BGSK.shape[1] == 0

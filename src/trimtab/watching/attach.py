@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trimtab.host import AttentionPoint, Host, Point
-from trimtab.probe import Preset
+from trimtab.probe import AttentionProbe, Preset, ScoreProbe
+from trimtab.seams import find_attentions
 from trimtab.sink import Sink
 from trimtab.watching.errors import NoMatchError, WatchError
 from trimtab.watching.metric import Place, where_of
@@ -81,6 +82,7 @@ def watch(
         _refuse_foreign(model, optimizers)
     if places.is_empty:
         raise WatchError(f"{type(model).__name__} offers nothing to watch")
+    _report_attention(preset, places)
     watched = Subject(
         model,
         places.points,
@@ -95,6 +97,14 @@ def watch(
     return Watch(watched, sinks=sinks, run=run, step=step)
 
 
+def _report_attention(preset: Preset, places: _Places) -> None:
+    """Warn of attention that a preset reads and that cannot be read here."""
+    slugs = [probe.slug for probe in preset.probes if isinstance(probe, AttentionProbe | ScoreProbe)]
+    if slugs and places.unreadable:
+        more = f" (and {len(places.unreadable) - 1} more)" if len(places.unreadable) > 1 else ""
+        warnings.warn(f"trimtab: no {' or '.join(slugs)} is read of {places.unreadable[0]}{more}", stacklevel=3)
+
+
 @dataclass(frozen=True, slots=True)
 class _Places:
     """What is watched of a model; see ``Subject``."""
@@ -103,6 +113,7 @@ class _Places:
     weights: Sequence[Weight]
     matrices: Sequence[tuple[Place, Matrix]]
     attentions: Sequence[tuple[Place, AttentionPoint]] = ()
+    unreadable: Sequence[str] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -126,7 +137,7 @@ def _of_host(host: Host, only: Sequence[str]) -> _Places:
 
 def _by_name(model: nn.Module, only: Sequence[str]) -> _Places:
     modules = {name: module for name, module in model.named_modules() if name}
-    chosen = _matching(only, list(modules)) if only else {n for n, m in modules.items() if _owns_weight(m)}
+    chosen = _matching(only, list(modules)) if only else {n for n, m in modules.items() if _weights_in(n, m)}
     points: list[tuple[Place, Point]] = []
     weights: list[Weight] = []
     matrices: list[tuple[Place, Matrix]] = []
@@ -135,17 +146,28 @@ def _by_name(model: nn.Module, only: Sequence[str]) -> _Places:
             if not isinstance(module, nn.Embedding):  # the input of an embedding is token ids
                 points.append((Place("input", name), Point("input", None, module, "input")))
             points.append((Place("output", name), Point("output", None, module, "output")))
-            if _owns_weight(module):
-                place = Place("embedding_weight" if isinstance(module, nn.Embedding) else "weight", name)
-                weight = Weight(place, module)
+            for weight in _weights_in(name, module):
                 weights.append(weight)
-                if weight.effective().ndim == 2 and place.what == "weight":
-                    matrices.append((place, weight.effective))
-    return _Places(points, weights, matrices)
+                if weight.effective().ndim == 2 and weight.place.what == "weight":
+                    matrices.append((weight.place, weight.effective))
+    found = find_attentions(model)
+    attentions = [
+        (Place("attention", name or "model"), point) for name, point in found.readable if not only or name in chosen
+    ]
+    return _Places(points, weights, matrices, attentions, () if only else found.others)
 
 
-def _owns_weight(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "weight", None), Tensor)
+def _weights_in(name: str, module: nn.Module) -> list[Weight]:
+    """The weight of a module, and its own parameters of two axes or more under other names, such as stacked experts."""
+    weights: list[Weight] = []
+    if isinstance(getattr(module, "weight", None), Tensor):
+        weights.append(
+            Weight(Place("embedding_weight" if isinstance(module, nn.Embedding) else "weight", name), module)
+        )
+    for attribute, parameter in module.named_parameters(recurse=False):
+        if attribute != "weight" and parameter.ndim >= 2:
+            weights.append(Weight(Place("weight", f"{name}.{attribute}"), module, attribute))
+    return weights
 
 
 def _matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:

@@ -30,20 +30,21 @@ Matrix = Callable[[], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """The weight of one module that plays a role, or of a module chosen by name."""
+    """A weight of one module that plays a role, or of a module chosen by name; ``name`` is its attribute."""
 
     place: Place
     module: nn.Module
+    name: str = "weight"
 
     @property
     def stored(self) -> nn.Parameter | None:
         """The parameter behind the weight."""
-        return stored_weight(self.module)
+        return stored_weight(self.module) if self.name == "weight" else getattr(self.module, self.name)
 
     def effective(self) -> Tensor:
         """The weight that the forward pass uses; reading it alters no state of a parametrization."""
-        if not parametrize.is_parametrized(self.module, "weight"):
-            return cast(Tensor, self.module.weight).detach()
+        if self.name != "weight" or not parametrize.is_parametrized(self.module, "weight"):
+            return cast(Tensor, getattr(self.module, self.name)).detach()
         rules = cast(Any, self.module).parametrizations.weight
         with evaluating(rules), torch.no_grad():
             return cast(Tensor, self.module.weight).detach()

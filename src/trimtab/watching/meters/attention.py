@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from typing_extensions import override
 from trimtab.probe import AttentionProbe, Probe, ScoreProbe
 from trimtab.watching.attention import all_scores, query_rows
 from trimtab.watching.meter import Meter, Reading
-from trimtab.watching.metric import head_of
+from trimtab.watching.metric import MetricKey, head_of
 from trimtab.watching.pack import Pack
 from trimtab.watching.sampling import NUM_SUMS, Sample, Sampler, estimate, sums_of
 from trimtab.watching.subject import Subject
@@ -33,6 +34,7 @@ class AttentionMeter(Meter):
         self.means = [probe for probe in sampled if probe.merge == "mean"]
         self.sampled_maxima = [probe for probe in sampled if probe.merge == "max"]
         self.maxima = [probe for probe in probes if isinstance(probe, ScoreProbe)]
+        self._warned = subject.preset.summary is not None  # a summary does not keep the layers apart
         self.sampler = Sampler(lambda: subject.ranks.rank)
         for index, (_, point) in enumerate(subject.attentions):
             heads = point.num_heads or MOST_HEADS
@@ -86,6 +88,18 @@ class AttentionMeter(Meter):
             numbers = torch.cat(numbers_of[probe.slug], 2)
             known = (sample.weights > 0)[:, None] & numbers.isfinite()
             _raise(self.region(f"{probe.slug}/{index}"), torch.where(known, numbers, -torch.inf).amax((0, 2)))
+
+    @override
+    def published(self, row: Mapping[str, float]) -> None:
+        """Warn of layers that were found and did not compute attention as it was expected of them."""
+        places = [str(place) for place, _ in self.subject.attentions]
+        seen = {str(MetricKey.parse(key).without_head.place) for key in row if key.startswith("attention/")}
+        unseen = [place for place in places if place not in seen]
+        if unseen and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"trimtab: no attention passed {', '.join(unseen[:3])}: there is no reading of it", stacklevel=2
+            )
 
     @override
     def values(self, passes: int) -> Sequence[Reading]:

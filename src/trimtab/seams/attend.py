@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.host import AttentionWatcher, Site, Slot
-from trimtab.hosts.foreign import PREFIX, ForeignSlot
+from trimtab.seams.foreign_slot import PREFIX, ForeignSlot
 
 SITES = (Site.QUERY_ROTATED, Site.KEY_ROTATED, Site.SCORES, Site.WEIGHTS)
 WATCHERS = "_trimtab_watchers"
@@ -68,6 +68,17 @@ def users(attention: nn.Module) -> int:
     return slots + len(attention.__dict__.get(WATCHERS, ()))
 
 
+def show(attention: nn.Module, q_BHTK: Tensor, k_BGSK: Tensor, mask: Tensor | None, scale: float) -> None:
+    """Call the watchers of a layer; see ``AttentionWatcher``."""
+    for watch in attention.__dict__.get(WATCHERS, ()):
+        watch(q_BHTK.detach(), k_BGSK.detach(), mask, scale)
+
+
+def has_slots(attention: nn.Module) -> bool:
+    """Whether the layer has slots at its seam, and not only watchers."""
+    return any(PREFIX + site in attention._modules for site in SITES)
+
+
 def attend(
     attention: nn.Module,
     q_BHTK: Tensor,
@@ -97,8 +108,7 @@ def attend(
     query, key, scores, weights = (slots.get(PREFIX + site) for site in SITES)
     q_BHTK = q_BHTK if query is None else query(q_BHTK)
     k_BGSK = k_BGSK if key is None else key(k_BGSK)
-    for watch in attention.__dict__.get(WATCHERS, ()):
-        watch(q_BHTK.detach(), k_BGSK.detach(), mask, scale)
+    show(attention, q_BHTK, k_BGSK, mask, scale)
     if not (isinstance(scores, Slot) and scores.active) and not (isinstance(weights, Slot) and weights.active):
         return kernel(q_BHTK, k_BGSK, v_BGSK)
     groups = q_BHTK.shape[1] // k_BGSK.shape[1]
