@@ -53,6 +53,9 @@ class Variant:
 
     def after_step(self) -> None: ...
 
+    def inside(self) -> float:
+        return 0.0
+
     def step(self, reading: bool) -> float:
         self.before(reading)
         started = time.perf_counter()
@@ -80,6 +83,9 @@ class Watched(Variant):
 
     def after_backward(self) -> None:
         self.watch.see_gradients()
+
+    def inside(self) -> float:
+        return sum(self.watch.seconds.values())
 
 
 def preset(name: str) -> type[Watched]:
@@ -216,13 +222,16 @@ VARIANTS: dict[str, type[Variant]] = {
     "full": preset("full"),
     "wandb.watch": WandbWatch,
 }
+INSIDE: dict[str, list[float]] = {}
+"""Seconds that a step that is read spends in the meters of a watch: less noisy than a difference of whole steps."""
 CADENCE = {"standard": 10, "hooks, content of standard": 10, "full": 50}
 
 
 def measure(
-    width: int, batch: int, context: int, rounds: int, *, compiled: bool
+    width: int, batch: int, context: int, rounds: int, *, compiled: bool, only: list[str]
 ) -> dict[tuple[str, bool], list[float]]:
     names = ["unwatched", "summary", "cheap", "standard", "full"] if compiled else list(VARIANTS)
+    names = [name for name in names if name in ("unwatched", *only)]
     variants = {name: VARIANTS[name](width, batch, context, compiled=compiled) for name in names}
     times: dict[tuple[str, bool], list[float]] = {}
     for turn in range(rounds + 2):
@@ -230,9 +239,12 @@ def measure(
             for reading in (False, True):
                 if name in ("unwatched", "wandb.watch") and not reading:
                     continue
+                before = variant.inside()
                 seconds = variant.step(reading)
                 if turn > 1:
                     times.setdefault((name, reading), []).append(seconds)
+                    if reading:
+                        INSIDE.setdefault(name, []).append(variant.inside() - before)
     return times
 
 
@@ -258,6 +270,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--only", nargs="+", default=list(VARIANTS), help="variants beside the unwatched model")
+    parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--memory", nargs=4)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -266,12 +280,16 @@ def main() -> None:
         peak(name, *map(int, shape))
         return
     for width in options.widths:
-        times = measure(width, options.batch, options.context, options.rounds, compiled=options.compiled)
+        times = measure(
+            width, options.batch, options.context, options.rounds, compiled=options.compiled, only=options.only
+        )
         plain = statistics.median(times["unwatched", True])
         kind = "compiled" if options.compiled else "eager"
         print(f"\nwidth {width}, 6 layers, {options.batch} x {options.context}, {kind}: {plain * 1e3:.0f} ms a step\n")
-        print("| variant | a step that is read | between readings | amortised | peak memory |\n|---|---|---|---|---|")
-        base = None if options.compiled else memory("unwatched", width, options.batch, options.context)
+        print("| variant | a step that is read | of it in meters | between readings | amortised | peak memory |")
+        print("|---|---|---|---|---|---|")
+        skip = options.compiled or options.no_memory
+        base = None if skip else memory("unwatched", width, options.batch, options.context)
         for name in dict.fromkeys(name for name, _ in times):
             ratio = {
                 reading: statistics.median(a / b for a, b in zip(own, times["unwatched", True], strict=True))
@@ -283,7 +301,9 @@ def main() -> None:
             amortised = ratio[True] if between is None else between + (ratio[True] - between) / every
             grown = "" if base is None else f"{memory(name, width, options.batch, options.context) / base:.3f}x"
             spaced = f"{between:.3f}x" if between is not None else ""
-            print(f"| {name} | {ratio[True]:.3f}x | {spaced} | {amortised:.3f}x (every {every}) | {grown} |")
+            inside = f"{statistics.median(INSIDE[name]) / plain:.3f}" if any(INSIDE[name]) else ""
+            print(f"| {name} | {ratio[True]:.3f}x | {inside} | {spaced} | {amortised:.3f}x (every {every}) | {grown} |")
+        INSIDE.clear()
 
 
 if __name__ == "__main__":

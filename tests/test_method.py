@@ -420,7 +420,8 @@ def test_saved_weights_carry_the_names_of_family_and_method() -> None:
     plain = set(model.state_dict())
     methods.qk_norm.install(host_for(model))
     assert set(model.state_dict()) - plain == {
-        f"trimtab.qk_norm.blocks.0.attn.{site}.{name}" for site in ("query", "key") for name in ("weight", "bias")
+        "trimtab.qk_norm.installed",
+        *(f"trimtab.qk_norm.blocks.0.attn.{site}.{name}" for site in ("query", "key") for name in ("weight", "bias")),
     }
     assert plain <= set(model.state_dict())
 
@@ -433,7 +434,8 @@ def test_saved_weights_of_a_reparametrized_model_hold_the_stored_weight_under_it
     assert all(torch.equal(state[key], plain[key]) for key in plain)
     places = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     assert set(state) - set(plain) == {
-        f"trimtab.sigma_reparam.blocks.0.{place}.{name}" for place in places for name in ("gamma", "u", "v")
+        "trimtab.sigma_reparam.installed",
+        *(f"trimtab.sigma_reparam.blocks.0.{place}.{name}" for place in places for name in ("gamma", "u", "v")),
     }
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, cast, runtime_checkable
 
@@ -13,6 +15,8 @@ from typing_extensions import override
 
 from trimtab.change import Change, InitialChange, SlotChange, SwapChange, WeightChange
 from trimtab.host import Host, Part, PartView, Site, SiteUnavailableError, Tap
+
+_WEIGHTS_FOLLOW: ContextVar[bool] = ContextVar("weights follow", default=False)
 
 
 class ConflictError(ValueError):
@@ -57,10 +61,12 @@ class ModelIntervention(Intervention):
     """An intervention that alters the model when it is installed.
 
     Attributes:
+        initial_fields: fields that set initial weights alone: saved weights are the same function whatever they are.
         adds_hidden_matrices: whether linear layers that it adds lie between two activations, like those of the family,
             so that an optimizer for hidden matrices trains them.
     """
 
+    initial_fields: ClassVar[frozenset[str]] = frozenset()
     adds_hidden_matrices: ClassVar[bool] = False
 
     @abstractmethod
@@ -214,13 +220,26 @@ class InitRule(ModelIntervention):
 def is_trained(host: Host) -> bool:
     """Whether the model was trained: the gains within a norm differ, which no initialisation produces.
 
-    A model on the meta device has no values, and a model without gains gives no evidence. Both count as fresh.
+    A model on the meta device has no values, and a model without gains gives no evidence. Both count as fresh, and so
+    does every model within ``weights_follow``.
     """
+    if _WEIGHTS_FOLLOW.get():
+        return False
     norms = (view for part in (Part.ATTN_NORM, Part.MLP_NORM, Part.FINAL_NORM) for view in _offered(host, part))
     gains = (getattr(view.module, "weight", None) for view in norms)
     return any(
         isinstance(gain, Tensor) and not gain.is_meta and bool((gain != gain.flatten()[0]).any()) for gain in gains
     )
+
+
+@contextmanager
+def weights_follow() -> Generator[None]:
+    """Let initial weights be drawn in a trained model too: all weights are about to be loaded."""
+    token = _WEIGHTS_FOLLOW.set(True)
+    try:
+        yield
+    finally:
+        _WEIGHTS_FOLLOW.reset(token)
 
 
 def _offered(host: Host, part: Part) -> Sequence[PartView]:

@@ -36,26 +36,29 @@ def windows() -> list[Tensor]:
     return list(torch.randint(0, VOCABULARY, (8, 16), generator=torch.Generator().manual_seed(3)))
 
 
-def trained_by_hand(steps: int) -> tuple[nn.Module, Rows]:
-    model, sink = FAMILIES["GPT-2"](), Rows()
+def trained_by_hand(family: str, steps: int) -> tuple[nn.Module, Rows]:
+    model, sink = FAMILIES[family](), Rows()
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     with watch(host_for(model), probes.standard, optimizer=optimizer, every=2, sinks=(sink,)):
         for step in range(steps):
             batch = torch.stack(windows()[2 * step : 2 * step + 2])
-            (model(input_ids=batch, labels=batch).loss * 15 / 16).backward()  # the Trainer divides by all tokens
+            loss = model(input_ids=batch, labels=batch).loss
+            # The Trainer divides the loss of GPT-2 by all tokens, and that of Qwen 3 by those that are predicted.
+            (loss * 15 / 16 if family == "GPT-2" else loss).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
     return model, sink
 
 
-def test_the_trainer_of_transformers_gives_the_rows_of_a_plain_loop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["GPT-2", "Qwen 3"])
+def test_the_trainer_of_transformers_gives_the_rows_of_a_plain_loop(family: str, tmp_path: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
     from trimtab.callbacks.hf_trainer import ProbesCallback
 
-    model, sink = FAMILIES["GPT-2"](), Rows()
+    model, sink = FAMILIES[family](), Rows()
     callback = ProbesCallback(every=2, sinks=(sink,))
     data = [{"input_ids": window, "labels": window} for window in windows()]
     arguments = TrainingArguments(
@@ -72,11 +75,12 @@ def test_the_trainer_of_transformers_gives_the_rows_of_a_plain_loop(tmp_path: Pa
     trainer = Trainer(model=model, args=arguments, train_dataset=_InOrder(data), callbacks=[callback])
     trainer._get_train_sampler = lambda *_: None  # in the order of the data
     trainer.train()
-    plain, wanted = trained_by_hand(4)
+    plain, wanted = trained_by_hand(family, 4)
     assert [row["step"] for row in sink.rows] == [1, 2, 4]
     assert sink.status == "finished"
     assert callback.watch is None
     assert callback.last == sink.rows[-1]
+    assert len([key for key in callback.last if key.endswith("/max_logit")]) == 8
     for mine, other in zip(sink.rows, wanted.rows, strict=True):
         assert mine.keys() == other.keys()
         for key, value in other.items():
@@ -126,7 +130,7 @@ def test_lightning_reads_gradients_before_it_clips_them(tmp_path: Path) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=tmp_path,
-            callbacks=[ProbesCallback(probes.cheap, every=3, sinks=(sink,))],
+            callbacks=[ProbesCallback(probes.standard, every=3, sinks=(sink,))],
         )
         trainer.fit(module, torch.utils.data.DataLoader(windows() * 2, batch_size=2))
         assert sink.status == "finished"
@@ -135,6 +139,7 @@ def test_lightning_reads_gradients_before_it_clips_them(tmp_path: Path) -> None:
     free, _ = rows_of(None)
     clipped, module = rows_of(1e-3)
     assert [row["step"] for row in free] == [1, 3]
+    assert {"attention/layer.0.head.1/max_logit", "attention/layer.0.head.1/entropy"} <= free[0].keys()
     assert clipped[0]["all_grad/model/l2_norm"] == pytest.approx(free[0]["all_grad/model/l2_norm"], rel=1e-6)
     assert clipped[0]["all_update/model/l2_norm"] < 0.1 * free[0]["all_update/model/l2_norm"]
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())

@@ -244,3 +244,18 @@ def test_smollm2_has_the_spread_that_was_measured_on_it(smollm2: Path) -> None:
     matrix = open_checkpoint(file).read("blk.3.attn_q.weight")
     mine = next(one for one in summary.matrices if one.name == "blk.3.attn_q.weight")
     assert mine.spectral_norm == pytest.approx(np.linalg.norm(matrix, 2), rel=5e-3)
+
+
+def test_weights_name_their_methods_and_marks_are_no_tensors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from trimtab import host_for, methods
+
+    model = GPT(GPTConfig(vocab_size=32, context=8, num_layers=1, num_heads=2, width=16))
+    plain = set(model.state_dict())
+    methods.soft_cap.install(host_for(model))
+    save_file({key: value.clone() for key, value in model.state_dict().items()}, tmp_path / "w.safetensors")
+    checkpoint = open_checkpoint(tmp_path / "w.safetensors")
+    assert set(checkpoint.shapes) == plain
+    assert main(["inspect", str(tmp_path / "w.safetensors")]) == 0
+    assert "w.safetensors with soft_cap" in capsys.readouterr().out

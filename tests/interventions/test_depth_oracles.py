@@ -594,7 +594,11 @@ def test_a_weight_gate_keeps_the_function_and_lets_adam_move_every_matrix_by_one
     install([WeightGate(std=0.01)], host_for(model))
     torch.testing.assert_close(logits(model), output, rtol=1e-5, atol=1e-5)
     w = model.state_dict(keep_vars=True)
-    places = [name.removeprefix(mark).removesuffix(".alpha") for name in w if name.startswith(mark)]
+    places = [
+        name.removeprefix(mark).removesuffix(".alpha")
+        for name in w
+        if name.startswith(mark) and name.endswith(".alpha")
+    ]
     first = {place: w[f"{place}.weight"].detach().clone() for place in places}
     assert len(places) == (14 if family == "Llama" else 8)
     for place in places:

@@ -2,7 +2,8 @@
 rose.
 
 Every method, optimizer, schedule and data source is trained once for 8 steps with its defaults unset, so that a
-change of a default shows. The peak LR is 2^-6, where processors differ by less than 1e-6.
+change of a default shows. The peak LR is 2^-6, where processors differ by less than 1e-6 in all
+but the runs in ``LOOSER``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from trimtab.run.reading import read_run
 
 FILE = Path(__file__).with_name("golden.json")
 TOLERANCE = 3e-6
-ORTHOGONAL = 1e-4  # Muon's Newton-Schulz iteration runs in bf16
+LOOSER = {
+    "optimizer muon": 1e-4,  # its Newton-Schulz iteration runs in bf16
+    "method qkv_norm": 1e-5,  # an EPYC of family 17 is 4.3e-6 from the processor that wrote the losses
+}
 TEXT = "the quick brown fox jumps over the lazy dog, and the dog sleeps on. "
 
 
@@ -82,7 +86,7 @@ def stored() -> dict[str, Any]:
 def moved(name: str, raw: dict[str, Any], expected: dict[str, list[float]]) -> str:
     """What is not as it was, in words; "" if all is."""
     found = losses_of(raw)
-    tolerance = ORTHOGONAL if name == "optimizer muon" else TOLERANCE
+    tolerance = LOOSER.get(name, TOLERANCE)
     for what, values in expected.items():
         if len(found[what]) != len(values):
             return f"{name}: {len(found[what])} numbers of {what}, there were {len(values)}"

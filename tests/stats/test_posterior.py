@@ -237,7 +237,7 @@ def test_the_prior_prefers_wide_edges() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(RUNS, st.integers(-6, 6), st.booleans())
+@given(RUNS, st.integers(-4, 4), st.booleans())
 def test_a_failure_near_the_edge_never_raises_it_and_a_success_never_lowers_it(
     pairs: list[tuple[float, bool]], offset: int, failed: bool
 ) -> None:

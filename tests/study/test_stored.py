@@ -138,7 +138,8 @@ def test_an_unfinished_folder_of_version_0_1_0_makes_only_what_is_missing(unpack
     assert findings.evidence.complete
     finals = [run["final_loss"] for group in report_of(findings).results["seeds"] for run in group["runs"]]
     old = json.loads((folder / "results.json").read_text())
-    assert finals == [run["final_loss"] for group in old["seeds"] for run in group["runs"]]
+    kept = [run["final_loss"] for group in old["seeds"] for run in group["runs"]]
+    assert finals == pytest.approx(kept, rel=1e-6)  # the last digits of what is trained again are those of this machine
 
 
 def test_other_data_in_a_folder_of_version_0_1_0_is_noticed(unpacked: Callable[[str], Path]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
+
+from torch import nn
 
 from trimtab.hosts.decoder import Names
 from trimtab.hosts.hugging_face import HuggingFaceHost
@@ -60,7 +63,10 @@ class Olmo2Host(HuggingFaceHost):
 
 
 class Gemma2Host(HuggingFaceHost):
-    """Gemma 2: soft-capped scores, norms before and after each branch, embeddings scaled by the root of the width."""
+    """Gemma 2: soft-capped scores, norms before and after each branch, embeddings scaled by the root of the width.
+
+    A configuration without ``attn_logit_softcapping`` has no soft cap built in.
+    """
 
     family = "Gemma 2"
     model_types = frozenset({"gemma2"})
@@ -71,3 +77,8 @@ class Gemma2Host(HuggingFaceHost):
         attn_out="post_attention_layernorm",
         mlp_out="post_feedforward_layernorm",
     )
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        if cast(Any, model).config.attn_logit_softcapping is None:
+            self.built_in = self.built_in - {"soft_cap"}

@@ -20,6 +20,7 @@ from trimtab.run.folder import STEPS, IntegrityError, load_outcome
 
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+MARK = re.compile(r"(?:.*\.)?trimtab\.(\w+)\.installed")  # as methods name themselves in saved weights; see method/
 REMEDY = (
     "pickled checkpoints can run code when they are opened, so they are not read. If you trust the file, convert it: "
     "sd = torch.load(FILE, weights_only=True); "
@@ -155,8 +156,10 @@ def _safetensors(name: str, files: Sequence[Path]) -> Checkpoint:
                 ) from error
             raise IntegrityError(f"{path}: damaged, or not a safetensors file ({error})") from error
         home |= dict.fromkeys(file.shapes, file)
-    shapes = {key: file.shapes[key] for key, file in home.items()}
-    return Checkpoint(printable(name), shapes, lambda key: home[key].read(key))
+    marks = {key: match[1] for key in home if (match := MARK.fullmatch(key))}
+    shapes = {key: file.shapes[key] for key, file in home.items() if key not in marks}
+    methods = f" with {', '.join(sorted(marks.values()))}" if marks else ""
+    return Checkpoint(printable(name + methods), shapes, lambda key: home[key].read(key))
 
 
 def _gguf(path: Path) -> Checkpoint:

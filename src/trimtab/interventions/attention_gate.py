@@ -39,6 +39,7 @@ class AttentionGate(ModelEdit):
     per: Literal["element", "head"] = "element"
     init_std: float = 0.02
     adds_hidden_matrices: ClassVar[bool] = True  # a projection of the residual stream
+    initial_fields: ClassVar[frozenset[str]] = frozenset({"init_std"})
     source: ClassVar[Source] = Source(
         title="Gated Attention for Large Language Models: Non-linearity, Sparsity, and Attention-Sink-Free",
         arxiv="2505.06708",

@@ -33,6 +33,7 @@ class LayerScale(ModelEdit):
     """
 
     initial: float = 1e-5
+    initial_fields: ClassVar[frozenset[str]] = frozenset({"initial"})
     source: ClassVar[Source] = Source(
         title="Going deeper with Image Transformers",
         arxiv="2103.17239",

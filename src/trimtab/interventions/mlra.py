@@ -58,6 +58,7 @@ class MLRA(ModuleSwap):
     down: Literal["separate", "shared"] = "separate"
     projections: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
     trained: Literal["refuse", "factorise"] = "refuse"
+    initial_fields: ClassVar[frozenset[str]] = frozenset({"init", "trained"})
     source: ClassVar[Source] = Source(
         title="Stable Language Model Pre-training by Reducing Embedding Variability",
         arxiv="2409.07787",

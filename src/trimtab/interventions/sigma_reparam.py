@@ -47,6 +47,7 @@ class SigmaReparam(WeightRule):
     """
 
     gamma: Literal["spectral_norm", "one"] = "spectral_norm"
+    initial_fields: ClassVar[frozenset[str]] = frozenset({"gamma"})
     source: ClassVar[Source] = Source(
         title="Stabilizing Transformer Training by Preventing Attention Entropy Collapse",
         arxiv="2303.06296",

@@ -35,6 +35,7 @@ class WeightGate(WeightRule):
     """
 
     std: float = math.sqrt(4e-5)
+    initial_fields: ClassVar[frozenset[str]] = frozenset({"std"})
     source: ClassVar[Source] = Source(
         title="Initialization of Large Language Models via Reparameterization to Mitigate Loss Spikes",
         arxiv="2410.05052",

@@ -1,13 +1,17 @@
 """The catalogue people compare: one named tuple of interventions a file.
 
 ``trimtab.methods.qk_norm`` is the method itself; a new file in this folder, named after its slug, is all it takes, as
-is an entry point ``trimtab.methods`` of another package.
+is an entry point ``trimtab.methods`` of another package. ``of`` lists the methods of saved weights, ``install_saved``
+puts them into a model.
 """
 
 from __future__ import annotations
 
 from trimtab.method import Method
 from trimtab.registry import Catalogue
+from trimtab.saved import install_saved, of
+
+__all__ = ["catalogue", "install_saved", "of"]
 
 _CATALOGUE = Catalogue[Method](
     __name__, lambda value: isinstance(value, Method), lambda method: method.slug, first="baseline"

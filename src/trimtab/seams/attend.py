@@ -90,6 +90,7 @@ def attend(
     *,
     cap: float | None = None,
     dropout: float = 0.0,
+    keep: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Head outputs BHTK, by the kernel of the family, or by explicit scores if scores or weights are edited.
 
@@ -103,6 +104,7 @@ def attend(
         kernel: attention function of the family, called with edited queries, edited keys, and values.
         cap: soft cap of the scores that is built into the family; None if there is none.
         dropout: probability that a weight is dropped; 0 outside training.
+        keep: called with the weights BHTS where they are computed explicitly.
     """
     slots = attention._modules
     query, key, scores, weights = (slots.get(PREFIX + site) for site in SITES)
@@ -125,4 +127,6 @@ def attend(
         w_BHTS = w_BHTS.masked_fill(~mask.any(-1, keepdim=True), 0.0)  # a padding row has no visible key
     w_BHTS = w_BHTS if weights is None else weights(w_BHTS)
     w_BHTS = F.dropout(w_BHTS, dropout, training=dropout > 0)
+    if keep is not None:
+        keep(w_BHTS)
     return w_BHTS @ v_BGSK.repeat_interleave(groups, dim=1)

@@ -119,8 +119,12 @@ def _attention(
         )
         return out.transpose(1, 2)
 
-    heads = attend(module, query, key, value, mask, scale, kernel, cap=softcap, dropout=dropout)
-    return heads.transpose(1, 2).contiguous(), weights  # None if the kernel returns no weights, or an edit bypasses it
+    def keep(explicit: Tensor) -> None:
+        nonlocal weights
+        weights = explicit
+
+    heads = attend(module, query, key, value, mask, scale, kernel, cap=softcap, dropout=dropout, keep=keep)
+    return heads.transpose(1, 2).contiguous(), weights  # None if a kernel ran that returns none
 
 
 def _is_causal(base: str, module: nn.Module, query: Tensor, kwargs: dict[str, Any]) -> bool:

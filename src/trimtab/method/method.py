@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from trimtab.change import Change, MergeError, WeightChange
+from trimtab.change import Change, WeightChange
 from trimtab.host import Host, evaluating, stored_weight
 from trimtab.intervention import ConflictError, GradientRule, Intervention, ModelIntervention, ModuleSwap, Source
+from trimtab.method.installed import Installed, Registry, installed_in
 
 
 class NotInstallableError(RuntimeError):
     """The model is already compiled or sharded, so edits would be silently ignored; nothing was changed."""
-
-
-class RemovalError(RuntimeError):
-    """The weights were trained with the method installed, so it cannot be removed; nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,78 +66,6 @@ class Method:
                 receipt.remove()
 
 
-@dataclass(eq=False)
-class Installed:
-    """The receipt of an installed intervention, which removes or merges it."""
-
-    slug: str
-    host: Host
-    changes: Sequence[Change]
-    _weights: str = field(default="", repr=False)
-
-    def remove(self) -> None:
-        """Restore the model bit for bit.
-
-        Raises:
-            RemovalError: if weights were trained since the installation and the method does more than edit activations.
-        """
-        self.check_removable()
-        self._take_out([change.undo for change in reversed(self.changes)])
-
-    def merge(self) -> None:
-        """Store the effective weights as plain weights and remove the method; outputs are unchanged.
-
-        Raises:
-            MergeError: if the method has no effective weight.
-        """
-        if not all(change.mergeable for change in self.changes):
-            raise MergeError(f"{self.slug} has no effective weight to merge")
-        self._check_installed()
-        self._take_out([change.merge for change in self.changes])
-
-    def check_removable(self) -> None:
-        """Check that ``remove`` would succeed.
-
-        Raises:
-            RemovalError: if it would not.
-        """
-        self._check_installed()
-        if not self.untouched:
-            raise RemovalError(
-                f"{self.slug}: the weights changed since it was installed, and are valid only with it; "
-                "use merge() to store the effective weight if there is one"
-            )
-
-    @property
-    def freely_removable(self) -> bool:
-        """Whether the intervention can be removed after training too."""
-        return all(change.freely_removable for change in self.changes)
-
-    @property
-    def untouched(self) -> bool:
-        """Whether removal restores the model: only activations are edited, or no weight changed since installation."""
-        return self.freely_removable or self._weights == _fingerprint(self.host.model)
-
-    def mark(self) -> None:
-        """Record the present weights as those at installation."""
-        self._weights = "" if self.freely_removable else _fingerprint(self.host.model)
-
-    def _check_installed(self) -> None:
-        if self not in installed_in(self.host.model):
-            raise RemovalError(f"{self.slug} is no longer installed in the model")
-
-    def _take_out(self, actions: Sequence[Callable[[], None]]) -> None:
-        others = [receipt for receipt in installed_in(self.host.model) if receipt is not self and receipt.untouched]
-        for action in actions:
-            action()
-        registry = _Registry.of(self.host.model)
-        registry.installed.remove(self)
-        for other in others:
-            other.mark()
-        if not registry.installed:
-            registry.detach(self.host.model)
-
-
 def install(interventions: Sequence[ModelIntervention], host: Host) -> tuple[Installed, ...]:
     """Install interventions in a model, all or none; see ``Method.install``."""
     _refuse_compiled_or_sharded(host.model)
@@ -159,7 +82,7 @@ def install(interventions: Sequence[ModelIntervention], host: Host) -> tuple[Ins
         # Module swaps are installed first, so that edits attach to the final modules.
         for intervention in sorted(interventions, key=lambda i: not isinstance(i, ModuleSwap)):
             with evaluating(host.model):  # reading a weight must not advance the state of its parametrization
-                receipt = Installed(intervention.slug(), host, intervention.prepare(host))
+                receipt = Installed(intervention, host, intervention.prepare(host))
             _refuse_double_claims((*installed, *fresh), receipt)
             _apply_all(receipt.changes)
             fresh.append(receipt)
@@ -170,16 +93,10 @@ def install(interventions: Sequence[ModelIntervention], host: Host) -> tuple[Ins
     slugs = [i.slug() for i in interventions]
     fresh.sort(key=lambda receipt: slugs.index(receipt.slug))
     if fresh:
-        _Registry.of(host.model).installed.extend(fresh)
+        Registry.of(host.model).installed.extend(fresh)
     for receipt in (*untouched, *fresh):
         receipt.mark()
     return tuple(fresh)
-
-
-def installed_in(model: nn.Module) -> tuple[Installed, ...]:
-    """Interventions installed in a model, in order."""
-    registry = cast("_Registry | None", model.__dict__.get(_Registry.KEY))
-    return () if registry is None else tuple(registry.installed)
 
 
 def method_parameters(model: nn.Module) -> set[nn.Parameter]:
@@ -205,70 +122,6 @@ def family_matrices(host: Host) -> Sequence[Tensor]:
     modules = {id(view.module if view.stored is None else view.stored): view.module for view in host.find_parts()}
     weights = [cast("Tensor | None", getattr(module, "weight", None)) for module in modules.values()]
     return [weight for weight in weights if weight is not None and weight.ndim >= 2]
-
-
-class _Registry:
-    """Interventions installed in one model, and the hooks that keep the key names of the family in saved weights."""
-
-    KEY = "_trimtab"
-
-    def __init__(self) -> None:
-        self.installed: list[Installed] = []
-        self.handles: list[Any] = []
-
-    @classmethod
-    def of(cls, model: nn.Module) -> _Registry:
-        registry = cast("_Registry | None", model.__dict__.get(cls.KEY))
-        if registry is None:
-            registry = cls()
-            registry.handles = [
-                model.register_state_dict_post_hook(_to_public_keys),
-                model.register_load_state_dict_pre_hook(_to_internal_keys),
-            ]
-            model.__dict__[cls.KEY] = registry
-        return registry
-
-    def detach(self, model: nn.Module) -> None:
-        for handle in self.handles:
-            handle.remove()
-        model.__dict__.pop(self.KEY, None)
-
-    def renames(self, model: nn.Module) -> dict[str, str]:
-        paths = {id(module): name for name, module in model.named_modules()}
-        merged: dict[str, str] = {}
-        for receipt in self.installed:
-            for change in receipt.changes:
-                merged |= change.renames(receipt.slug, paths)
-        return merged
-
-
-def _to_public_keys(model: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    _rename(state, prefix, _Registry.of(model).renames(model))
-
-
-def _to_internal_keys(model: nn.Module, state: dict[str, Any], prefix: str, *_rest: Any) -> None:
-    registry = _Registry.of(model)
-    _rename(state, prefix, {new: old for old, new in registry.renames(model).items()})
-    paths = {id(module): name for name, module in model.named_modules()}
-    for change in (change for receipt in registry.installed for change in receipt.changes):
-        if isinstance(change, WeightChange):
-            change.before_loading(state, prefix, paths)
-
-
-def _rename(state: dict[str, Any], prefix: str, renames: dict[str, str]) -> None:
-    for old, new in renames.items():
-        for key in [key for key in state if key.startswith(prefix + old)]:
-            state[prefix + new + key[len(prefix + old) :]] = state.pop(key)
-
-
-def _fingerprint(model: nn.Module) -> str:
-    # Contents, not version counters: fused optimizers and writes through .data do not advance the counters.
-    digest = hashlib.blake2b(digest_size=16)
-    for parameter in model.parameters():
-        if not parameter.is_meta:
-            flat = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(flat.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _apply_all(changes: Sequence[Change]) -> None:
