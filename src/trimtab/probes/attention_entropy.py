@@ -14,7 +14,7 @@ def attention_entropy(scores: Tensor, visible: Tensor, weights: Tensor) -> Tenso
     Rows that do not sum to 1 (clipped softmax, a softmax with a sink) are normalised first; a row that sums to 0
     counts as 0. NaN in, NaN out.
     """
-    w = weights.double() if weights.device.type != "mps" else weights.float()
+    w = weights.to(torch.promote_types(weights.dtype, torch.float32))
     mass = w.sum(-1, keepdim=True)
     w = torch.where(mass == 0, 0.0, w / mass)
     return -torch.special.xlogy(w, w).sum(-1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from trimtab.probe import AttentionProbe
@@ -11,7 +9,7 @@ from trimtab.probe import AttentionProbe
 
 def largest_of_rows(scores: Tensor, visible: Tensor, weights: Tensor) -> Tensor:
     """Largest visible score of each row, BHRS to BHR; -inf where a row sees no key. NaN in, NaN out."""
-    return scores.masked_fill(~visible, -math.inf).amax(-1)
+    return scores.amax(-1)
 
 
 SAMPLED_MAX = AttentionProbe(

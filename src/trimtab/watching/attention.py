@@ -19,6 +19,8 @@ def query_rows(
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Blocks of (scores BHRS after edits, visible, weights BHRS after edits), in at least float32.
 
+    Scores of hidden keys are minus infinity.
+
     Args:
         point: the layer, which has the edits of scores and weights and the soft cap.
         q_BHTK: rotated queries.
@@ -32,11 +34,13 @@ def query_rows(
     for block in rows_BR.split(_rows_at_a_time(q_BHTK, k_BHKS), dim=1):
         q_BHRK = q_BHTK.take_along_dim(block[:, None, :, None], 2)
         biased, visible = _scores(point, q_BHRK, k_BHKS, mask, scale, block, q_BHTK.shape[2])
-        w_BHRS = biased.masked_fill(~visible, -math.inf).softmax(-1)
-        w_BHRS = w_BHRS.masked_fill(~visible.any(-1, keepdim=True), 0.0)  # a row that sees nothing
+        hidden = biased.masked_fill(~visible, -math.inf)
+        w_BHRS = hidden.softmax(-1)
+        if mask is not None:
+            w_BHRS = w_BHRS.masked_fill(~visible.any(-1, keepdim=True), 0.0)  # a row that sees nothing
         for edit in point.weights:
             w_BHRS = edit(w_BHRS)
-        blocks.append((biased, visible.expand_as(biased), w_BHRS))
+        blocks.append((hidden, visible.expand_as(biased), w_BHRS))
     return blocks
 
 
