@@ -34,7 +34,7 @@ class AttentionMeter(Meter):
         self.means = [probe for probe in sampled if probe.merge == "mean"]
         self.sampled_maxima = [probe for probe in sampled if probe.merge == "max"]
         self.maxima = [probe for probe in probes if isinstance(probe, ScoreProbe)]
-        self._warned = subject.preset.summary is not None  # a summary does not keep the layers apart
+        self._checked = subject.preset.summary is not None  # a summary does not keep the layers apart
         self.sampler = Sampler(lambda: subject.ranks.rank)
         for index, (_, point) in enumerate(subject.attentions):
             heads = point.num_heads or MOST_HEADS
@@ -92,11 +92,13 @@ class AttentionMeter(Meter):
     @override
     def published(self, row: Mapping[str, float]) -> None:
         """Warn of layers that were found and did not compute attention as it was expected of them."""
+        if self._checked:
+            return
+        self._checked = True
         places = [str(place) for place, _ in self.subject.attentions]
         seen = {str(MetricKey.parse(key).without_head.place) for key in row if key.startswith("attention/")}
         unseen = [place for place in places if place not in seen]
-        if unseen and not self._warned:
-            self._warned = True
+        if unseen:
             warnings.warn(
                 f"trimtab: no attention passed {', '.join(unseen[:3])}: there is no reading of it", stacklevel=2
             )
