@@ -1,4 +1,4 @@
-"""What tests share: a study so small that a run takes 0.1 s, with runs of every fate; a released checkpoint."""
+"""What tests share: a released checkpoint, and a study of 0.1 s a run whose runs learn, degrade and explode."""
 
 from __future__ import annotations
 

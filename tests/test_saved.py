@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 from trimtab import GPT, GPTConfig, host_for, methods
-from trimtab.host import SiteUnavailableError
-from trimtab.intervention import ConflictError
 from trimtab.interventions import QKNorm, SoftCap, SoftClip
 from trimtab.method import Method, SavedMethodError, install, installed_in
 from trimtab.testing.families import hugging_face, logits_of
@@ -41,6 +39,10 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+# The residual stream of other families cannot be edited, so deep_norm exists in our GPT alone.
+PAIRS = [(family, slug) for family in FAMILIES for slug in SLUGS if family == "trimtab GPT" or slug != "deep_norm"]
+
+
 @pytest.fixture(autouse=True)
 def _library(request: pytest.FixtureRequest) -> None:
     if getattr(request.node, "callspec", None) and request.node.callspec.params.get("family", "") in ("Llama", "GPT-2"):
@@ -50,10 +52,7 @@ def _library(request: pytest.FixtureRequest) -> None:
 def fresh(family: str, method: Method | None) -> nn.Module:
     model = FAMILIES[family]()
     if method is not None:
-        try:
-            method.install(host_for(model))
-        except (SiteUnavailableError, ConflictError):
-            pytest.skip(f"{method.slug} does not exist in {family}")
+        method.install(host_for(model))
     return model
 
 
@@ -76,8 +75,7 @@ def is_same(one: nn.Module, two: nn.Module) -> bool:
     return torch.allclose(function_of(one), function_of(two), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("slug", SLUGS)
+@pytest.mark.parametrize(("family", "slug"), PAIRS)
 def test_saved_weights_are_the_function_that_was_saved_or_are_refused(family: str, slug: str) -> None:
     model = trained(family, slug)
     state = {key: value.clone() for key, value in model.state_dict().items()}
@@ -116,8 +114,7 @@ def test_saved_weights_are_the_function_that_was_saved_or_are_refused(family: st
             assert torch.equal(function_of(stranger), untouched)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("slug", SLUGS)
+@pytest.mark.parametrize(("family", "slug"), PAIRS)
 def test_a_plain_checkpoint_loads_as_the_method_on_its_weights_or_is_refused(family: str, slug: str) -> None:
     source = torch.Generator().manual_seed(1)
     plain = FAMILIES[family]()
@@ -145,8 +142,7 @@ def test_a_plain_checkpoint_loads_as_the_method_on_its_weights_or_is_refused(fam
     assert is_same(model, expected)
 
 
-@pytest.mark.parametrize("family", ["Llama", "GPT-2"])
-@pytest.mark.parametrize("slug", SLUGS)
+@pytest.mark.parametrize(("family", "slug"), [pair for pair in PAIRS if pair[0] != "trimtab GPT"])
 def test_save_pretrained_keeps_what_install_saved_puts_in(
     family: str, slug: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,10 +19,6 @@ class MergeError(ValueError):
     """There is no effective weight to merge; nothing was changed."""
 
 
-class SavedMethodError(RuntimeError):
-    """Saved weights are those of another function than the model computes; nothing was loaded."""
-
-
 class Change(Protocol):
     """One reversible change of a model.
 
@@ -52,10 +48,6 @@ class Change(Protocol):
 
     def own_modules(self) -> Iterable[nn.Module]:
         """The modules whose parameters belong to the method, not to the family."""
-        ...
-
-    def before_loading(self, keys: Container[str], prefix: str, paths: Mapping[int, str]) -> None:
-        """Weights are about to be loaded; their internal keys begin with ``prefix``."""
         ...
 
 
@@ -96,8 +88,6 @@ class SlotChange:
 
     def own_modules(self) -> Iterable[nn.Module]:
         return (self.edit,)
-
-    def before_loading(self, keys: Container[str], prefix: str, paths: Mapping[int, str]) -> None: ...
 
 
 @runtime_checkable
@@ -157,8 +147,6 @@ class SwapChange:
 
     def own_modules(self) -> Iterable[nn.Module]:
         return ()
-
-    def before_loading(self, keys: Container[str], prefix: str, paths: Mapping[int, str]) -> None: ...
 
 
 class HeldRule(nn.Module):
@@ -277,8 +265,6 @@ class InitialChange:
 
     def own_modules(self) -> Iterable[nn.Module]:
         return ()
-
-    def before_loading(self, keys: Container[str], prefix: str, paths: Mapping[int, str]) -> None: ...
 
 
 def _move_slots(source: nn.Module, target: nn.Module) -> None:

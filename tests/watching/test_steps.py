@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab import GPT, GPTConfig, host_for, probes, watch
-from trimtab.probe import measure
 from trimtab.watching import WatchError
+from trimtab.watching.measure import measure
 
 CONFIG = GPTConfig(vocab_size=16, width=16, num_layers=1, num_heads=2, context=8)
 
@@ -142,3 +142,27 @@ def test_stacked_experts_have_norms_of_weights_gradients_and_updates() -> None:
     assert row["weight_update/0.up/l2_norm"] == pytest.approx(float((model[0].up.detach() - before).norm()), rel=1e-5)
     assert "weight/0.scale/l2_norm" not in row
     assert "parameter_grad/0.scale/l2_norm" in row
+
+
+def test_moments_that_are_first_measured_in_inference_mode_can_be_measured_after_it() -> None:
+    from trimtab.watching import measure as module
+
+    module._BUFFERS.of.clear()
+    x = torch.randn(100)
+    with torch.inference_mode():
+        inside = measure(x)
+    assert torch.equal(measure(x), inside)
+
+
+@pytest.mark.parametrize("high", [False, True])
+def test_small_entries_beside_outliers_are_not_lost_in_single_precision(high: bool) -> None:
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(1 << 20, generator=source)
+    x[::4096] = 3000.0
+    wide = x.double()
+    found = measure(x, high=high)
+    assert float(found[3]) == pytest.approx(float(wide.square().sum()), rel=1e-6)
+    if high:
+        centred = wide - wide.mean()
+        fourth = found[5] - 4 * wide.mean() * found[4] + 6 * wide.mean() ** 2 * found[3] - 3 * len(x) * wide.mean() ** 4
+        assert float(fourth) == pytest.approx(float(centred.pow(4).sum()), rel=1e-6)

@@ -1,8 +1,7 @@
 """Methods: tuples of interventions, installed in a model together, removed or merged, and named in saved weights."""
 
-from trimtab.change import SavedMethodError
 from trimtab.method.installed import Installed, RemovalError, installed_in
-from trimtab.method.marks import Mark, marks_in
+from trimtab.method.marks import Mark, SavedMethodError, marks_in
 from trimtab.method.method import Method, NotInstallableError, family_matrices, install, method_parameters
 
 __all__ = [

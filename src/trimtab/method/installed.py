@@ -10,10 +10,10 @@ from typing import Any, Self, cast
 import torch
 from torch import nn
 
-from trimtab.change import Change, InitialChange, MergeError, SavedMethodError
+from trimtab.change import Change, InitialChange, MergeError, WeightChange
 from trimtab.host import Host
 from trimtab.intervention import ModelIntervention
-from trimtab.method.marks import Mark, marks_in
+from trimtab.method.marks import Mark, SavedMethodError, marks_in
 
 
 class RemovalError(RuntimeError):
@@ -167,18 +167,19 @@ def _to_public_keys(model: nn.Module, state: dict[str, Any], prefix: str, _metad
 
 def _to_internal_keys(model: nn.Module, state: dict[str, Any], prefix: str, *_rest: Any) -> None:
     registry = Registry.of(model)
-    _check_marks(registry, {key: mark for key, mark in marks_in(state).items() if key == prefix + mark.key})
+    _check_marks(registry, [mark for key, mark in marks_in(state).items() if key == prefix + mark.key])
     for mark in registry.marks():
         state.pop(prefix + mark.key, None)
     _rename(state, prefix, {new: old for old, new in registry.renames(model).items()})
     paths = {id(module): name for name, module in model.named_modules()}
     for change in (change for receipt in registry.installed for change in receipt.changes):
-        change.before_loading(state, prefix, paths)
+        if isinstance(change, WeightChange):
+            change.before_loading(state, prefix, paths)
 
 
-def _check_marks(registry: Registry, marks: dict[str, Mark]) -> None:
+def _check_marks(registry: Registry, marks: Sequence[Mark]) -> None:
     present = {receipt.slug: receipt.intervention for receipt in registry.installed}
-    for mark in marks.values():
+    for mark in marks:
         mine = present.get(mark.slug)
         if mine is None:
             raise SavedMethodError(f"the weights were saved with {mark}, which is not installed in the model")

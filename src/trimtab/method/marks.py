@@ -15,11 +15,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from trimtab.change import SavedMethodError
 from trimtab.config import canonical
 from trimtab.intervention import ModelIntervention
 
 KEY = re.compile(r"(?P<prefix>(?:.*\.)?)trimtab\.(?P<slug>\w+)\.installed")
+
+
+class SavedMethodError(RuntimeError):
+    """Saved weights are those of another function than the model computes; nothing was loaded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from trimtab.probe import CHUNK, Moments, Probe, TensorProbe
+from trimtab.probe import Moments, Probe, TensorProbe
+from trimtab.watching.measure import CHUNK
 from trimtab.watching.meter import Reading
 from trimtab.watching.metric import Place
 

@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trimtab.probe import AdamProbe, wide
+from trimtab.probe import AdamProbe
+from trimtab.watching.measure import wide
 from trimtab.watching.norms import norms_of
 from trimtab.watching.sharding import local
 

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trimtab.probe import wide
 from trimtab.sink import Sink
 from trimtab.watching import seam
 from trimtab.watching.errors import NotReadableError, WatchError
 from trimtab.watching.guarding import Guarding
 from trimtab.watching.hooks import hook, hook_step
+from trimtab.watching.measure import wide
 from trimtab.watching.meter import Meter, Reading
 from trimtab.watching.meters import meters_for
 from trimtab.watching.outlets import Outlets

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from trimtab.probe import NUM_SUMS, Moments, Probe, TensorProbe, measure
+from trimtab.probe import NUM_SUMS, Moments, Probe, TensorProbe
+from trimtab.watching.measure import measure
 from trimtab.watching.meter import Guard, Meter, Reading
 from trimtab.watching.metric import Place
 from trimtab.watching.norms import numbered

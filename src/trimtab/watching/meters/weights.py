@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from typing_extensions import override
 
-from trimtab.probe import NUM_SUMS, Moments, Probe, TensorProbe, measure
+from trimtab.probe import NUM_SUMS, Moments, Probe, TensorProbe
+from trimtab.watching.measure import measure
 from trimtab.watching.meter import Meter, Reading
 from trimtab.watching.norms import NUM_COLUMNS, add_rows, norms_of, numbered, of_norms
 from trimtab.watching.pack import Pack
