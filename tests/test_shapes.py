@@ -11,7 +11,8 @@ with install_import_hook(["trimtab.models.gpt", "trimtab.loop", "trimtab.data.ba
     import trimtab.data.batches, trimtab.loop, trimtab.models.gpt
 import numpy as np, torch
 from trimtab.data.batches import held_out_batch, training_batch
-from trimtab.loop import Evaluation, held_out_loss, next_token_loss, train
+from trimtab.loop import Evaluation, train
+from trimtab.loss import held_out_loss, next_token_loss
 from trimtab.models.gpt import GPT, GPTConfig
 model = GPT(GPTConfig(width=16, num_layers=1, num_heads=2, context=8, positions="rotary"))
 tokens = np.arange(500, dtype=np.uint16) % 256

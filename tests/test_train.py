@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 import trimtab
 from trimtab import GPT, GPTConfig
-from trimtab.intervention import GradientRule, RunningRule, Source
+from trimtab.intervention import GradientRule, LogZ, RunningRule, Source
 from trimtab.interventions import GlobalClip
-from trimtab.loop import Evaluation, Rules, StepRecord, Verdict, held_out_loss, next_token_loss, train
+from trimtab.loop import Evaluation, Rules, StepRecord, Verdict, train
+from trimtab.loss import held_out_loss, next_token_loss
 from trimtab.optim import ScheduleConfig
 from trimtab.run.build import start_rules
 from trimtab.run.spec import RunSpec, TrainingProtocol
@@ -175,6 +176,10 @@ def test_a_submodule_put_into_eval_mode_during_training_stays_there_over_evaluat
 
 
 class Stateless:
+    def before_step(self, step: int, parameters: Parameters) -> None: ...
+
+    def remove(self) -> None: ...
+
     def state_dict(self) -> dict[str, object]:
         return {}
 
@@ -332,9 +337,14 @@ class Term(Stateless):
         self.weight = weight
         self.calls: list[tuple[int, Tensor, Tensor]] = []
 
-    def __call__(self, step: int, logits: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, step: int, logits: Tensor, targets: Tensor, log_z: LogZ) -> Tensor:
         self.calls.append((step, logits, targets))
         return self.weight * logits.square().mean()
+
+
+def objective(record: StepRecord) -> Tensor:
+    """What a step minimised."""
+    return record.loss if record.penalty is None else record.loss + record.penalty
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -351,7 +361,7 @@ def test_loss_terms_are_added_to_the_loss_and_to_its_gradient(accumulate: int) -
             loss = (loss + 0.1 * logits.square().mean() + 0.3 * logits.square().mean()) / accumulate
             loss.backward()
             total += float(loss.detach())
-        assert float(records[step].loss) == pytest.approx(total, rel=1e-6)
+        assert float(objective(records[step])) == pytest.approx(total, rel=1e-6)
         with torch.no_grad():
             for parameter in plain.parameters():
                 parameter.add_(parameter.grad, alpha=-0.1)
@@ -367,8 +377,10 @@ def test_loss_terms_are_added_to_the_loss_and_to_its_gradient(accumulate: int) -
 
 def test_a_term_of_a_micro_batch_counts_as_its_share_of_the_step() -> None:
     records = [run(make_model(), batches(1, pieces), rules=Rules(loss_terms=[Term(1.0)]))[0] for pieces in (1, 4)]
-    assert float(records[0].loss) == pytest.approx(float(records[1].loss), rel=1e-5)
-    assert float(records[0].loss) > float(run(make_model(), batches(1))[0].loss)
+    assert float(objective(records[0])) == pytest.approx(float(objective(records[1])), rel=1e-5)
+    assert records[0].penalty is not None
+    assert float(records[0].penalty) > 0
+    assert float(records[0].loss) == pytest.approx(float(run(make_model(), batches(1))[0].loss), rel=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -441,7 +453,7 @@ def test_the_schedule_goes_on_over_a_skipped_step() -> None:
 class Broken(Stateless):
     """Every gradient of one step is NaN."""
 
-    def __call__(self, step: int, logits: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, step: int, logits: Tensor, targets: Tensor, log_z: LogZ) -> Tensor:
         return logits.sum() * math.nan if step == 2 else logits.sum() * 0
 
 
@@ -456,7 +468,7 @@ def test_a_step_whose_gradients_are_nan_can_be_skipped() -> None:
     rules = Rules(loss_terms=[Broken()], gradient=[clip_rule], gate=SkipsWhatIsNotFinite())
     records = momentum(model, batches(3), rules=rules)
     assert [record.verdict for record in records] == [APPLY, SKIP, APPLY]
-    assert math.isnan(float(records[1].loss))
+    assert math.isnan(float(objective(records[1])))
     assert math.isnan(float(records[1].grad_norm))
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
     without = Rules(loss_terms=[Broken()], gradient=[GlobalClip().start(dict(other.named_parameters()))])
@@ -498,7 +510,7 @@ def test_the_gate_sees_the_loss_with_its_terms_and_the_norm_from_before_the_rule
         gate=gate,
     )
     records = run(model, batches(2, 2), rules=rules)
-    assert gate.calls == [(record.step, float(record.loss), float(record.grad_norm)) for record in records]
+    assert gate.calls == [(record.step, float(objective(record)), float(record.grad_norm)) for record in records]
     assert all(norm > 0.01 for _, _, norm in gate.calls)
 
 
@@ -618,6 +630,10 @@ def test_gradients_are_complete_after_backward_and_gone_after_the_step() -> None
 class Counts:
     """Any rule that counts its calls."""
 
+    def before_step(self, *_: Any) -> None: ...
+
+    def remove(self) -> None: ...
+
     def __init__(self, answer: Any = None) -> None:
         self.answer, self.count = answer, 0
 
@@ -695,9 +711,14 @@ def test_rules_of_a_run_are_started_with_its_trained_parameters_by_name() -> Non
             started.append(dict(parameters))
             return Counts()
 
+    @dataclass(frozen=True)
+    class Other(Own):
+        pass
+
     model = make_model()
     model.final_norm.requires_grad_(False)
-    rules = start_rules(model, RunSpec(protocol=TrainingProtocol(common=(Own(),)), method=(GlobalClip(), Own())))
+    spec = RunSpec(protocol=TrainingProtocol(common=(Own(),)), method=(GlobalClip(), Other()))
+    rules = start_rules(model, torch.optim.SGD(model.parameters(), lr=0.1), spec)
     assert [type(rule) is Counts for rule in rules.gradient] == [True, False, True]
     assert (list(rules.loss_terms), rules.gate, list(rules.update)) == ([], None, [])
     expected = {name: one for name, one in model.named_parameters() if not name.startswith("final_norm")}

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trimtab import interventions, methods, probes
+    from trimtab import interventions, methods, probes, rules
     from trimtab.hosts import host_for
     from trimtab.loop import train
     from trimtab.method import Method
@@ -27,6 +27,7 @@ __all__ = [
     "load_study",
     "methods",
     "probes",
+    "rules",
     "train",
     "watch",
 ]

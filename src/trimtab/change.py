@@ -100,6 +100,10 @@ class Factorised(Protocol):
 
     def effective_bias(self) -> Tensor | None: ...
 
+    def output_factors(self) -> Sequence[tuple[nn.Parameter, Tensor]]:
+        """The factors whose rows are output rows, each with the index of the output row that each of its rows is."""
+        ...
+
 
 @dataclass(eq=False)
 class SwapChange:

@@ -6,18 +6,17 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.host import evaluating
-from trimtab.intervention import RunningRule
+from trimtab.gradients import Gradients
+from trimtab.intervention import RunningLossTerm, RunningRule, RunningUpdateRule
+from trimtab.loss import losses_of
 
 MicroBatches = Sequence[Tensor]
-Parameters = Mapping[str, nn.Parameter]
 BASE_LR = "initial_lr"  # the key that torch's schedulers use for the LR before the multiplier
 
 
@@ -36,11 +35,12 @@ class StepRecord:
     Attributes:
         step: number of the step, from 1. Step 0 is the evaluation before training.
         multiplier: factor of every group's base LR; 0 for step 0.
-        loss: mean training loss of the step's tokens before the update, in nats, including the loss terms; nan for step
+        loss: mean training loss of the step's tokens before the update, in nats, without the loss terms; nan for step
             0.
         grad_norm: global L2 norm of the gradients before any rule; nan if no rule measures it.
         held_out_loss: loss on the held-out batch after the update, in nats; None if it was not evaluated.
         verdict: the decision of the gate.
+        penalty: sum of the loss terms, in nats; None without loss terms.
     """
 
     step: int
@@ -49,35 +49,16 @@ class StepRecord:
     grad_norm: Tensor
     held_out_loss: Tensor | None = None
     verdict: Verdict = Verdict.APPLY
-
-
-@runtime_checkable
-class LossTerm(Protocol):
-    """A scalar in nats that is added to the loss of every micro-batch."""
-
-    def __call__(self, step: int, logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> Float[Tensor, ""]: ...
-
-    def state_dict(self) -> dict[str, object]: ...
-
-    def load_state_dict(self, state: dict[str, object]) -> None: ...
+    penalty: Tensor | None = None
 
 
 @runtime_checkable
 class Gate(Protocol):
-    """Decides from the loss and the gradient norm (nan if no rule measures it) whether the optimizer steps."""
+    """Decides whether the optimizer steps, from the loss with its terms and the gradient norm (nan if no rule measures
+    it).
+    """
 
     def __call__(self, step: int, loss: Float[Tensor, ""], grad_norm: Float[Tensor, ""]) -> Verdict: ...
-
-    def state_dict(self) -> dict[str, object]: ...
-
-    def load_state_dict(self, state: dict[str, object]) -> None: ...
-
-
-@runtime_checkable
-class UpdateRule(Protocol):
-    """Modifies parameters in place after the optimizer step."""
-
-    def __call__(self, step: int, parameters: Parameters) -> None: ...
 
     def state_dict(self) -> dict[str, object]: ...
 
@@ -95,10 +76,10 @@ class Rules:
         update: rules that modify parameters after the optimizer step; not called if the gate refuses the step.
     """
 
-    loss_terms: Sequence[LossTerm] = ()
+    loss_terms: Sequence[RunningLossTerm] = ()
     gradient: Sequence[RunningRule] = ()
     gate: Gate | None = None
-    update: Sequence[UpdateRule] = ()
+    update: Sequence[RunningUpdateRule] = ()
 
     def state_dict(self) -> dict[str, Any]:
         """The state of every rule, by kind and position."""
@@ -182,61 +163,36 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group[BASE_LR] * multiplier
         losses: list[Tensor] = []
+        penalties: list[Tensor] = []
         for tokens in micro_batches:
             with autocast(precision, tokens.device):
-                loss = _loss(model, tokens, rules.loss_terms, step) / len(micro_batches)
-            loss.backward()
-            losses.append(loss.detach())
+                loss, penalty = losses_of(model, tokens, rules.loss_terms, step)
+                objective = (loss if penalty is None else loss + penalty) / len(micro_batches)
+            objective.backward()
+            losses.append(loss.detach() / len(micro_batches))
+            if penalty is not None:
+                penalties.append(penalty.detach() / len(micro_batches))
         after_backward()
         total = torch.stack(losses).sum()
+        added = torch.stack(penalties).sum() if penalties else None
+        gradients = Gradients(parameters)
         grad_norm = nan
         for rule in rules.gradient:
-            measured = rule(step, parameters)
+            measured = rule(step, gradients)
             grad_norm = measured if measured is not None and grad_norm is nan else grad_norm
-        verdict = Verdict.APPLY if rules.gate is None else rules.gate(step, total, grad_norm)
+        seen = total if added is None else total + added
+        verdict = Verdict.APPLY if rules.gate is None else rules.gate(step, seen, grad_norm)
         if verdict is Verdict.APPLY:
+            for rule in rules.update:
+                rule.before_step(step, gradients)
             optimizer.step()
             for rule in rules.update:
                 rule(step, parameters)
         optimizer.zero_grad(set_to_none=True)
         held_out = evaluation.loss() if evaluation is not None and step in evaluation.after else None
-        yield StepRecord(step, multiplier, total, grad_norm, held_out, verdict)
+        yield StepRecord(step, multiplier, total, grad_norm, held_out, verdict, added)
         if verdict is Verdict.STOP:
             return
-
-
-def _loss(model: nn.Module, tokens: Tensor, terms: Sequence[LossTerm], step: int) -> Tensor:
-    logits = logits_of(model, tokens[:, :-1])
-    targets = tokens[:, 1:]
-    loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-    for term in terms:
-        loss = loss + term(step, logits, targets)
-    return loss
-
-
-def logits_of(model: nn.Module, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
-    """The output of a model, or the ``logits`` of its output."""
-    output = model(tokens)
-    return cast(Tensor, getattr(output, "logits", output))
-
-
-def token_losses(model: nn.Module, tokens: Int[Tensor, "B T_plus_1"]) -> Float[Tensor, "B T"]:
-    """Cross-entropy of each next token, in nats, computed from logits in fp32. NaN logits give NaN losses."""
-    logits = logits_of(model, tokens[:, :-1])
-    losses = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    return losses.view(len(tokens), -1)
-
-
-def next_token_loss(model: nn.Module, tokens: Int[Tensor, "B T_plus_1"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the next tokens, in nats, computed from logits in fp32. NaN logits give a NaN loss."""
-    return _loss(model, tokens, (), 0)
-
-
-def held_out_loss(model: nn.Module, tokens: Int[Tensor, "B T_plus_1"], batch_size: int) -> Float[Tensor, ""]:
-    """Loss on fixed held-out windows in fp32 and eval mode, in nats; the mode of every submodule is restored."""
-    with evaluating(model), torch.no_grad():
-        pieces = [next_token_loss(model, piece) * len(piece) for piece in tokens.split(batch_size)]
-    return torch.stack(pieces).sum() / len(tokens)
 
 
 def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from trimtab import data, methods, optim
+from trimtab.intervention import GradientRule
 from trimtab.run.execute import execute
 from trimtab.run.folder import load_steps
 from trimtab.run.numerics import NUMERICS
@@ -26,7 +27,9 @@ FILE = Path(__file__).with_name("golden.json")
 TOLERANCE = 3e-6
 LOOSER = {
     "optimizer muon": 1e-4,  # its Newton-Schulz iteration runs in bf16
+    "optimizer muon_h": 1e-4,
     "method qkv_norm": 1e-5,  # an EPYC of family 17 is 4.3e-6 from the processor that wrote the losses
+    "method wesar": 5e-5,  # a Xeon of another generation is 1.3e-5 away
 }
 TEXT = "the quick brown fox jumps over the lazy dog, and the dog sleeps on. "
 
@@ -43,9 +46,10 @@ def specs(folder: Path) -> dict[str, dict[str, Any]]:
     }
     runs: dict[str, dict[str, Any]] = {}
     for slug in methods.catalogue():
-        runs[f"method {slug}"] = run(method=slug)
+        replaced = any(isinstance(i, GradientRule) for i in methods.catalogue()[slug].interventions)
+        runs[f"method {slug}"] = run(method=slug, **({"common": []} if replaced else {}))
     for slug in optim.catalogue():
-        runs[f"optimizer {slug}"] = run(optimizer={slug: {}}, steps=5 if slug == "muon" else 8)
+        runs[f"optimizer {slug}"] = run(optimizer={slug: {}}, steps=5 if slug.startswith("muon") else 8)
     for shape in ("cosine", "linear", "constant"):
         runs[f"schedule {shape}"] = run(schedule={"shape": shape})
     for slug in data.catalogue():

@@ -26,7 +26,7 @@ from trimtab.data import ZipfMarkov
 from trimtab.data.batches import held_out_batch
 from trimtab.intervention import InitRule
 from trimtab.interventions import GlobalClip, SoftCap, WeightGate
-from trimtab.loop import held_out_loss
+from trimtab.loss import held_out_loss
 from trimtab.method import install
 from trimtab.optim import AdamW, Muon, Rates, ScheduleConfig
 from trimtab.run.build import build, build_optimizer, weight_matrices, weight_norm

@@ -17,7 +17,7 @@ from torch import Tensor
 from trimtab.data import Classics, TextFiles, TokenData
 from trimtab.data.classics import documents
 from trimtab.data.tokenizer import encode
-from trimtab.loop import held_out_loss, next_token_loss
+from trimtab.loss import held_out_loss, next_token_loss
 from trimtab.models.gpt import GPT, GPTConfig
 from trimtab.run.build import build
 from trimtab.run.check import check_run

@@ -5,13 +5,14 @@ from __future__ import annotations
 from trimtab.config.reader import Reader
 from trimtab.config.text import canonical, dotted, printable, shown, to_plain, unknown
 from trimtab.config.toml import LARGEST_FILE, apply_settings, dump_toml, load_toml, merge
-from trimtab.config.values import ConfigError, Raw
+from trimtab.config.values import ConfigError, Raw, Settings
 
 __all__ = [
     "LARGEST_FILE",
     "ConfigError",
     "Raw",
     "Reader",
+    "Settings",
     "apply_settings",
     "canonical",
     "dotted",

@@ -14,7 +14,7 @@ from cattrs import AttributeValidationNote, IterableValidationNote
 from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
 
 from trimtab.config.text import dotted, shown, unknown
-from trimtab.config.values import ConfigError, Raw, refuse_unusable
+from trimtab.config.values import ConfigError, Raw, Settings, refuse_unusable
 
 T = TypeVar("T")
 
@@ -29,6 +29,7 @@ class Reader:
             (int, _int),
             (float, _float),
             (str, _str),
+            (Settings, _settings),
         ]
         for kind, hook in hooks:
             self.converter.register_structure_hook(kind, hook)
@@ -53,6 +54,15 @@ class Reader:
 
         # By the type itself: subclasses are read field by field.
         self.converter.register_structure_hook_func(lambda asked: asked is kind, read)
+
+    def accept_word(self, kind: type[T], field: str) -> None:
+        """Read a dataclass from a word, too, which stands for a table with this one field."""
+        read = self.converter.get_structure_hook(kind)
+
+        def either(raw: Any, asked: Any) -> T:
+            return read({field: raw} if isinstance(raw, str) else raw, asked)
+
+        self.converter.register_structure_hook_func(lambda asked: asked is kind, either)
 
     def read(self, raw: object, kind: type[T], where: str, at: Sequence[str | int] = (), also: Sequence[str] = ()) -> T:
         """One dataclass from the plain tables that stand in file ``where`` at the path ``at``.
@@ -114,6 +124,12 @@ def _str(raw: Any, _kind: Any) -> str:
     if not isinstance(raw, str):
         raise TypeError(f"expected a string, got {shown(raw)}")
     return raw
+
+
+def _settings(raw: Any, _kind: Any) -> Settings:
+    if not isinstance(raw, Mapping):
+        raise TypeError(f"expected a table, got {shown(raw)}")
+    return Settings(cast("Mapping[str, Any]", raw))
 
 
 def _is_variadic_tuple(kind: Any) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
+
+from typing_extensions import override
 
 from trimtab.config.text import dotted, printable, shortened, shown
 
@@ -17,6 +19,33 @@ class ConfigError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+class Settings(Mapping[str, Any]):
+    """An immutable table of plain values, for settings that another library defines. Equal tables have equal hashes."""
+
+    def __init__(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+        self._values = {**(values or {}), **more}
+
+    @override
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @override
+    def __hash__(self) -> int:
+        return hash(repr(sorted(self._values.items())))
+
+    @override
+    def __repr__(self) -> str:
+        return f"Settings({self._values!r})"
 
 
 def refuse_unusable(value: object, where: str, at: Sequence[str | int] = ()) -> None:

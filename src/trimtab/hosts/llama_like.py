@@ -70,7 +70,7 @@ class Gemma2Host(HuggingFaceHost):
 
     family = "Gemma 2"
     model_types = frozenset({"gemma2"})
-    built_in = frozenset({"soft_cap", "branch_norm", "embedding_scale"})
+    built_in = frozenset({"soft_cap", "branch_norm", "embedding_scale", "logit_cap"})
     names = replace(
         LLAMA,
         mlp_norm="pre_feedforward_layernorm",
@@ -80,5 +80,8 @@ class Gemma2Host(HuggingFaceHost):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        if cast(Any, model).config.attn_logit_softcapping is None:
+        config = cast(Any, model).config
+        if config.attn_logit_softcapping is None:
             self.built_in = self.built_in - {"soft_cap"}
+        if config.final_logit_softcapping is None:
+            self.built_in = self.built_in - {"logit_cap"}

@@ -16,7 +16,7 @@ class NanochatHost(DecoderHost):
     """A model laid out like nanochat; queries and keys are normalised after rotary, and norms have no parameters."""
 
     family = "nanochat-like"
-    built_in = frozenset({"qk_norm"})
+    built_in = frozenset({"qk_norm", "logit_cap"})
     names = Names(
         blocks="transformer.h",
         embedding="transformer.wte",

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from typing_extensions import override
 
+from trimtab.gradients import Gradients
 from trimtab.intervention import GradientRule, RunningRule, Source
 
 
@@ -53,8 +54,9 @@ class _Clip:
         self.max_norm = max_norm
 
     def __call__(self, step: int, parameters: Mapping[str, nn.Parameter]) -> Tensor | None:
-        norm = get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
-        clip_grads_with_norm_(parameters.values(), self.max_norm, norm)
+        gradients = Gradients.of(parameters)
+        norm = gradients.total()
+        gradients.scale(torch.clamp(self.max_norm / (norm + 1e-6), max=1.0))  # as torch.nn.utils.clip_grad_norm_
         return norm
 
     def state_dict(self) -> dict[str, object]:

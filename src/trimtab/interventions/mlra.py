@@ -223,6 +223,12 @@ class _Product(nn.Module):
     def effective_bias(self) -> Tensor | None:
         return None  # the bias still belongs to the family, so there is nothing to merge
 
+    def output_factors(self) -> Sequence[tuple[nn.Parameter, Tensor]]:
+        numbers = torch.arange(self.out_features, device="cpu")
+        places = numbers if self.order is None else self.order.cpu().argsort()
+        ups = [cast(nn.Parameter, up.weight) for up in self.up]
+        return list(zip(ups, places.split([len(up) for up in ups]), strict=True))
+
 
 def _order(views: Sequence[PartView]) -> Tensor | None:
     """Index of each output row of the family's matrix in the concatenated pieces; None if the order is the same."""

@@ -10,19 +10,26 @@ from inspect import isabstract
 
 from trimtab.optim.adamw import AdamW
 from trimtab.optim.composite import CompositeOptimizer
-from trimtab.optim.contract import OptimizerConfig, OptimizerError, Rates, TrainedParameter
+from trimtab.optim.contract import Decay, OptimizerConfig, OptimizerError, Rates, TrainedParameter
 from trimtab.optim.muon import Muon
+from trimtab.optim.muon_h import MuonH
 from trimtab.optim.schedule import ScheduleConfig
+from trimtab.optim.stable_adamw import StableAdamW
+from trimtab.optim.torch_optimizer import TorchOptimizer
 from trimtab.registry import Catalogue
 
 __all__ = [
     "AdamW",
     "CompositeOptimizer",
+    "Decay",
     "Muon",
+    "MuonH",
     "OptimizerConfig",
     "OptimizerError",
     "Rates",
     "ScheduleConfig",
+    "StableAdamW",
+    "TorchOptimizer",
     "TrainedParameter",
     "catalogue",
 ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, final
+from dataclasses import dataclass, field
+from typing import final
 
 import torch
 from typing_extensions import override
 
-from trimtab.optim.contract import OptimizerConfig, TrainedParameter, by_rate, check_range
+from trimtab.optim.contract import Decay, OptimizerConfig, TrainedParameter, by_rate, check_range
 
 
 @final
@@ -20,8 +20,8 @@ class AdamW(OptimizerConfig):
 
     Attributes:
         weight_decay: coefficient of the decay. Biases, norms and gains of methods never decay.
-        decay: ``coupled`` shrinks a weight by the factor 1 - LR x weight_decay per step, as torch does; ``independent``
-            by the factor 1 - weight_decay x LR / peak LR, so that the decay does not depend on the peak LR.
+        decay: factors of the decay by part, such as ``{ embedding = 0 }``; ``"independent"`` for a decay that does not
+            depend on the peak LR.
 
     Raises:
         ValueError: if a beta is outside [0, 1), or eps or weight_decay is negative or not finite.
@@ -31,7 +31,7 @@ class AdamW(OptimizerConfig):
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
-    decay: Literal["coupled", "independent"] = "coupled"
+    decay: Decay = field(default_factory=Decay)
 
     def __post_init__(self) -> None:
         check_range(self, "beta1", 0, 1)
@@ -50,19 +50,9 @@ class AdamW(OptimizerConfig):
             {
                 "params": [member.parameter for member in members],
                 "lr": learning_rate * rate,
-                "weight_decay": decayed(self.weight_decay, self.decay, learning_rate * rate) if decays else 0.0,
+                "weight_decay": self.decay.of_group(self.weight_decay, share, learning_rate * rate),
             }
-            for rate, decays, members in by_rate(parameters, self.rates)
+            for rate, share, members in by_rate(parameters, self.rates, self.decay)
         ]
         # fused: one kernel updates all parameters, also on the CPU.
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
-
-
-def decayed(weight_decay: float, decay: Literal["coupled", "independent"], learning_rate: float) -> float:
-    """The ``weight_decay`` of torch, which torch multiplies by the LR of the step.
-
-    Independent decay gives 0 for a group whose peak LR is 0.
-    """
-    if decay == "coupled":
-        return weight_decay
-    return weight_decay / learning_rate if learning_rate else 0.0

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trimtab.host import Part
 
@@ -34,6 +34,7 @@ class TrainedParameter:
         decays: whether weight decay applies. Matrices of the family decay; biases, norms and gains of methods do not.
         hidden: whether it is the matrix of a hidden layer, which excludes embedding and head.
         transposed: whether it is stored as (in, out).
+        rows: the outputs of each part, if parts share the matrix; empty if one part owns it.
     """
 
     name: str
@@ -42,15 +43,18 @@ class TrainedParameter:
     decays: bool
     hidden: bool
     transposed: bool = False
+    rows: tuple[slice | Tensor, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rates:
-    """Factors of the peak LR by part. A parameter that belongs to no part has factor 1.
+class Factors:
+    """Factors by part. A parameter that belongs to no part has factor 1.
 
     Raises:
         ValueError: if a factor is negative or not finite.
     """
+
+    setting: ClassVar[str]
 
     attn_norm: float = 1.0
     q: float = 1.0
@@ -65,9 +69,9 @@ class Rates:
     head: float = 1.0
 
     def __post_init__(self) -> None:
-        for part in fields(self):
-            if not 0 <= getattr(self, part.name) < math.inf:
-                raise ValueError(f"{part.name} must be finite and not negative, got {getattr(self, part.name)}")
+        for part in Part:
+            if not 0 <= getattr(self, part.value) < math.inf:
+                raise ValueError(f"{part.value} must be finite and not negative, got {getattr(self, part.value)}")
 
     def of(self, parts: Sequence[Part]) -> float:
         """The factor of a parameter that belongs to these parts.
@@ -78,12 +82,64 @@ class Rates:
         factors = {float(getattr(self, part.value)) for part in parts} or {1.0}
         if len(factors) > 1:
             names = " and ".join(part.value for part in parts)
-            raise OptimizerError(f"optimizer.rates: {names} share one matrix in this model; give them the same factor")
+            raise OptimizerError(
+                f"optimizer.{self.setting}: {names} share one matrix in this model; give them the same factor"
+            )
         return factors.pop()
 
     def changed(self) -> list[Part]:
         """The parts whose factor is not 1."""
         return [part for part in Part if getattr(self, part.value) != 1.0]
+
+    def check(self, present: Collection[Part]) -> None:
+        """Refuse a factor of a part that has no parameters.
+
+        Raises:
+            OptimizerError: if there is such a factor; the message names the parts that there are.
+        """
+        for part in self.changed():
+            if part not in present:
+                names = ", ".join(sorted(present)) or "none"
+                raise OptimizerError(
+                    f"optimizer.{self.setting}.{part.value}: the model has no parameters of this part; it has {names}"
+                )
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates(Factors):
+    """Factors of the peak LR by part."""
+
+    setting: ClassVar[str] = "rates"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decay(Factors):
+    """Factors of the weight decay by part, and whether the decay depends on the LR. Only matrices decay at all.
+
+    Attributes:
+        coupling: ``coupled`` shrinks a weight by the factor 1 - LR x weight_decay per step, as torch does;
+            ``independent`` by the factor 1 - weight_decay x LR / peak LR, so that the decay does not depend on the peak
+            LR. In a file, the word alone stands for a table with this setting.
+    """
+
+    setting: ClassVar[str] = "decay"
+    coupling: Literal["coupled", "independent"] = "coupled"
+
+    def of_group(self, weight_decay: float, share: float, learning_rate: float) -> float:
+        """The ``weight_decay`` of torch, which torch multiplies by the LR of the step.
+
+        Independent decay gives 0 for a group whose peak LR is 0.
+
+        Args:
+            weight_decay: the coefficient.
+            share: the factor of the group.
+            learning_rate: the peak LR of the group.
+        """
+        if self.coupling == "coupled":
+            return weight_decay * share
+        return weight_decay * share / learning_rate if learning_rate else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,24 +166,25 @@ class OptimizerConfig(ABC):
         """
 
 
-def by_rate(parameters: Sequence[TrainedParameter], rates: Rates) -> list[tuple[float, bool, list[TrainedParameter]]]:
-    """Triples (factor of the LR, whether the group decays, parameters); groups that decay come first.
+def by_rate(
+    parameters: Sequence[TrainedParameter], rates: Rates, decay: Decay | None = None
+) -> list[tuple[float, float, list[TrainedParameter]]]:
+    """Triples (factor of the LR, factor of the weight decay, parameters).
+
+    The factor of the decay is 0 for parameters that do not decay; groups that decay come first.
 
     Raises:
-        OptimizerError: if a part that ``rates`` changes has no parameters.
+        OptimizerError: if a part that ``rates`` or ``decay`` changes has no parameters, or none that decays.
     """
-    present = {part for parameter in parameters for part in parameter.parts}
-    for part in rates.changed():
-        if part not in present:
-            names = ", ".join(sorted(present)) or "none"
-            raise OptimizerError(
-                f"optimizer.rates.{part.value}: the model has no parameters of this part; it has {names}"
-            )
-    groups: dict[tuple[bool, float], list[TrainedParameter]] = {}
+    decay = decay or Decay()
+    rates.check({part for parameter in parameters for part in parameter.parts})
+    decay.check({part for parameter in parameters if parameter.decays for part in parameter.parts})
+    groups: dict[tuple[float, float], list[TrainedParameter]] = {}
     for parameter in parameters:
-        groups.setdefault((not parameter.decays, rates.of(parameter.parts)), []).append(parameter)
-    order = sorted(groups, key=lambda key: key[0])
-    return [(rate, not spared, groups[spared, rate]) for spared, rate in order]
+        share = decay.of(parameter.parts) if parameter.decays else 0.0
+        groups.setdefault((rates.of(parameter.parts), share), []).append(parameter)
+    order = sorted(groups, key=lambda key: key[1] == 0)
+    return [(rate, share, groups[rate, share]) for rate, share in order]
 
 
 def check_range(config: object, name: str, low: float, high: float) -> None:

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, final
+from dataclasses import dataclass, field, replace
+from typing import final
 
 import torch
 from typing_extensions import override
 
-from trimtab.optim.adamw import AdamW, decayed
+from trimtab.optim.adamw import AdamW
 from trimtab.optim.composite import CompositeOptimizer
-from trimtab.optim.contract import OptimizerConfig, OptimizerError, TrainedParameter, by_rate, check_range
+from trimtab.optim.contract import Decay, OptimizerConfig, OptimizerError, Rates, TrainedParameter, by_rate, check_range
+from trimtab.optim.matrices import OrthogonalMomentum, by_layout
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Muon(OptimizerConfig):
-    """torch's Muon for the hidden matrices, AdamW for embedding, head, norms, biases and gains of methods.
+    """Muon for the hidden matrices, AdamW for embedding, head, norms, biases and gains of methods.
 
-    If a model family stores queries, keys and values in one matrix, that matrix is orthogonalized as a whole.
+    If a model family stores queries, keys and values in one matrix, each of them is orthogonalized by itself; so is
+    each matrix of a stack, such as the experts of a layer.
 
     Attributes:
         momentum: momentum of the gradient ("mu").
@@ -47,7 +49,7 @@ class Muon(OptimizerConfig):
     ns_steps: int = 5
     match_rms: bool = True
     weight_decay: float = 0.1
-    decay: Literal["coupled", "independent"] = "coupled"
+    decay: Decay = field(default_factory=Decay)
     adamw_rate: float = 1.0
     adamw: AdamW = field(default_factory=AdamW, metadata={"tagged": False})
 
@@ -61,46 +63,56 @@ class Muon(OptimizerConfig):
 
     @override
     def build(self, parameters: Sequence[TrainedParameter], learning_rate: float) -> torch.optim.Optimizer:
-        hidden = [parameter for parameter in parameters if parameter.hidden]
-        if not hidden:
-            raise OptimizerError(
-                "optimizer.muon: this model has no known hidden matrix, because no host knows the model; use adamw"
-            )
+        hidden, rest = hidden_and_rest(parameters, self.slug())
         if not self.match_rms and any(parameter.transposed for parameter in hidden):
             raise OptimizerError(
                 "optimizer.muon: this model stores its matrices as (in, out), and sqrt(max(1, rows / columns)) would "
                 "be taken the wrong way round; set match_rms = true"
             )
-        groups = by_rate(parameters, self.rates)
-        matrices = [
+        self.rates.check({part for parameter in parameters for part in parameter.parts})
+        groups = [
             {
-                "params": members,
+                "params": [member.parameter for member in members],
                 "lr": learning_rate * rate,
-                "weight_decay": decayed(self.weight_decay, self.decay, learning_rate * rate) if decays else 0.0,
+                "weight_decay": self.decay.of_group(self.weight_decay, share, learning_rate * rate),
+                "factor": "match_rms" if self.match_rms else "original",
+                **layout,
             }
-            for rate, decays, group in groups
-            if (members := [member.parameter for member in group if member.hidden])
+            for rate, share, group in by_rate(hidden, within(self.rates, hidden), self.decay)
+            for layout, members in by_layout(group)
         ]
-        peak = learning_rate * self.adamw_rate
-        others = [
-            {
-                "params": members,
-                "lr": peak * rate,
-                "weight_decay": decayed(self.adamw.weight_decay, self.adamw.decay, peak * rate) if decays else 0.0,
-            }
-            for rate, decays, group in groups
-            if (members := [member.parameter for member in group if not member.hidden])
-        ]
-        muon = torch.optim.Muon(
-            matrices,
-            lr=learning_rate,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            ns_steps=self.ns_steps,
-            adjust_lr_fn="match_rms_adamw" if self.match_rms else "original",
+        momentum = {"momentum": self.momentum, "nesterov": self.nesterov, "ns_steps": self.ns_steps}
+        matrices = OrthogonalMomentum([momentum | group for group in groups], learning_rate)
+        return beside_adamw(matrices, rest, self.adamw, self.rates, learning_rate * self.adamw_rate)
+
+
+def hidden_and_rest(
+    parameters: Sequence[TrainedParameter], slug: str
+) -> tuple[list[TrainedParameter], list[TrainedParameter]]:
+    """The hidden matrices and all other parameters.
+
+    Raises:
+        OptimizerError: if there is no known hidden matrix, or one is neither a matrix nor a stack of matrices.
+    """
+    hidden = [parameter for parameter in parameters if parameter.hidden]
+    if not hidden:
+        raise OptimizerError(
+            f"optimizer.{slug}: this model has no known hidden matrix, because no host knows the model; use adamw"
         )
-        if not others:
-            return muon
-        betas = (self.adamw.beta1, self.adamw.beta2)
-        rest = torch.optim.AdamW(others, lr=peak, betas=betas, eps=self.adamw.eps, fused=True)
-        return CompositeOptimizer(muon, rest)
+    return hidden, [parameter for parameter in parameters if not parameter.hidden]
+
+
+def within(rates: Rates, parameters: Sequence[TrainedParameter]) -> Rates:
+    """The rates of the parts that these parameters have; 1 for all other parts."""
+    present = {part for parameter in parameters for part in parameter.parts}
+    return replace(rates, **{part.value: 1.0 for part in rates.changed() if part not in present})
+
+
+def beside_adamw(
+    matrices: torch.optim.Optimizer, rest: Sequence[TrainedParameter], adamw: AdamW, rates: Rates, learning_rate: float
+) -> torch.optim.Optimizer:
+    """An optimizer of matrices together with AdamW for the other parameters, if there are any."""
+    adamw.decay.check({part for parameter in rest if parameter.decays for part in parameter.parts})
+    if not rest:
+        return matrices
+    return CompositeOptimizer(matrices, replace(adamw, rates=within(rates, rest)).build(rest, learning_rate))

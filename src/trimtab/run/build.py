@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from trimtab.host import Part, PartView, evaluating, stored_weight
-from trimtab.hosts import UnknownFamilyError, host_for
-from trimtab.intervention import GradientRule, Intervention, ModelIntervention
+from trimtab.host import Host, Part, PartView, evaluating, stored_weight
+from trimtab.hosts import UnknownFamilyError, host_for, host_or_model
+from trimtab.intervention import Intervention, ModelIntervention, Trained
 from trimtab.loop import Rules
 from trimtab.method import family_matrices, install, installed_in, method_parameters
 from trimtab.models.gpt import GPT
 from trimtab.optim import OptimizerError, TrainedParameter
+from trimtab.rules import start
 from trimtab.run.spec import RunSpec
 
 HIDDEN = (Part.Q, Part.K, Part.V, Part.PROJ, Part.FC1, Part.FC2)
@@ -48,10 +49,12 @@ def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.Optimizer:
     return spec.protocol.optimizer.build(trained_parameters(model, spec.interventions), spec.learning_rate)
 
 
-def start_rules(model: nn.Module, spec: RunSpec) -> Rules:
+def start_rules(model: nn.Module, optimizer: torch.optim.Optimizer, spec: RunSpec) -> Rules:
     """The rules of the interventions, in order of installation."""
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return Rules(gradient=[rule.start(parameters) for rule in spec.interventions if isinstance(rule, GradientRule)])
+    found = host_or_model(model)
+    host = found if isinstance(found, Host) else None
+    return start(spec.interventions, Trained(model=model, parameters=parameters, optimizer=optimizer, host=host))
 
 
 def trained_parameters(model: nn.Module, interventions: Sequence[Intervention] = ()) -> list[TrainedParameter]:
@@ -65,6 +68,7 @@ def trained_parameters(model: nn.Module, interventions: Sequence[Intervention] =
     views = _views_of(model)
     parts = _parts_of(views)
     transposed = {id(view.stored) for view in views if view.transposed and view.stored is not None}
+    rows = _rows_of(views)
     of_methods = method_parameters(model)
     added = _hidden_of_methods(model, interventions)
     return [
@@ -73,10 +77,11 @@ def trained_parameters(model: nn.Module, interventions: Sequence[Intervention] =
             parameter=parameter,
             parts=parts.get(id(parameter), ()),
             decays=parameter.ndim >= 2 and parameter not in of_methods,
-            hidden=parameter.ndim == 2
+            hidden=parameter.ndim in (2, 3)
             and parameter not in of_methods
             and (id(parameter) in added or any(part in HIDDEN for part in parts.get(id(parameter), ()))),
             transposed=id(parameter) in transposed,
+            rows=rows.get(id(parameter), ()) if parameter.ndim == 2 else (),
         )
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
@@ -99,6 +104,15 @@ def _parts_of(views: Sequence[PartView]) -> dict[int, tuple[Part, ...]]:
             so_far = parts.get(id(parameter), ())
             parts[id(parameter)] = so_far if view.part in so_far else (*so_far, view.part)
     return parts
+
+
+def _rows_of(views: Sequence[PartView]) -> dict[int, tuple[slice | Tensor, ...]]:
+    """The outputs of the parts that share a stored matrix, by the identifier of the parameter."""
+    rows: dict[int, tuple[slice | Tensor, ...]] = {}
+    for view in views:
+        if view.stored is not None and view.rows is not None:
+            rows[id(view.stored)] = (*rows.get(id(view.stored), ()), view.rows)
+    return rows
 
 
 def _hidden_of_methods(model: nn.Module, interventions: Sequence[Intervention]) -> set[int]:

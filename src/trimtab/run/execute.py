@@ -15,7 +15,8 @@ from trimtab.config import dump_toml
 from trimtab.data import TokenData
 from trimtab.data.batches import held_out_batch, training_batch
 from trimtab.hosts import host_or_model
-from trimtab.loop import Evaluation, held_out_loss, train
+from trimtab.loop import Evaluation, train
+from trimtab.loss import held_out_loss
 from trimtab.run.build import build, build_optimizer, start_rules, weight_matrices, weight_norm
 from trimtab.run.environment import environment
 from trimtab.run.facts import Facts
@@ -104,7 +105,7 @@ def _train(
         training_batches(protocol, data, spec.seeds.data, device),
         optimizer,
         lambda step: protocol.schedule.factor(step, training.steps),
-        start_rules(model, spec),
+        start_rules(model, optimizer, spec),
         evaluation=Evaluation(
             loss=lambda: held_out_loss(model, held_out, EVALUATION_BATCH),
             after=protocol.evaluation.steps_of(training.steps),
@@ -119,6 +120,8 @@ def _train(
             "loss": loss,
             "grad_norm": float(record.grad_norm),
         }
+        if record.penalty is not None:
+            row["penalty"] = float(record.penalty)
         if record.held_out_loss is not None:
             row["held_out_loss"] = float(record.held_out_loss)
             row["weight_norm"] = float(weight_norm(model, matrices))

@@ -10,7 +10,7 @@ from trimtab import data, interventions, methods, optim
 from trimtab.config import ConfigError, Raw, Reader, dotted, merge, shown, unknown
 from trimtab.data import Classics, TokenSource
 from trimtab.intervention import Intervention
-from trimtab.optim import AdamW, OptimizerConfig
+from trimtab.optim import AdamW, Decay, OptimizerConfig
 from trimtab.run.spec import SECTIONS, RunSpec, Seeds, TrainingProtocol
 
 KeyPath = tuple[str | int, ...]
@@ -23,6 +23,7 @@ def reader() -> Reader:
     made.accept_tagged(TokenSource, data.catalogue)
     made.accept_tagged(Intervention, interventions.catalogue)
     made.accept_tagged(OptimizerConfig, optim.catalogue)
+    made.accept_word(Decay, "coupling")
     return made
 
 

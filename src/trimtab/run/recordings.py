@@ -14,7 +14,7 @@ from trimtab.data import TokenData
 from trimtab.data.source import Tokens
 from trimtab.host import Part, SiteUnavailableError, evaluating
 from trimtab.hosts import host_for
-from trimtab.loop import logits_of
+from trimtab.loss import logits_of
 from trimtab.probes.token_embedding_variability import row_deviations
 from trimtab.run.spec import ProbesConfig
 

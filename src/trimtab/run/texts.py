@@ -16,7 +16,7 @@ from trimtab.data import CorpusError, TokenData
 from trimtab.data.source import Tokens
 from trimtab.data.text_files import read_text
 from trimtab.host import evaluating
-from trimtab.loop import token_losses
+from trimtab.loss import token_losses
 from trimtab.run.spec import EvaluationConfig
 
 BlockLosses = Mapping[str, list[float]]

@@ -9,7 +9,8 @@ import torch
 
 from trimtab.config import printable
 from trimtab.data.batches import held_out_batch
-from trimtab.loop import held_out_loss, train
+from trimtab.loop import train
+from trimtab.loss import held_out_loss
 from trimtab.run.build import build, build_optimizer
 from trimtab.run.cost import cost_of
 from trimtab.run.execute import EVALUATION_BATCH, training_batches

@@ -11,14 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from typing_extensions import override
 
 from trimtab.intervention import GradientRule, RunningRule
+from trimtab.testing.reads import NoNumbers
 
 SHAPES = ((4, 3), (3,), (2, 2, 2))
 SPIKE = 1000.0
-READS_A_NUMBER = (torch.ops.aten._local_scalar_dense.default,)
 
 
 class GradientRuleContract(ABC):
@@ -138,7 +136,7 @@ class GradientRuleContract(ABC):
         rule = self.make_rule().start(named(parameters))
         for step in range(self.steps):
             _set(parameters, self.gradients(step))
-            with _NoNumbers() as reads:
+            with NoNumbers() as reads:
                 rule(step + 1, named(parameters))
             assert not reads.operations, (
                 f"{self.slug} reads a number back to the host at step {step}: {reads.operations[0]}"
@@ -176,20 +174,6 @@ class GradientRuleContract(ABC):
             assert _equal(gradients, others), f"{self.slug}, {when}, gives other gradients {step} steps later"
             same = torch.equal(norm, other_norm) if isinstance(norm, Tensor) else norm == other_norm
             assert same, f"{self.slug}, {when}, returns another norm {step} steps later"
-
-
-class _NoNumbers(TorchDispatchMode):
-    """Notes the operations that read a number from a tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[str] = []
-
-    @override
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in READS_A_NUMBER:
-            self.operations.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def fresh_parameters() -> list[nn.Parameter]:

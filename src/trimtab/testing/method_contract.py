@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from trimtab.change import InitialChange, SlotChange, SwapChange, WeightChange
 from trimtab.host import Host, Listener, Site, Slot, Tap
-from trimtab.intervention import GradientRule, ModelIntervention
+from trimtab.intervention import GradientRule, LossTerm, ModelIntervention, UpdateRule
 from trimtab.method import Method, RemovalError, installed_in
 from trimtab.optim import AdamW
 from trimtab.run.build import trained_parameters
@@ -74,8 +74,9 @@ class MethodContract(ABC):
         """Every intervention is of a kind that this contract tests, and those on the model change it."""
         host = self.make_host()
         method = self.make_method()
-        untested = [i.slug() for i in method.interventions if not isinstance(i, ModelIntervention | GradientRule)]
-        assert not untested, f"this contract has no tests for the kind of {', '.join(untested)}"
+        kinds = (ModelIntervention, GradientRule, UpdateRule, LossTerm)
+        untested = [i.slug() for i in method.interventions if not isinstance(i, kinds)]
+        assert not untested, f"this contract has no tests for the kind of {', '.join(untested)}; see RuleContract"
         wanted = [i for i in method.interventions if isinstance(i, ModelIntervention)]
         assert len(method.install(host)) == len(wanted)
         assert all(len(receipt.changes) > 0 for receipt in installed_in(host.model))

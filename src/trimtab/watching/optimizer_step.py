@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.probe import AdamProbe
+from trimtab.sharding import local
 from trimtab.watching.measure import wide
 from trimtab.watching.norms import norms_of
-from trimtab.watching.sharding import local
 
 CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}  # on a CPU the chunks stay in the cache
 SMALL = 1 << 18  # entries up to which parameters are taken together

@@ -7,7 +7,7 @@ from typing import Literal
 import torch.distributed as dist
 from torch import Tensor
 
-from trimtab.watching.sharding import is_first_replica, is_sharded
+from trimtab.sharding import is_first_replica, is_sharded
 
 
 class Ranks:

@@ -9,13 +9,13 @@ import torch
 from typing_extensions import override
 
 from trimtab.probe import Probe, TensorProbe
+from trimtab.sharding import local
 from trimtab.watching.meter import Meter, Reading
 from trimtab.watching.metric import Place
 from trimtab.watching.norms import NUM_COLUMNS, add_rows, norm_probes, norms_of, numbered, of_norms
 from trimtab.watching.pack import Pack
 from trimtab.watching.parameters import KeyedParameters
 from trimtab.watching.ranks import Ranks
-from trimtab.watching.sharding import local
 from trimtab.watching.subject import Subject, gradient_of
 
 TOTAL = Place("all_grad", "model")

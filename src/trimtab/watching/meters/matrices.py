@@ -12,11 +12,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from trimtab.probe import MatrixProbe, Probe
+from trimtab.sharding import is_sharded, local
 from trimtab.watching.lanczos import largest_eigenvalues
 from trimtab.watching.meter import Meter, Reading
 from trimtab.watching.metric import Place
 from trimtab.watching.pack import Pack
-from trimtab.watching.sharding import is_sharded, local
 from trimtab.watching.subject import Subject
 
 FIRST_STEPS = 40

@@ -11,13 +11,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from trimtab.probe import GradientNoiseProbe, Probe
+from trimtab.sharding import is_sharded
 from trimtab.watching.errors import NotReadableError
 from trimtab.watching.meter import Guard, Meter, Reading
 from trimtab.watching.meters.gradients import add_gradient_norms
 from trimtab.watching.metric import Place, where_of
 from trimtab.watching.norms import NUM_COLUMNS, numbered
 from trimtab.watching.pack import Pack
-from trimtab.watching.sharding import is_sharded
 from trimtab.watching.subject import Subject, gradient_of
 
 LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")

@@ -9,10 +9,10 @@ import torch
 from typing_extensions import override
 
 from trimtab.probe import Probe, TableProbe
+from trimtab.sharding import first_row, local
 from trimtab.watching.meter import Meter, Reading
 from trimtab.watching.pack import Pack
 from trimtab.watching.parameters import Weight
-from trimtab.watching.sharding import first_row, local
 from trimtab.watching.subject import Subject
 
 ROWS_AT_A_TIME = 4096

@@ -9,11 +9,11 @@ import torch
 from typing_extensions import override
 
 from trimtab.probe import NUM_SUMS, Moments, Probe, TensorProbe
+from trimtab.sharding import local
 from trimtab.watching.measure import measure
 from trimtab.watching.meter import Meter, Reading
 from trimtab.watching.norms import NUM_COLUMNS, add_rows, norms_of, numbered, of_norms
 from trimtab.watching.pack import Pack
-from trimtab.watching.sharding import local
 from trimtab.watching.subject import Subject
 
 

@@ -9,9 +9,9 @@ import torch
 from typing_extensions import override
 
 from trimtab.probe import ModelProbe, Probe
+from trimtab.sharding import is_sharded
 from trimtab.watching.meter import Meter, Reading
 from trimtab.watching.metric import Place
-from trimtab.watching.sharding import is_sharded
 
 
 class ModelMeter(Meter):

@@ -1,60 +1,22 @@
-"""The kinds of intervention, and the source that each intervention cites."""
+"""The kinds of intervention that change a model: edits, swaps, rules of weights, initial values."""
 
 from __future__ import annotations
 
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, cast, runtime_checkable
+from dataclasses import replace
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 from typing_extensions import override
 
 from trimtab.change import Change, InitialChange, SlotChange, SwapChange, WeightChange
 from trimtab.host import Host, Part, PartView, Site, SiteUnavailableError, Tap
+from trimtab.intervention.contract import Intervention, TrainedModelError
 
 _WEIGHTS_FOLLOW: ContextVar[bool] = ContextVar("weights follow", default=False)
-
-
-class ConflictError(ValueError):
-    """Two interventions, or an intervention and the model family, alter the same thing; nothing was changed."""
-
-
-class TrainedModelError(ValueError):
-    """New initial weights would discard what a trained model has learned; nothing was changed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """The publication that describes a method.
-
-    Attributes:
-        title: title of the publication.
-        arxiv: arXiv identifier; empty if there is none.
-        place: section, equation or experiment in the publication.
-        equation: the method as one line of plain-text mathematics.
-        deviations: choices made where the publication is silent, uncertain, or not followed.
-    """
-
-    title: str
-    arxiv: str
-    place: str
-    equation: str
-    deviations: tuple[str, ...] = ()
-
-
-class Intervention(ABC):
-    """One change to training: a frozen dataclass whose fields are its configuration."""
-
-    source: ClassVar[Source]
-
-    @classmethod
-    def slug(cls) -> str:
-        """The name used in config tables, saved weights, reports and docs."""
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
 
 
 class ModelIntervention(Intervention):
@@ -244,30 +206,6 @@ def weights_follow() -> Generator[None]:
 
 def _offered(host: Host, part: Part) -> Sequence[PartView]:
     return [view for view in host.find_parts() if view.part is part]
-
-
-@runtime_checkable
-class RunningRule(Protocol):
-    """A started gradient rule, which alters ``.grad`` in place between backward and the optimizer step."""
-
-    def __call__(self, step: int, parameters: Mapping[str, nn.Parameter]) -> Tensor | None:
-        """Apply the rule to the gradients of a step counted from 1; a parameter may have no gradient.
-
-        Returns the global gradient norm before it, 0-dim, where the rule knows it.
-        """
-        ...
-
-    def state_dict(self) -> dict[str, object]: ...
-
-    def load_state_dict(self, state: dict[str, object]) -> None: ...
-
-
-class GradientRule(Intervention):
-    """Alters the gradients between backward and the optimizer step."""
-
-    @abstractmethod
-    def start(self, parameters: Mapping[str, nn.Parameter]) -> RunningRule:
-        """A running rule over these parameters, which it is called with at every step."""
 
 
 def _first_parameter(model: nn.Module) -> Tensor:

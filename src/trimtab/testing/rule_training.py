@@ -1,0 +1,167 @@
+"""A short training of a small GPT in float64 with rules attached, by one process or by two: ``python -m`` this module.
+
+Two processes share each batch and either replicate the model (DistributedDataParallel) or shard it (FSDP2). The rule is
+given by the file and the name of its class, so that a class of a test is found as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trimtab.intervention import GradientRule, UpdateRule
+from trimtab.loss import next_token_loss
+from trimtab.models.gpt import GPT, GPTConfig
+from trimtab.rules import AttachedRules, attach
+
+CONFIG = GPTConfig(
+    vocab_size=37, context=12, num_layers=2, num_heads=2, width=18, tied=False, init_std=0.2
+)  # fmt: skip
+STEPS, BATCH, WORLD = 12, 8, 2
+SPIKES = {6: 30.0, 9: 300.0}  # factors of the loss, by step from 0
+MODES = ("ddp", "fsdp")
+TIMEOUT_S = 300
+
+ActingRule = GradientRule | UpdateRule
+
+
+def make_model() -> GPT:
+    """The same model on every call, in float64."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(3)
+        return GPT(CONFIG).double()
+
+
+def batch_of(step: int) -> Tensor:
+    """Tokens of a step, (8, 13)."""
+    generator = torch.Generator().manual_seed(100 + step)
+    return torch.randint(0, CONFIG.vocab_size, (BATCH, CONFIG.context + 1), generator=generator)
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW with weight decay on everything."""
+    return torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, foreach=False)
+
+
+def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, pieces: Sequence[Tensor]) -> None:
+    """One optimizer step on the mean of micro-batches."""
+    optimizer.zero_grad()
+    for tokens in pieces:
+        (next_token_loss(model, tokens) * SPIKES.get(step, 1.0) / len(pieces)).backward()
+    optimizer.step()
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all weights, whole ones where they are sharded."""
+    return {
+        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        for name, p in model.named_parameters()
+    }
+
+
+def train(rule: ActingRule | None, *, accumulate: int = 1, steps: int = STEPS) -> dict[str, Tensor]:
+    """Train in this process, and return the weights."""
+    model = make_model()
+    optimizer = make_optimizer(model)
+    attached = None if rule is None else attach(optimizer, model, [rule])
+    for step in range(steps):
+        step_of(model, optimizer, step, batch_of(step).chunk(accumulate))
+    if attached is not None:
+        attached.remove()
+    return weights_of(model)
+
+
+def start(rule: ActingRule) -> tuple[GPT, torch.optim.Optimizer, AttachedRules]:
+    """A fresh model, its optimizer, and the rule attached to both."""
+    model = make_model()
+    optimizer = make_optimizer(model)
+    return model, optimizer, attach(optimizer, model, [rule])
+
+
+def train_on_ranks(rule: ActingRule) -> dict[str, dict[str, Tensor]]:
+    """Weights after training by two processes, by mode.
+
+    Raises:
+        RuntimeError: if a process fails; the message is the end of what it printed.
+    """
+    kind = type(rule)
+    settings = {f.name: getattr(rule, f.name) for f in dataclasses.fields(rule) if f.init}  # pyright: ignore
+    with tempfile.TemporaryDirectory() as folder:
+        call = [sys.executable, "-m", __name__, folder, kind.__module__, inspect.getfile(kind), kind.__qualname__]
+        call.append(json.dumps(settings))
+        ranks = [
+            subprocess.Popen(
+                [*call, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment()
+            )
+            for rank in range(WORLD)
+        ]
+        said = [process.communicate(timeout=TIMEOUT_S)[0] for process in ranks]
+        for process, text in zip(ranks, said, strict=True):
+            if process.returncode:
+                raise RuntimeError(text[-2000:])
+        return {mode: torch.load(Path(folder) / f"{mode}.pt") for mode in MODES}
+
+
+def _environment() -> dict[str, str]:
+    # Loopback only: a machine's name need not resolve.
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def _rule_of(module: str, file: str, name: str, settings: str) -> ActingRule:
+    found: Any = sys.modules.get(module)
+    if module.startswith("trimtab."):
+        found = importlib.import_module(module)
+    if found is None:
+        spec = importlib.util.spec_from_file_location(module, file)
+        assert spec is not None
+        assert spec.loader is not None
+        found = importlib.util.module_from_spec(spec)
+        sys.modules[module] = found
+        spec.loader.exec_module(found)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found(**json.loads(settings))
+
+
+def _main(folder: str, module: str, file: str, name: str, settings: str, rank: int) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(Path(folder) / "store"), WORLD)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+    for mode in MODES:
+        model = make_model()
+        if mode == "ddp":
+            called: nn.Module = nn.parallel.DistributedDataParallel(model)
+        else:
+            from torch.distributed.fsdp import fully_shard  # a slow import
+
+            for block in model.blocks:
+                fully_shard(block)
+            called = fully_shard(model)
+        optimizer = make_optimizer(called)
+        attach(optimizer, called, [_rule_of(module, file, name, settings)])
+        for step in range(STEPS):
+            step_of(called, optimizer, step, [batch_of(step).chunk(WORLD)[rank]])
+        weights = weights_of(model)
+        if rank == 0:
+            torch.save(weights, Path(folder) / f"{mode}.pt")
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:6], int(sys.argv[6]))
