@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from trimtab.gradients import Gradients
+from trimtab.gradients import Gradients, statistics_dtype
 from trimtab.intervention import GradientRule, RunningRule, Source
 
 SCOPES = ("tensor", "shard", "global")
@@ -115,7 +115,7 @@ class _Averages:
         self.names = ["all"] if config.scope == "global" else names
         self.index = {name: index for index, name in enumerate(self.names)}
         self.calls = 0
-        dtype = torch.promote_types(like.dtype, torch.float32)
+        dtype = statistics_dtype(like.device)
         self.average = torch.full((len(self.names),), torch.nan, device=like.device, dtype=dtype)
         self.mean = torch.zeros_like(self.average)
         self.count = torch.zeros_like(self.average)
@@ -147,7 +147,7 @@ class _Averages:
             norms, known = gradients.total_of(sound)[None], sound.any()[None]
         else:
             norms, known = gradients.shard_norms() if self.config.scope == "shard" else gradients.norms(), sound
-        return norms, known & (norms >= self.config.norm_floor)
+        return norms.to(self.average), known & (norms >= self.config.norm_floor)
 
     def _warm_up(self, rows: slice | Tensor, norms: Tensor, known: Tensor) -> None:
         average, mean, count = self.average[rows], self.mean[rows], self.count[rows]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from trimtab.gradients import Gradients
+from trimtab.gradients import Gradients, statistics_dtype
 from trimtab.intervention import GradientRule, RunningRule, Source
 
 FIELDS = ("count", "mean", "variance")
@@ -89,16 +89,17 @@ class _Scores:
 
     def __init__(self, config: ZClip, like: Tensor) -> None:
         self.config = config
-        dtype = torch.promote_types(like.dtype, torch.float32)
+        dtype = statistics_dtype(like.device)
         self.count, self.mean, self.variance = torch.zeros(3, device=like.device, dtype=dtype).unbind()
 
     @torch.no_grad()
     def __call__(self, step: int, parameters: Mapping[str, nn.Parameter]) -> Tensor | None:
         config = self.config
         gradients = Gradients.of(parameters)
-        norm = gradients.total()
+        total = gradients.total()
         if not gradients.present:
-            return norm
+            return total
+        norm = total.to(self.mean)
         sound = norm.isfinite()
         warm = self.count >= config.warmup_steps
         deviation = self.variance.sqrt()
@@ -109,7 +110,7 @@ class _Scores:
         effective = seen.clamp(max=config.max_norm)
         gradients.scale(torch.where(effective < norm, effective / (norm + config.eps), 1.0), ~sound)
         self._learn(seen, sound, warm)
-        return norm
+        return total
 
     def _learn(self, seen: Tensor, sound: Tensor, warm: Tensor) -> None:
         decay = self.config.decay

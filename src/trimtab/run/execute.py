@@ -210,6 +210,11 @@ def training_batches(
     training = protocol.training
     for step in range(training.steps):
         batch = training_batch(
-            data.train, seed=seed, step=step, batch_size=training.batch_size, context=protocol.model.context
+            data.train,
+            seed=seed,
+            step=step,
+            batch_size=training.batch_size,
+            context=protocol.model.context,
+            order=protocol.batches,
         )
         yield batch.to(device).chunk(training.accumulate)

@@ -11,6 +11,7 @@ from torch import nn
 
 from trimtab.config import Raw, to_plain
 from trimtab.data import Classics, TokenSource
+from trimtab.data.batches import BatchOrder
 from trimtab.intervention import Intervention
 from trimtab.interventions import GlobalClip
 from trimtab.models.gpt import GPTConfig
@@ -202,6 +203,7 @@ class TrainingProtocol:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     probes: ProbesConfig = field(default_factory=ProbesConfig)
+    batches: BatchOrder = field(default_factory=BatchOrder, metadata={"neutral": BatchOrder()})
     common: tuple[Intervention, ...] = (GlobalClip(),)
 
     def __post_init__(self) -> None:
@@ -209,6 +211,11 @@ class TrainingProtocol:
             raise ValueError(
                 f"model.vocab_size {self.model.vocab_size} differs from the vocabulary size of the data, "
                 f"{self.data.vocab_size}"
+            )
+        beyond = [step for step in self.batches.shuffled_steps if step > self.training.steps]
+        if beyond:
+            raise ValueError(
+                f"batches.shuffled_steps {beyond[0]} is beyond the last step, training.steps {self.training.steps}"
             )
         if self.schedule.warmup_steps >= self.training.steps:
             raise ValueError(

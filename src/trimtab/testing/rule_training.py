@@ -17,7 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -140,7 +140,7 @@ def _rule_of(module: str, file: str, name: str, settings: str) -> ActingRule:
 def _main(folder: str, module: str, file: str, name: str, settings: str, rank: int) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    store = dist.FileStore(str(Path(folder) / "store"), WORLD)
+    store = cast(Any, dist).FileStore(str(Path(folder) / "store"), WORLD)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
     for mode in MODES:
         model = make_model()
@@ -151,7 +151,7 @@ def _main(folder: str, module: str, file: str, name: str, settings: str, rank: i
 
             for block in model.blocks:
                 fully_shard(block)
-            called = fully_shard(model)
+            called = cast(nn.Module, fully_shard(model))
         optimizer = make_optimizer(called)
         attach(optimizer, called, [_rule_of(module, file, name, settings)])
         for step in range(STEPS):
@@ -164,4 +164,5 @@ def _main(folder: str, module: str, file: str, name: str, settings: str, rank: i
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:6], int(sys.argv[6]))
+    _folder, _module, _file, _name, _settings, _rank = sys.argv[1:]
+    _main(_folder, _module, _file, _name, _settings, int(_rank))
