@@ -12,7 +12,7 @@ from trimtab import GPT, GPTConfig, host_for, methods
 from trimtab.interventions import GlobalClip
 from trimtab.loop import Rules, train
 from trimtab.optim import AdamW
-from trimtab.run.build import trained_parameters
+from trimtab.parameters import trained_parameters
 
 SHAPES = {
     "width 32, 2 layers, context 32, batch 32": (

@@ -20,7 +20,7 @@ from trimtab import GPT, GPTConfig
 from trimtab.interventions import GlobalClip
 from trimtab.loop import Rules, train
 from trimtab.optim import AdamW
-from trimtab.run.build import trained_parameters
+from trimtab.parameters import trained_parameters
 
 
 def nanogpt_step(path: str, config: GPTConfig, batch: torch.Tensor) -> Callable[[], None]:

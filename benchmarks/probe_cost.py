@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trimtab import GPT, GPTConfig, host_for, probes, watch
 from trimtab.optim import AdamW
-from trimtab.run.build import trained_parameters
+from trimtab.parameters import trained_parameters
 
 ROLES = ("qkv", "proj", "fc1", "fc2")
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from trimtab import GPT, GPTConfig, host_for, probes, watch
 from trimtab.optim import AdamW
-from trimtab.run.build import trained_parameters
+from trimtab.parameters import trained_parameters
 
 SIGNALS = {
     "unwatched": (),

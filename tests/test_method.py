@@ -32,7 +32,7 @@ from trimtab.intervention import (
 from trimtab.interventions import GlobalClip, PreNormRemoval, QKNorm, SigmaReparam, SoftCap, SoftTemp
 from trimtab.method import Method, NotInstallableError, RemovalError, install, installed_in
 from trimtab.optim import AdamW
-from trimtab.run.build import trained_parameters
+from trimtab.parameters import trained_parameters
 from trimtab.testing import MethodContract
 
 SOURCE = Source(title="none", arxiv="", place="", equation="")

@@ -6,11 +6,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trimtab import interventions, methods, probes, rules
+    from trimtab import interventions, methods, optim, probes, rules
     from trimtab.hosts import host_for
     from trimtab.loop import train
     from trimtab.method import Method
     from trimtab.models.gpt import GPT, GPTConfig
+    from trimtab.parameters import optimizer_for
     from trimtab.study import Study, load_study
     from trimtab.watching import Watch, watch
 
@@ -26,6 +27,8 @@ __all__ = [
     "interventions",
     "load_study",
     "methods",
+    "optim",
+    "optimizer_for",
     "probes",
     "rules",
     "train",
@@ -40,6 +43,7 @@ _HOME = {
     "host_for": "trimtab.hosts",
     "load_study": "trimtab.study",
     "Watch": "trimtab.watching",
+    "optimizer_for": "trimtab.parameters",
     "train": "trimtab.loop",
     "watch": "trimtab.watching",
 }

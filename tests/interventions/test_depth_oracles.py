@@ -25,7 +25,7 @@ from trimtab.interventions.mlra import MLRA, RankLossWarning
 from trimtab.interventions.weight_gate import WeightGate
 from trimtab.method import install, installed_in, method_parameters
 from trimtab.optim import AdamW
-from trimtab.run.build import trained_parameters
+from trimtab.parameters import trained_parameters
 from trimtab.testing.families import FAMILIES, HEADS, WIDTH, logits_of
 
 Weights = dict[str, Tensor]

@@ -39,7 +39,8 @@ from trimtab.optim import (
     catalogue,
 )
 from trimtab.optim.matrices import OrthogonalMomentum
-from trimtab.run.build import build_optimizer, trained_parameters
+from trimtab.parameters import trained_parameters
+from trimtab.run.build import build_optimizer
 from trimtab.run.check import check_run
 from trimtab.run.execute import execute
 from trimtab.run.reading import read_run

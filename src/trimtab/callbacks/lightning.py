@@ -1,16 +1,19 @@
-"""Probes in the Trainer of Lightning."""
+"""Probes and rules in the Trainer of Lightning."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
 from typing_extensions import override
 
 from trimtab.hosts import host_or_model
+from trimtab.intervention import GradientRule, UpdateRule
 from trimtab.probe import Preset
 from trimtab.probes import standard
+from trimtab.rules import AttachedRules, RulesError
 from trimtab.sink import Sink
 from trimtab.watching import Watch, watch
 
@@ -81,3 +84,65 @@ class ProbesCallback(Callback):
             self.last = self.watch.last
             self.watch.remove()
             self.watch = None
+
+
+class RulesCallback(Callback):
+    """Attaches gradient rules and update rules when fitting begins, and removes them when it ends.
+
+    The state of the rules is saved and restored with the optimizer's, in the checkpoints of Lightning.
+
+    Args:
+        rules: the rules, in the order in which they act.
+        attribute: name of the attribute of the LightningModule that holds the model; empty for the module itself.
+        copies: as for ``trimtab.rules.attach``.
+
+    Attributes:
+        attached: the attached rules; None outside of fitting.
+
+    Raises:
+        RulesError: when fitting begins, if the Trainer clips gradients by itself and a rule replaces that, or if there
+            is not exactly one optimizer.
+    """
+
+    def __init__(
+        self,
+        *rules: GradientRule | UpdateRule,
+        attribute: str = "model",
+        copies: Sequence[nn.Module | Mapping[str, Tensor]] = (),
+    ) -> None:
+        self.rules = rules
+        self.attribute = attribute
+        self.copies = copies
+        self.attached: AttachedRules | None = None
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if len(trainer.optimizers) != 1:
+            raise RulesError(f"rules act with exactly one optimizer, but this module has {len(trainer.optimizers)}")
+        replacing = [rule.slug() for rule in self.rules if isinstance(rule, GradientRule) and rule.replaces]
+        if replacing and trainer.gradient_clip_val:
+            raise RulesError(f"{replacing[0]} replaces the clipping of the Trainer: leave out gradient_clip_val")
+        model: Any = getattr(pl_module, self.attribute) if self.attribute else pl_module
+        optimizer = trainer.optimizers[0]
+        # Lightning makes the gradients in a closure within the step: the hook before the step would come too early.
+        self.attached = AttachedRules(optimizer, model, self.rules, copies=self.copies)
+        attached = self.attached
+        attached.hook(optimizer.register_step_post_hook(lambda *_: attached.after_step()))
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self.attached is not None:
+            self.attached.before_step()
+
+    def _remove(self) -> None:
+        if self.attached is not None:
+            self.attached.remove()
+            self.attached = None
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._remove()
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._remove()

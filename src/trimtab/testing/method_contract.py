@@ -15,7 +15,7 @@ from trimtab.host import Host, Listener, Site, Slot, Tap
 from trimtab.intervention import GradientRule, LossTerm, ModelIntervention, UpdateRule
 from trimtab.method import Method, RemovalError, installed_in
 from trimtab.optim import AdamW
-from trimtab.run.build import trained_parameters
+from trimtab.parameters import trained_parameters
 from trimtab.testing.families import logits_of
 from trimtab.testing.gradient_rule_contract import GradientRuleContract
 
