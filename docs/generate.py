@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -17,17 +18,27 @@ from trimtab import host_for
 from trimtab.change import MergeError
 from trimtab.cli import EXIT_CODES
 from trimtab.host import SiteUnavailableError
-from trimtab.intervention import ConflictError, Source
+from trimtab.intervention import ConflictError, ModelIntervention, Source
 from trimtab.interventions import catalogue as interventions
 from trimtab.method import Method, RemovalError
 from trimtab.methods import catalogue as methods
-from trimtab.optim import OptimizerConfig
+from trimtab.optim import OptimizerConfig, OptimizerError
 from trimtab.optim import catalogue as optimizers
 from trimtab.probes import catalogue as probes
+from trimtab.run.build import build, build_optimizer, start_rules
+from trimtab.run.reading import read_run
 from trimtab.testing.families import FAMILIES, logits_of
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/claims.md", "docs/methods.md", "docs/hosts.md", "docs/probes.md", "docs/optimizers.md")
+PAGES = (
+    "README.md",
+    "docs/claims.md",
+    "docs/methods.md",
+    "docs/hosts.md",
+    "docs/probes.md",
+    "docs/optimizers.md",
+    "docs/rules.md",
+)
 TARGETS = tuple(ROOT / name for name in PAGES)
 
 
@@ -61,7 +72,7 @@ def intervention_table() -> str:
     for slug, kind in interventions().items():
         made = kind()
         settings = ", ".join(f"`{f.name} = {shown(getattr(made, f.name))}`" for f in fields(cast(Any, kind)))
-        base = next(b.__name__ for b in kind.__mro__ if b.__module__ == "trimtab.intervention")
+        base = next(b.__name__ for b in kind.__mro__ if b.__module__.startswith("trimtab.intervention."))
         rows.append(f"| `{slug}` | {base} | {settings or 'none'} | {cell(kind.source.equation)} |")
     return "\n".join(rows)
 
@@ -107,12 +118,53 @@ def cell(text: str) -> str:
 
 def compatibility() -> str:
     """Each method tried on a small random model of each family."""
-    columns = list(methods())
+    columns = [slug for slug, method in methods().items() if acts_on_model(method) or slug == "baseline"]
     rows = [f"| family | {' | '.join(f'`{slug}`' for slug in columns)} |", "|---" * (len(columns) + 1) + "|"]
     for family, build in FAMILIES.items():
-        cells = [verdict(build(), method) for method in methods().values()]
+        cells = [verdict(build(), methods()[slug]) for slug in columns]
         rows.append(f"| {family} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def acts_on_model(method: Method) -> bool:
+    return any(isinstance(intervention, ModelIntervention) for intervention in method.interventions)
+
+
+def refusals() -> str:
+    """Each method tried with each optimizer, and with QK-Clip, on a small GPT with an untied head."""
+    settings = {"torch": {"name": "SGD"}}
+    columns: dict[str, dict[str, Any]] = {
+        f"`{slug}`": {"optimizer": {slug: settings.get(slug, {})}} for slug in optimizers()
+    }
+    columns["`global_clip`"] = {"common": [{"global_clip": {}}]}
+    columns["`qk_clip`"] = {"common": [{"qk_clip": {}}]}
+    reasons: dict[str, str] = {}
+    rows = [f"| method | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for slug in methods():
+        cells: list[str] = []
+        for tables in columns.values():
+            why = why_refused({"common": [], **tables, "method": slug})
+            cells.append("yes" if why is None else f"no ({reasons.setdefault(why, chr(ord('a') + len(reasons)))})")
+        rows.append(f"| `{slug}` | {' | '.join(cells)} |")
+    notes = [f"- ({letter}) {why}" for why, letter in reasons.items()]
+    return "\n".join([*rows, "", *notes])
+
+
+def why_refused(tables: dict[str, Any]) -> str | None:
+    """The error with which a run is refused, without the names of the method and of places; None if it is not."""
+    size = {"width": 16, "num_layers": 2, "num_heads": 2, "context": 16, "tied": False}
+    spec = read_run({"learning_rate": 0.01, "model": size, **tables}, "")
+    try:
+        model = build(spec, torch.device("cpu"))
+        start_rules(model, build_optimizer(model, spec), spec)
+    except (ConflictError, OptimizerError, SiteUnavailableError) as error:
+        text = str(error).split("; leave ")[0]
+        text = re.sub(r"blocks\S+|trimtab\S+", "a matrix of the method", text)
+        own = [i.slug() for i in spec.method]
+        for slug in own:
+            text = re.sub(rf"\b{slug}\b", "the method", text)
+        return text
+    return None
 
 
 def verdict(model: nn.Module, method: Method) -> str:
@@ -151,6 +203,7 @@ def probe_table() -> str:
 BLOCKS = {
     "compatibility": compatibility,
     "optimizers": optimizer_table,
+    "refusals": refusals,
     "probes": probe_table,
     "method-table": method_table,
     "method-details": method_details,

@@ -185,9 +185,11 @@ class PublishedAdaGC:
     def __call__(self, gradients: Mapping[str, AnyArray | None]) -> Gradients:
         result: Gradients = {}
         flat: dict[str, FloatArray] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for name, gradient in gradients.items():
             result[name] = None
             if gradient is not None:
+                shapes[name] = gradient.shape
                 flat[name] = np.array(gradient, dtype=np.float64).reshape(-1)
 
         self.n += 1
@@ -210,7 +212,7 @@ class PublishedAdaGC:
                 self.gamma[name] = 0.99 * self.gamma[name] + 0.01 * v
 
         for name, g in flat.items():
-            result[name] = g.reshape(np.shape(gradients[name]))
+            result[name] = g.reshape(shapes[name])
         return result
 
 
@@ -303,9 +305,7 @@ class StableAdamWOracle:
         self.first: dict[str, FloatArray] = {}
         self.second: dict[str, FloatArray] = {}
 
-    def step(
-        self, weights: Mapping[str, AnyArray], gradients: Mapping[str, AnyArray | None]
-    ) -> dict[str, FloatArray]:
+    def step(self, weights: Mapping[str, AnyArray], gradients: Mapping[str, AnyArray | None]) -> dict[str, FloatArray]:
         """The new weights; a tensor without a gradient keeps its weights and its count of steps."""
         result: dict[str, FloatArray] = {}
         for name, weight in weights.items():

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from trimtab.gradients import sums_over_shards
+from trimtab.gradients import statistics_dtype, sums_over_shards
 from trimtab.intervention import RunningUpdateRule, Source, Trained, UpdateRule
 from trimtab.sharding import local
 
@@ -88,7 +88,9 @@ class _Clip(RunningUpdateRule):
         self.config = config
         self.optimizer = optimizer
         self.seconds = {n: torch.zeros_like(local(p.detach()), dtype=_wide(p)) for n, p in parameters.items()}
-        self.steps = {n: torch.zeros((), device=p.device) for n, p in parameters.items()}
+        self.steps = {
+            n: torch.zeros((), device=p.device, dtype=statistics_dtype(p.device)) for n, p in parameters.items()
+        }
         self._olds: dict[str, Tensor] = {}
         self._rms: dict[str, Tensor] = {}
 
