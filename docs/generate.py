@@ -120,8 +120,8 @@ def compatibility() -> str:
     """Each method tried on a small random model of each family."""
     columns = [slug for slug, method in methods().items() if acts_on_model(method) or slug == "baseline"]
     rows = [f"| family | {' | '.join(f'`{slug}`' for slug in columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for family, build in FAMILIES.items():
-        cells = [verdict(build(), methods()[slug]) for slug in columns]
+    for family, make in FAMILIES.items():
+        cells = [verdict(make(), methods()[slug]) for slug in columns]
         rows.append(f"| {family} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -43,6 +44,21 @@ def start(interventions: Iterable[Intervention], trained: Trained) -> Rules:
         loss_terms=[one.start() for one in chosen if isinstance(one, LossTerm)],
         gradient=[one.start(trained.parameters) for one in chosen if isinstance(one, GradientRule)],
         update=[one.start(trained) for one in chosen if isinstance(one, UpdateRule)],
+    )
+
+
+def trained_of(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    copies: Sequence[nn.Module | Mapping[str, Tensor]] = (),
+) -> Trained:
+    """A training as rules see it: the trained parameters of a model, its host if one knows it, and its optimizer."""
+    return Trained(
+        model=model,
+        parameters={name: p for name, p in model.named_parameters() if p.requires_grad},
+        optimizer=optimizer,
+        host=_host_of(model),
+        copies=[_tensors_of(copy) for copy in copies],
     )
 
 
@@ -132,14 +148,7 @@ class AttachedRules:
             )
         self.optimizer = optimizer
         self.names = [rule.slug() for rule in rules]
-        trained = Trained(
-            model=model,
-            parameters=self.parameters,
-            optimizer=optimizer,
-            host=_host_of(model),
-            copies=[_tensors_of(copy) for copy in copies],
-        )
-        self.rules = start(rules, trained)
+        self.rules = start(rules, replace(trained_of(model, optimizer, copies), parameters=self.parameters))
         self.steps = 0
         self.grad_norm: Tensor | None = None
         self._handles: list[Any] = []

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from trimtab.host import Host, evaluating
-from trimtab.hosts import UnknownFamilyError, host_for, host_or_model
-from trimtab.intervention import ModelIntervention, Trained
+from trimtab.host import evaluating
+from trimtab.hosts import UnknownFamilyError, host_for
+from trimtab.intervention import ModelIntervention
 from trimtab.loop import Rules
 from trimtab.method import family_matrices, install
 from trimtab.models.gpt import GPT
 from trimtab.optim import OptimizerError
 from trimtab.parameters import trained_parameters
-from trimtab.rules import start
+from trimtab.rules import start, trained_of
 from trimtab.run.spec import RunSpec
 
 
@@ -50,10 +50,7 @@ def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.Optimizer:
 
 def start_rules(model: nn.Module, optimizer: torch.optim.Optimizer, spec: RunSpec) -> Rules:
     """The rules of the interventions, in order of installation."""
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    found = host_or_model(model)
-    host = found if isinstance(found, Host) else None
-    return start(spec.interventions, Trained(model=model, parameters=parameters, optimizer=optimizer, host=host))
+    return start(spec.interventions, trained_of(model, optimizer))
 
 
 def weight_matrices(model: nn.Module) -> Callable[[], Sequence[Tensor]]:
