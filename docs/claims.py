@@ -7,6 +7,7 @@ with the smallest effect that the data would have shown with power 0.8.
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 
 from trimtab.kinds.signals.traces import load_traces
 from trimtab.stats.intervals import welch
+from trimtab.stats.student import t_quantile
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 AGREES = "agrees"
@@ -51,6 +53,7 @@ def table(root: str) -> str:
     for title, rows in (
         ("Methods of improving LLM training stability ([2410.16682](https://arxiv.org/abs/2410.16682))", stability()),
         ("MLRA and Token Embedding Variability ([2409.07787](https://arxiv.org/abs/2409.07787))", variability()),
+        ("AdaGC ([2502.11034](https://arxiv.org/abs/2502.11034))", clipping()),
     ):
         lines = [
             f"| {row.claim} | {row.edge} | {row.measured} ([data]({root}studies/{row.study})) | {row.verdict} "
@@ -252,6 +255,49 @@ def lowest_tev() -> Iterator[Row]:
             claim = f"`mlra` has a lower TEV than `{other}`"
             edge = f"no edge: the lowest rate, {layers} layers"
             yield Row(claim, edge, study, measured, below(found.low, found.high), f"{np.exp(found.visible):.2f}x")
+
+
+# AdaGC
+
+
+def clipping() -> Iterator[Row]:
+    """Loss and spikes with ``ada_gc`` less those with global clipping, on batches with planted faults."""
+    study = "2026-11-27_clipping/losses"
+    compared = results(study)["compared"]
+    rate = {(c["name"], c["multiple"]): c["learning_rate"] for c in compared}
+    one = next(c for c in compared if c["name"] == "ada_gc" and c["multiple"] == 1)
+    found = one["difference"]
+    where = "41 thousand parameters, beta2 0.999, planted bad batches"
+    yield Row(
+        "`ada_gc` reaches a lower loss than global clipping",
+        f"loss at the best rate of each, {where}",
+        study,
+        f"{signed(found)} nats, p {one['p_holm']:.2g}",
+        below(found["low"], found["high"]),
+        f"{found['visible']:.3f} nats",
+    )
+    with (STUDIES / study).parent.joinpath("spikes.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for multiple, words in ((1.0, "at the best rate of each"), (4.0, "at four times the best rate of each")):
+        each = {
+            arm: {r["seed"]: float(r["spikes"]) for r in rows if r["arm"] == arm and float(r["learning_rate"]) == lr}
+            for arm, lr in ((arm, rate[arm, multiple]) for arm in ("ada_gc", "clip"))
+        }
+        seeds = [str(seed) for seed in range(8)]  # those of the tuning are 1000 and 1001
+        differences = np.array([each["ada_gc"][seed] - each["clip"][seed] for seed in seeds])
+        mean = float(differences.mean())
+        error = float(differences.std(ddof=1) / len(seeds) ** 0.5)
+        half = t_quantile(0.975, len(seeds) - 1) * error
+        visible = half + t_quantile(0.8, len(seeds) - 1) * error
+        clip = np.mean([each["clip"][seed] for seed in seeds])
+        yield Row(
+            "`ada_gc` has fewer spikes than global clipping",
+            f"spikes per 1,000 steps {words}, {where}",
+            study,
+            f"{mean:+.0f} [{mean - half:+.0f}, {mean + half:+.0f}] of {clip:.0f}",
+            below(mean - half, mean + half),
+            f"{visible:.0f} per 1,000",
+        )
 
 
 # Verdicts

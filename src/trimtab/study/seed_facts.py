@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def read_facts(run: Path) -> SeedFacts:
         steps=np.array([int(row["step"]) for row in readings], dtype=np.int64),
         names=names,
         statistics=table.reshape(len(readings), len(names)),
-        spikes=(spike_share(losses, 7), spike_share(norms, 7), median_spikes(losses)),
+        spikes=(spike_share(losses, 7), _spikes_of_norms(norms), median_spikes(losses)),
     )
 
 
@@ -98,3 +99,8 @@ def _of_arrays(arrays: Arrays) -> SeedFacts:
         arrays["statistics"].astype(float),
         tuple(float(score) for score in arrays["spikes"]),
     )
+
+
+def _spikes_of_norms(norms: Sequence[float]) -> float:
+    """The share of spikes; nan if no rule of the run measures the gradient norm."""
+    return spike_share(norms, 7) if any(math.isfinite(norm) for norm in norms) else math.nan
