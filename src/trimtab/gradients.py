@@ -91,7 +91,7 @@ class Gradients(Mapping[str, nn.Parameter]):
         if not tensors:
             return
         each = factors.unbind() if factors.ndim else [factors] * len(tensors)
-        cast(Any, torch)._foreach_mul_(tensors, [f.to(x.device, x.dtype) for f, x in zip(each, tensors, strict=True)])
+        cast(Any, torch)._foreach_mul_(tensors, [f.to(x.device) for f, x in zip(each, tensors, strict=True)])
         norms, shards = self._norms * factors, self._shard_norms * factors
         if lost is not None:
             gone = lost.unbind() if lost.ndim else [lost] * len(tensors)

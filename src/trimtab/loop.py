@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.accumulation import accumulating
 from trimtab.gradients import Gradients
 from trimtab.intervention import RunningLossTerm, RunningRule, RunningUpdateRule
 from trimtab.loss import losses_of
@@ -164,14 +165,15 @@ def train(
             group["lr"] = group[BASE_LR] * multiplier
         losses: list[Tensor] = []
         penalties: list[Tensor] = []
-        for tokens in micro_batches:
-            with autocast(precision, tokens.device):
-                loss, penalty = losses_of(model, tokens, rules.loss_terms, step)
-                objective = (loss if penalty is None else loss + penalty) / len(micro_batches)
-            objective.backward()
-            losses.append(loss.detach() / len(micro_batches))
-            if penalty is not None:
-                penalties.append(penalty.detach() / len(micro_batches))
+        with accumulating(model):
+            for tokens in micro_batches:
+                with autocast(precision, tokens.device):
+                    loss, penalty = losses_of(model, tokens, rules.loss_terms, step)
+                    objective = (loss if penalty is None else loss + penalty) / len(micro_batches)
+                objective.backward()
+                losses.append(loss.detach() / len(micro_batches))
+                if penalty is not None:
+                    penalties.append(penalty.detach() / len(micro_batches))
         after_backward()
         total = torch.stack(losses).sum()
         added = torch.stack(penalties).sum() if penalties else None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trimtab import GPT, GPTConfig, host_for, methods
+from trimtab.accumulation import accumulating
 from trimtab.intervention import TrainedModelError
 from trimtab.interventions import PCLayer
 from trimtab.interventions.pc_layer import LEVELS
@@ -111,3 +112,41 @@ def test_a_trained_model_is_refused() -> None:
         model.blocks[0].attn_norm.weight[0] = 1.5  # pyright: ignore
     with pytest.raises(TrainedModelError, match="pc_layer changes the function"):
         methods.pc_layer.install(host_for(model))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_micro_batches_share_the_effective_weight_and_give_the_same_gradients(accumulate: int, recompute: bool) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=64, width=32, num_heads=4, num_layers=2, context=32, recompute=recompute)).double()
+    install([PCLayer()], host_for(model))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    next_token_loss(model, torch.randint(0, 60, (2, 9))).backward()
+    optimizer.step()  # from now on the state advances with the steps of the optimizer
+    model.zero_grad()
+    calls: list[int] = []
+    rule = model.blocks[0].mlp.fc1.parametrizations.weight[0]  # pyright: ignore
+    whole = rule._effective  # pyright: ignore
+    rule._effective = lambda weight: (calls.append(1), whole(weight))[1]  # pyright: ignore
+    tokens = torch.randint(0, 60, (accumulate, 2, 9), generator=torch.Generator().manual_seed(0))
+
+    def gradients() -> list[Tensor]:
+        found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+        return found
+
+    for piece in tokens:
+        next_token_loss(model, piece).backward()
+    plain, each = gradients(), len(calls)
+    calls.clear()
+    with accumulating(model):
+        for piece in tokens:
+            next_token_loss(model, piece).backward()
+    shared = gradients()
+    assert len(calls) == 1
+    assert each >= accumulate
+    assert len(plain) == len(shared) == len(list(model.parameters()))
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-9) for a, b in zip(plain, shared, strict=True))
+    model.eval()
+    next_token_loss(model, tokens[0])
+    assert len(calls) >= 2, "an evaluation took the weight of the block"

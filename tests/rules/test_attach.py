@@ -229,6 +229,18 @@ def test_a_rule_without_a_host_acts_on_any_model() -> None:
     assert float(moved) == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_a_run_with_a_rule_and_the_one_that_it_replaces_is_refused_with_the_remedy() -> None:
+    from trimtab.config import ConfigError
+    from trimtab.data import Classics
+    from trimtab.run.check import check_run
+    from trimtab.run.reading import read_run
+
+    tables = {"learning_rate": 0.01, "method": "ada_gc", "model": {"width": 16, "num_layers": 1, "num_heads": 2}}
+    with pytest.raises(ConfigError, match=r"arm: ada_gc replaces global_clip, .*common = \[\] for this arm"):
+        check_run(read_run(tables, "arm"), Classics().load(), "arm")
+    check_run(read_run({**tables, "common": []}, "arm"), Classics().load(), "arm")
+
+
 # One norm pass
 
 

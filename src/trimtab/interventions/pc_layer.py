@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from trimtab.accumulation import Deferred
 from trimtab.change import Change
 from trimtab.host import Host, Part
 from trimtab.intervention import Source, TrainedModelError, WeightRule, is_trained
@@ -100,16 +101,33 @@ class _Preconditioned(SpectralRule):
         self.coefficients = LEVELS[level]
         # One entry and not none, because fully_shard takes no scalar.
         self.gamma = nn.Parameter(torch.ones(1, device=weight.device))
+        self._deferred: Deferred | None = None
+
+    def defer(self) -> None:
+        weight = self.stored
+        if weight is not None and self.training:
+            with torch.enable_grad():
+                self._deferred = Deferred(self.followed(self._effective(weight)))
+
+    def flush(self) -> None:
+        deferred, self._deferred = self._deferred, None
+        if deferred is not None:
+            deferred.backward()
 
     @override
     def forward(self, weight: Tensor) -> Tensor:
+        if self._deferred is None or not self.training or not torch.is_grad_enabled():
+            return self.followed(self._effective(weight))
+        return self._deferred.leaf
+
+    def _effective(self, weight: Tensor) -> Tensor:
         u, v = self.vectors(weight)
         with nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False):
-            wide = weight.float()
-            norm = torch.dot(v, wide @ u) + SMALLEST_NORM
+            wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            norm = torch.dot(v.to(wide), wide @ u.to(wide)) + SMALLEST_NORM
             # The factor norm x gamma at the end carries no gradient of the norm, as in the authors' code.
-            effective = _polynomial(wide / norm, self.coefficients) * (norm.detach() * self.gamma.float())
-        return self.followed(effective.to(weight.dtype))
+            effective = _polynomial(wide / norm, self.coefficients) * (norm.detach() * self.gamma.to(wide))
+        return effective.to(weight.dtype)
 
     @override
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -134,7 +152,7 @@ class _Preconditioned(SpectralRule):
 def _polynomial(matrix: Tensor, coefficients: Sequence[float]) -> Tensor:
     """Matrix p(matrix^T matrix), with the smaller of the two Gram matrices and as few products as there can be."""
     tall = matrix.shape[0] >= matrix.shape[1]
-    gram = matrix.mT @ matrix if tall else matrix @ matrix.mT
+    gram = cast(Tensor, _Gram.apply(matrix if tall else matrix.mT))
     size = len(gram)
     first, second, *rest = coefficients
     poly = second * gram
@@ -148,3 +166,20 @@ def _polynomial(matrix: Tensor, coefficients: Sequence[float]) -> Tensor:
     # The constant is applied to the matrix itself: M (a0 + q) = a0 M + M q.
     product = matrix @ poly if tall else poly @ matrix
     return first * matrix + product
+
+
+class _Gram(torch.autograd.Function):
+    """The Gram matrix M^T M, whose backward pass is one product; that of two factors would be two."""
+
+    @override
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        ctx.save_for_backward(matrix)
+        return matrix.mT @ matrix
+
+    @override
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (matrix,) = ctx.saved_tensors
+        (gradient,) = gradients
+        return matrix @ (gradient + gradient.mT)
