@@ -80,7 +80,7 @@ def test_the_parts_of_a_fused_matrix_are_those_of_separate_matrices(family: str)
     apart.step()
     for part, rows in zip(parts, one.rows, strict=True):
         found = weight.detach().index_select(dimension, _index(rows, weight.shape[dimension]))
-        assert torch.equal(found, part.detach())
+        assert torch.allclose(found, part.detach(), atol=2e-4), "more than the rounding of bf16"
 
 
 def _index(rows: slice | Tensor, size: int) -> Tensor:

@@ -15,6 +15,7 @@ from trimtab.sharding import is_sharded, local
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Keller Jordan's quintic: steepest at zero
 SMALLEST_NORM = 1e-7
+MOST_TOGETHER = 1 << 22  # entries that are orthogonalized together: their copies are the memory of a step
 
 
 def orthogonalized(x: Tensor, steps: int) -> Tensor:
@@ -23,14 +24,20 @@ def orthogonalized(x: Tensor, steps: int) -> Tensor:
     Every singular value becomes about 1. A matrix of zeros stays zero; NaN stays NaN.
     """
     a, b, c = COEFFICIENTS
-    y = x.bfloat16()
     turned = x.shape[-2] > x.shape[-1]
-    y = y.mT if turned else y
+    # Contiguous: products of transposed views take nearly twice as long.
+    y = (x.mT if turned else x).to(torch.bfloat16, memory_format=torch.contiguous_format)
     y = y / torch.linalg.matrix_norm(y, keepdim=True).clamp(min=SMALLEST_NORM)
     multiply_add = torch.addmm if y.ndim == 2 else torch.baddbmm
+    multiply = torch.mm if y.ndim == 2 else torch.bmm
+    # Two buffers of each shape, because fresh memory costs as much as a product of small matrices.
+    gram = y.new_empty(*y.shape[:-1], y.shape[-2])
+    poly, other = torch.empty_like(gram), torch.empty_like(y)
     for _ in range(steps):
-        gram = y @ y.mT
-        y = multiply_add(y, multiply_add(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+        multiply(y, y.mT, out=gram)
+        multiply_add(gram, gram, gram, beta=b, alpha=c, out=poly)
+        multiply_add(y, poly, y, beta=a, out=other)
+        y, other = other, y
     return y.mT if turned else y
 
 
@@ -101,32 +108,59 @@ class OrthogonalMomentum(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._step(p, group)
+            for members in _chunks([p for p in group["params"] if p.grad is not None]):
+                self._step(members, group)
         return loss
 
-    def _step(self, p: nn.Parameter, group: dict[str, Any]) -> None:
+    def _step(self, members: Sequence[nn.Parameter], group: dict[str, Any]) -> None:
+        """One step of parameters of equal shape, whose matrices are orthogonalized together."""
+        rows = [part if isinstance(part, Tensor) else slice(*part) for part in group["parts"]]
+        weights = [_whole(local(p), p) for p in members]
+        matrices = [matrices_of(weight, rows, group["outputs"]) for weight in weights]
+        directions = [matrices_of(_whole(self._update(p, group), p), rows, group["outputs"]) for p in members]
+        if not group["keep_norm"]:
+            for matrix in (matrix for each in matrices for matrix in each):
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+        turn = _keep_norm if group["keep_norm"] else _subtract
+        for part in range(len(matrices[0])):  # parts differ in shape: grouped queries have fewer keys
+            turned = _together([direction[part] for direction in directions], group["ns_steps"])
+            for each, direction in zip(matrices, turned, strict=True):
+                turn(each[part], direction, group)
+        for p, weight, each in zip(members, weights, matrices, strict=True):
+            for part, matrix in zip(rows, each, strict=False):
+                if isinstance(part, Tensor):  # the matrix was a copy
+                    weight[part if group["outputs"] == 0 else (slice(None), part)] = matrix
+            if is_sharded(p):
+                local(p).copy_(_share(weight, p))
+
+    def _update(self, p: nn.Parameter, group: dict[str, Any]) -> Tensor:
+        """The momentum of a parameter, after this gradient; the rows that this process holds."""
         gradient = local(cast(Tensor, p.grad))
         state = self.state[p]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(cast(Tensor, p.grad), memory_format=torch.preserve_format)
         buffer = local(state["momentum_buffer"])
         buffer.lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
-        rows = [part if isinstance(part, Tensor) else slice(*part) for part in group["parts"]]
-        weight = _whole(local(p), p)
-        turn = _keep_norm if group["keep_norm"] else _subtract
-        if not group["keep_norm"]:
-            weight.mul_(1 - group["lr"] * group["weight_decay"])
-        matrices = matrices_of(weight, rows, group["outputs"])
-        for matrix, direction in zip(matrices, matrices_of(_whole(update, p), rows, group["outputs"]), strict=True):
-            turn(matrix, orthogonalized(direction, group["ns_steps"]), group)
-        for part, matrix in zip(rows, matrices, strict=False):
-            if isinstance(part, Tensor):  # the matrix was a copy
-                weight[part if group["outputs"] == 0 else (slice(None), part)] = matrix
-        if is_sharded(p):
-            local(p).copy_(_share(weight, p))
+        return gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+
+
+def _chunks(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Parameters of equal shape and device, up to ``MOST_TOGETHER`` entries at a time."""
+    by_kind: dict[object, list[nn.Parameter]] = {}
+    for p in parameters:
+        by_kind.setdefault((p.shape, p.device, p.dtype), []).append(p)
+    chunks: list[list[nn.Parameter]] = []
+    for members in by_kind.values():
+        size = max(1, MOST_TOGETHER // members[0].numel())
+        chunks += [members[start : start + size] for start in range(0, len(members), size)]
+    return chunks
+
+
+def _together(directions: Sequence[Tensor], steps: int) -> Sequence[Tensor]:
+    """The orthogonalized matrices, or stacks of them, by one iteration: a batch uses all threads of small matrices."""
+    if len(directions) == 1 or directions[0].ndim == 3:
+        return [orthogonalized(direction, steps) for direction in directions]
+    return orthogonalized(torch.stack(list(directions)), steps).unbind()
 
 
 def _subtract(matrix: Tensor, direction: Tensor, group: dict[str, Any]) -> None:
