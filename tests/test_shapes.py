@@ -7,7 +7,8 @@ import sys
 
 SETUP = """
 from jaxtyping import install_import_hook
-with install_import_hook(["trimtab.models.gpt", "trimtab.loop", "trimtab.data.batches"], "beartype.beartype"):
+checked = ["trimtab.models.gpt", "trimtab.loop", "trimtab.loss", "trimtab.data.batches"]
+with install_import_hook(checked, "beartype.beartype"):
     import trimtab.data.batches, trimtab.loop, trimtab.models.gpt
 import numpy as np, torch
 from trimtab.data.batches import held_out_batch, training_batch

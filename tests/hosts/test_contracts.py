@@ -28,7 +28,7 @@ from trimtab.host import (
 from trimtab.hosts import UnknownFamilyError
 from trimtab.hosts.gpt import GPTHost
 from trimtab.hosts.torch_encoder import TorchEncoderHost
-from trimtab.intervention import ConflictError
+from trimtab.intervention import ConflictError, ModelIntervention
 from trimtab.method import Method, NotInstallableError, installed_in
 from trimtab.probes import full
 from trimtab.testing import MethodContract
@@ -47,8 +47,16 @@ NORMS_QK = {"qk_norm", "qk_norm_cap", "qk_fc_norm", "qkv_norm", "reordered_qk_no
 CONFLICTS = {
     "Qwen 3": NORMS_QK,
     "OLMo 2": NORMS_QK | {"reordered_norm", "sigma_reparam_normless"},
-    "nanochat-like": NORMS_QK | {"reordered_norm", "sigma_reparam_normless"},
-    "Gemma 2": {"soft_cap", "qk_norm_cap", "qk_fc_norm", "reordered_norm", "reordered_qk_norm", "scaled_embed"},
+    "nanochat-like": NORMS_QK | {"logit_cap", "reordered_norm", "sigma_reparam_normless"},
+    "Gemma 2": {
+        "soft_cap",
+        "logit_cap",
+        "qk_norm_cap",
+        "qk_fc_norm",
+        "reordered_norm",
+        "reordered_qk_norm",
+        "scaled_embed",
+    },
 }
 for _family in FAMILIES:
     if _family != "trimtab GPT":  # the residual stream of others cannot be edited
@@ -301,7 +309,14 @@ def encoder() -> nn.Module:
     return nn.TransformerEncoder(layer, 2)
 
 
-@pytest.mark.parametrize("slug", [slug for slug in methods.catalogue() if slug != "baseline"])
+ON_THE_MODEL = [
+    slug
+    for slug, method in methods.catalogue().items()
+    if any(isinstance(intervention, ModelIntervention) for intervention in method.interventions)
+]
+
+
+@pytest.mark.parametrize("slug", ON_THE_MODEL)
 def test_torchs_encoder_takes_probes_only(slug: str) -> None:
     model = encoder()
     host = host_for(model)

@@ -23,10 +23,12 @@ class Host(ABC):
     Attributes:
         family: the name shown in errors and tables.
         built_in: slugs of interventions the family already has; installing those is a conflict.
+        only_watched: whether the family takes probes only, and no method.
     """
 
     family: str
     built_in: frozenset[str] = frozenset()
+    only_watched: bool = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

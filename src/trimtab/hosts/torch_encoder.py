@@ -16,6 +16,7 @@ class TorchEncoderHost(Host):
     """Offers parts and points. It offers no sites, because torch's layer does not expose its attention."""
 
     family = "torch.nn.TransformerEncoder (probes only)"
+    only_watched = True
 
     @override
     @classmethod

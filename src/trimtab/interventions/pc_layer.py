@@ -82,11 +82,12 @@ class PCLayer(WeightRule):
         Raises:
             TrainedModelError: if the model has been trained.
         """
+        changes = WeightRule.prepare(self, host)
         if is_trained(host):
             raise TrainedModelError(
                 "pc_layer changes the function of a model, and this model has been trained; use it on a fresh one"
             )
-        return WeightRule.prepare(self, host)
+        return changes
 
     @override
     def rule(self, weight: Tensor) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from trimtab.change import Change, WeightChange
-from trimtab.host import Host, evaluating, stored_weight
+from trimtab.host import Host, SiteUnavailableError, evaluating, stored_weight
 from trimtab.intervention import ConflictError, GradientRule, Intervention, ModelIntervention, ModuleSwap, Source
 from trimtab.method.installed import Installed, Registry, installed_in
 
@@ -69,6 +69,8 @@ class Method:
 def install(interventions: Sequence[ModelIntervention], host: Host) -> tuple[Installed, ...]:
     """Install interventions in a model, all or none; see ``Method.install``."""
     _refuse_compiled_or_sharded(host.model)
+    if host.only_watched and interventions:
+        raise SiteUnavailableError(f"{interventions[0].slug()} cannot be installed: {host.family} can only be watched")
     installed = installed_in(host.model)
     taken = [receipt.slug for receipt in installed] + [i.slug() for i in interventions]
     for slug, count in Counter(taken).items():
