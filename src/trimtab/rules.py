@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -152,11 +151,16 @@ class AttachedRules:
         self.steps = 0
         self.grad_norm: Tensor | None = None
         self._handles: list[Any] = []
+        early = optimizer.param_groups[0].get(KEY)  # a state that was loaded before the rules were there
+        if early is not None:
+            try:
+                self.load_state_dict(early)
+            except ValueError:
+                self.remove()
+                raise
+            del optimizer.param_groups[0][KEY]
         self.hook(optimizer.register_state_dict_post_hook(self._save))
         self.hook(optimizer.register_load_state_dict_pre_hook(self._load))
-        early = optimizer.param_groups[0].pop(KEY, None)  # a state that was loaded before the rules were there
-        if early is not None:
-            self.load_state_dict(early)
 
     def hook(self, handle: Any) -> None:
         """Keep the handle of a hook, which ``remove`` takes away."""
@@ -272,14 +276,12 @@ def _host_of(model: nn.Module) -> Any:
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The model within DistributedDataParallel and torch.compile."""
-    for _ in itertools.count():
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
-            inner = model.module
+    while True:
+        inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else None
+        inner = getattr(model, "_orig_mod", inner)
         if inner is None:
             return model
         model = cast(nn.Module, inner)
-    raise AssertionError
 
 
 def _tensors_of(copy: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:

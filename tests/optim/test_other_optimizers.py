@@ -148,6 +148,13 @@ def test_muon_h_refuses_a_matrix_of_zeros_and_names_it() -> None:
         optimizer_for(model, optim.MuonH(), 0.05)
 
 
+def test_muon_h_refuses_a_stack_with_one_matrix_of_zeros() -> None:
+    stack = nn.Parameter(torch.stack((torch.ones(3, 2), torch.zeros(3, 2))))
+    one = TrainedParameter(name="experts", parameter=stack, parts=(), decays=True, hidden=True)
+    with pytest.raises(OptimizerError, match="muon_h: experts is zero"):
+        optim.MuonH().build([one], 0.05)
+
+
 # StableAdamW
 
 

@@ -122,6 +122,20 @@ def test_a_state_without_rules_is_loaded_with_a_warning_and_that_of_others_is_re
         optimizer.load_state_dict(stored)
 
 
+def test_an_early_state_of_other_rules_is_refused_and_nothing_is_attached() -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attached = rules.attach(optimizer, model, [ZClip()])
+    stored = optimizer.state_dict()
+    attached.remove()
+    optimizer.load_state_dict(stored)
+    with pytest.raises(ValueError, match="the state belongs to the rules z_clip, and these are ada_gc"):
+        rules.attach(optimizer, model, [AdaGC()])
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_state_dict_post_hooks
+    assert rules.attach(optimizer, model, [ZClip()]).names == ["z_clip"]
+
+
 def test_a_frozen_parameter_has_no_rule_and_one_that_the_optimizer_lacks_is_named() -> None:
     model = make_model()
     model.final_norm.requires_grad_(False)

@@ -38,7 +38,7 @@ class AdaGC(GradientRule):
         warmup_steps: steps of global clipping, whose smallest norms start the averages ("T_start").
         max_norm: bound of the global norm during the warm-up ("lambda_abs").
         scope: what has an average: each ``tensor``; each ``shard`` of a tensor that is distributed over processes,
-            without communication; or all gradients together, ``global``.
+            so that the shards of one tensor may be scaled differently; or all gradients together, ``global``.
         norm_floor: a smaller norm is no evidence, and starts and moves no average. With 0 a single gradient of zero in
             the warm-up makes the average 0, and the tensor is never updated again.
         warmup_floor: lower bound of the first average, as a share of the mean norm of the warm-up. With 0 one small

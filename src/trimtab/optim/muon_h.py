@@ -63,7 +63,9 @@ class MuonH(OptimizerConfig):
         hidden, rest = hidden_and_rest(parameters, self.slug())
         for one in hidden:
             weight = one.parameter.detach()
-            if not weight.is_meta and not all(m.any() for m in matrices_of(weight, one.rows, int(one.transposed))):
+            if not weight.is_meta and not all(
+                bool(m.flatten(-2).any(-1).all()) for m in matrices_of(weight, one.rows, int(one.transposed))
+            ):
                 raise OptimizerError(
                     f"optimizer.muon_h: {one.name} is zero, and a step that keeps the norm of a matrix never moves it; "
                     "use muon, or an initial weight that is not zero"
