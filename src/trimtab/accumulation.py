@@ -59,11 +59,9 @@ def accumulating(model: nn.Module) -> Generator[None]:
     complete at its end. Gradients are the same. A model that is distributed over processes is left as it is, because
     they exchange the gradients of a weight during backward, and so is a compiled one, whose graph contains the weight.
     """
-    rules = (
-        []
-        if _is_distributed(model) or _is_compiled(model)
-        else [module for module in model.modules() if isinstance(module, Defers)]
-    )
+    rules = [module for module in model.modules() if isinstance(module, Defers)]
+    if rules and (_is_distributed(model) or _is_compiled(model)):
+        rules = []
     for rule in rules:
         rule.defer()
     try:

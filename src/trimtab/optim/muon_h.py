@@ -63,9 +63,8 @@ class MuonH(OptimizerConfig):
         hidden, rest = hidden_and_rest(parameters, self.slug())
         for one in hidden:
             weight = one.parameter.detach()
-            if not weight.is_meta and not all(
-                bool(m.flatten(-2).any(-1).all()) for m in matrices_of(weight, one.rows, int(one.transposed))
-            ):
+            matrices = matrices_of(weight, one.rows, int(one.transposed))
+            if not weight.is_meta and not all(bool(matrix.flatten(-2).any(-1).all()) for matrix in matrices):
                 raise OptimizerError(
                     f"optimizer.muon_h: {one.name} is zero, and a step that keeps the norm of a matrix never moves it; "
                     "use muon, or an initial weight that is not zero"
@@ -77,5 +76,5 @@ class MuonH(OptimizerConfig):
             for rate, _, group in by_rate(hidden, within(self.rates, hidden))
             for layout, members in by_layout(group)
         ]
-        matrices = OrthogonalMomentum(groups, learning_rate)
-        return beside_adamw(matrices, rest, self.adamw, self.rates, learning_rate * self.adamw_rate)
+        optimizer = OrthogonalMomentum(groups, learning_rate)
+        return beside_adamw(optimizer, rest, self.adamw, self.rates, learning_rate * self.adamw_rate)
