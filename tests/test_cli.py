@@ -370,7 +370,7 @@ def test_damaged_index_ends_with_30_and_can_be_made_again(trimtab: Any, done: Pa
 def test_trials_without_outcome_end_with_10(
     trimtab: Any, study_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trimtab.study import study
+    from trimtab.study.executors import inline
     from trimtab.study.executors.contract import Job, Progress, train_job
     from trimtab.study.executors.inline import InlineExecutor
 
@@ -379,7 +379,7 @@ def test_trials_without_outcome_end_with_10(
             raise RuntimeError("no luck")
         train_job(job, progress)
 
-    monkeypatch.setattr(study, "InlineExecutor", lambda: InlineExecutor(fails_once))
+    monkeypatch.setattr(inline, "InlineExecutor", lambda: InlineExecutor(fails_once))
     ended = trimtab("study", study_file(learning_rates=SMALL), "--out", "out", "--workers", "0")
     assert ended.code == 10
     assert "no luck" in ended.out

@@ -26,6 +26,7 @@ from trimtab.cli.exit_codes import (
     OUT_OF_MEMORY,
     PREEMPTED,
     READER_LEFT,
+    STOPPED,
     STORAGE,
 )
 from trimtab.cli.parser import make_parser
@@ -43,6 +44,7 @@ __all__ = [
     "OUT_OF_MEMORY",
     "PREEMPTED",
     "READER_LEFT",
+    "STOPPED",
     "STORAGE",
     "main",
     "make_parser",
@@ -77,7 +79,7 @@ def _run_command(options: argparse.Namespace) -> int:
     from trimtab.data import CorpusError
     from trimtab.registry import CatalogueError
     from trimtab.run.files import IntegrityError
-    from trimtab.study.lock import StudyLockedError
+    from trimtab.study.lock import StudyLockedError, StudyStoppedError
 
     try:
         return int(options.command(options, console))
@@ -87,6 +89,8 @@ def _run_command(options: argparse.Namespace) -> int:
         return _complain(str(error), DAMAGED)
     except StudyLockedError as error:
         return _complain(str(error), LOCKED)
+    except StudyStoppedError as error:
+        return _complain(str(error), STOPPED)
     except BrokenPipeError:
         return _reader_left(console)
     except OSError as error:  # including StorageError

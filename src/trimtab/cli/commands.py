@@ -7,13 +7,16 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from trimtab.cli.exit_codes import NO_OUTCOMES, OK
 from trimtab.config import ConfigError, Raw, apply_settings, load_toml, unknown
+
+if TYPE_CHECKING:
+    from trimtab.study.executors import ExecutorConfig
 
 
 def presets() -> list[str]:
@@ -29,18 +32,13 @@ def study(options: argparse.Namespace, console: Console) -> int:
     from trimtab.study.driver import run_study
     from trimtab.study.kind import read_any_study
     from trimtab.study.plan import plan
-    from trimtab.study.study import executor_for
 
     raw, where = study_tables(options)
     confirm = [] if options.confirm is None else [f"search.confirm={options.confirm}"]
     spec = read_any_study(apply_settings(raw, [*options.settings, *confirm]), where)
-    if options.workers is not None and options.workers < 0:
-        raise ConfigError("--workers must not be negative")
-    if options.workers_per_gpu < 1:
-        raise ConfigError("--workers-per-gpu must be at least 1")
-    executor = executor_for(spec, options.workers, options.workers_per_gpu)
+    executor = executor_of(options)
     if options.plan:
-        console.print(Text(plan(spec, executor.capacity)))
+        console.print(Text(plan(spec, executor.start(spec, options.out or Path()).capacity)))
         return OK
     if options.out is None:
         raise ConfigError("--out: name the study folder")
@@ -52,6 +50,35 @@ def study(options: argparse.Namespace, console: Console) -> int:
     print_findings(findings, console)
     console.print(Text(f"report: {options.out / 'report.html'}"))
     return NO_OUTCOMES if findings.evidence.errors else OK
+
+
+def executor_of(options: argparse.Namespace) -> ExecutorConfig:
+    """The executor that the options name; processes on this machine by default.
+
+    Raises:
+        ConfigError: for an unknown executor, an unknown or refused option, or options of two executors.
+    """
+    from trimtab.study.executors import catalogue, read_executor
+    from trimtab.study.study import default_executor
+
+    workers = {"--workers": options.workers, "--workers-per-gpu": options.workers_per_gpu}
+    if options.executor is None and not options.executor_options:
+        if options.workers is not None and options.workers < 0:
+            raise ConfigError("--workers must not be negative")
+        if options.workers_per_gpu is not None and options.workers_per_gpu < 1:
+            raise ConfigError("--workers-per-gpu must be at least 1")
+        return default_executor(options.workers, options.workers_per_gpu or 1)
+    given = [name for name, value in workers.items() if value is not None]
+    if given:
+        raise ConfigError(f"{given[0]}: cannot be used with --executor or --option; use --option workers=N")
+    name = options.executor or "processes"
+    raw: Raw = {name: {}}
+    if name.endswith(".toml"):
+        raw = load_toml(Path(name))
+    elif name not in catalogue():
+        raise ConfigError(f"--executor: {unknown(name, list(catalogue()))}")
+    slug = next(iter(raw), "")
+    return read_executor(apply_settings(raw, [f"{slug}.{option}" for option in options.executor_options]), "--executor")
 
 
 def study_tables(options: argparse.Namespace) -> tuple[Raw, str]:

@@ -11,6 +11,7 @@ LOCKED = 31
 STORAGE = 32
 OUT_OF_MEMORY = 33
 PREEMPTED = 75
+STOPPED = 76
 INTERRUPTED = 130
 READER_LEFT = 141  # the exit code of a program that SIGPIPE ended
 
@@ -24,5 +25,6 @@ EXIT_CODES = """exit codes:
   32  storage is full, read-only or failing
   33  out of memory
   75  stopped by SIGTERM; run the same command again to continue
+  76  stopped by 'trimtab stop'; run the same command again to continue
   130 interrupted; run the same command again to continue
   141 the reader of the output closed the pipe, as in 'trimtab study ... | head'"""

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from trimtab import __version__
-from trimtab.cli import commands
+from trimtab.cli import commands, studies
 from trimtab.cli.exit_codes import EXIT_CODES
 
 
@@ -48,10 +48,23 @@ def make_parser() -> argparse.ArgumentParser:
         "--plan", action="store_true", help="print an estimate of runs, hours and disk space, and train nothing"
     )
     study.add_argument(
+        "--executor",
+        metavar="NAME",
+        help="what carries out the runs: processes (default), inline, slurm, ray, or a TOML file with a table of one",
+    )
+    study.add_argument(
+        "--option",
+        dest="executor_options",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the executor, such as partition=gpu",
+    )
+    study.add_argument(
         "--workers", type=int, metavar="N", help="number of processes; 0 trains in this process (default: one per core)"
     )
     study.add_argument(
-        "--workers-per-gpu", type=int, default=1, metavar="N", help="processes per GPU, if training.device is cuda"
+        "--workers-per-gpu", type=int, metavar="N", help="processes per GPU, if training.device is cuda (default 1)"
     )
     study.add_argument(
         "--confirm",
@@ -112,7 +125,30 @@ def make_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--html", metavar="FILE", type=Path, help="write charts to this file")
     inspect.set_defaults(command=commands.inspect)
 
+    _add_studies(subparsers)
     methods = subparsers.add_parser("methods", help="print the catalogue of methods: equation, paper, deviations")
     methods.add_argument("slug", nargs="?", help="print only this method")
     methods.set_defaults(command=commands.methods)
     return parser
+
+
+def _add_studies(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The commands that look at studies from outside."""
+    status = subparsers.add_parser("status", help="show the state of a study: runs, limits so far, time left, failures")
+    status.add_argument("folder", metavar="DIR", type=Path, help="the study folder")
+    status.add_argument("--follow", action="store_true", help="show it again every few seconds until the driver ends")
+    status.add_argument("--json", action="store_true", help="print one line of JSON")
+    status.set_defaults(command=studies.status)
+
+    stop = subparsers.add_parser("stop", help="end a running study from elsewhere; nothing that is finished is lost")
+    stop.add_argument("folder", metavar="DIR", type=Path, help="the study folder")
+    stop.add_argument(
+        "--timeout", type=float, default=120.0, metavar="SECONDS", help="how long to wait for its end (default 120)"
+    )
+    stop.set_defaults(command=studies.stop)
+
+    several = subparsers.add_parser("studies", help="list and compare several studies in one table and page")
+    several.add_argument("folders", nargs="+", metavar="DIR", type=Path, help="study folders or exports")
+    several.add_argument("--json", metavar="FILE", type=Path, help="write all states to this file")
+    several.add_argument("--html", metavar="FILE", type=Path, help="write the tables as a page to this file")
+    several.set_defaults(command=studies.studies)

@@ -34,6 +34,10 @@ EVALUATION_BATCH = 64
 Progress = Callable[[int, float], None]
 
 
+class OtherCodeError(IntegrityError):
+    """The code or the data of this process give the run another id than that of the study."""
+
+
 def execute(
     spec: RunSpec,
     runs: Path,
@@ -41,6 +45,7 @@ def execute(
     progress: Progress = lambda step, loss: None,
     keep_weights: bool = False,
     expected: str = "",
+    owned: Callable[[], bool] = lambda: True,
 ) -> Outcome:
     """Train one run into ``runs/<run id>`` and return its outcome.
 
@@ -52,20 +57,26 @@ def execute(
         progress: called with the step and the training loss after every step.
         keep_weights: also write ``checkpoints/final.safetensors``.
         expected: the run id that the caller expects; "" if the caller expects no particular id.
+        owned: whether this process may still write the run; asked at the start, at most once a second, and before the
+            outcome is written.
 
     Raises:
         CorpusError: if the data cannot be used.
-        IntegrityError: if the run id differs from ``expected``, or if a finished run is damaged, or has no weights
-            although ``keep_weights`` is true.
+        OtherCodeError: if the run id differs from ``expected``.
+        IntegrityError: if a finished run is damaged, or has no weights although ``keep_weights`` is true.
+        NotOwnedError: if another process may write the run now.
         SiteUnavailableError: if the model lacks what the method needs.
     """
     with _settings_of_torch(spec):
         data = spec.protocol.data.load()
         name = run_id(spec, fingerprint_of(data, spec.protocol.evaluation))
         if expected not in ("", name):
-            raise IntegrityError("the code or the data changed since the study was started; start the study again")
+            raise OtherCodeError(
+                "the code or the data changed since the study was started, or they differ on the machine of the "
+                "worker; start the study again, with the same trimtab and the same data everywhere"
+            )
         finished = load_outcome(runs / name)
-        folder = RunFolder(runs / name)
+        folder = RunFolder(runs / name, owned)
         if finished is not None and (folder.has_weights or not keep_weights):
             return finished
         if finished is not None:
@@ -126,7 +137,7 @@ def _train(
             row["held_out_loss"] = float(record.held_out_loss)
             row["weight_norm"] = float(weight_norm(model, matrices))
         folder.append(row)
-        folder.beat()
+        folder.beat(record.step, loss)
         times.tick(watching, evaluated=record.held_out_loss is not None)
         progress(record.step, loss)
         if facts.see(row):

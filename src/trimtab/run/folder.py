@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import time
 import zipfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
@@ -80,30 +81,43 @@ class Outcome:
     seconds: float
 
 
-class RunFolder:
-    """Writes one run. ``begin`` deletes the files of an interrupted attempt."""
+class NotOwnedError(RuntimeError):
+    """Another process may write this run now; this one must stop."""
 
-    def __init__(self, path: Path) -> None:
+
+class RunFolder:
+    """Writes one run. ``begin`` deletes the files of an interrupted attempt.
+
+    Args:
+        path: the folder.
+        owned: whether this process may still write it; ``begin``, ``beat`` and ``finish`` raise ``NotOwnedError`` if
+            not.
+    """
+
+    def __init__(self, path: Path, owned: Callable[[], bool] = lambda: True) -> None:
         self.path = path
+        self.owned = owned
         self._steps: TextIO | None = None
         self._readings: TextIO | None = None
         self._beat = 0.0
 
     def begin(self, spec_toml: str, environment: Mapping[str, object]) -> None:
         """Delete the folder and create it again, with the specification and the environment of the run."""
+        self._check_owned()
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
         write_whole(self.path / SPEC, spec_toml)
         write_json(self.path / ENVIRONMENT, environment)
         self._steps = (self.path / STEPS).open("w", encoding="utf-8")
-        self.beat()
+        self.beat(0, math.nan)
 
-    def beat(self) -> None:
-        """Touch the heartbeat file, at most once a second, to show other processes that the run makes progress."""
+    def beat(self, step: int, loss: float) -> None:
+        """Write the heartbeat file, at most once a second, to show other processes that the run makes progress."""
         now = time.monotonic()
         if now - self._beat >= BEAT_SECONDS:
             self._beat = now
-            (self.path / HEARTBEAT).touch()
+            self._check_owned()
+            (self.path / HEARTBEAT).write_text(json.dumps({"step": step, "loss": encode_number(loss)}))
 
     def append(self, row: Mapping[str, int | float | None]) -> None:
         """Add one step row; a non-finite number is written as text, None as null."""
@@ -150,6 +164,7 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
         self.close()
+        self._check_owned()
         record = record_of(outcome)
         files = {name: hash_of(self.path / name) for name in WRITTEN if (self.path / name).exists()}
         write_sealed(self.path / OUTCOME, {"schema": SCHEMA, **record, "files": files})
@@ -161,6 +176,30 @@ class RunFolder:
             if file is not None:
                 file.close()
         self._steps = self._readings = None
+
+    def _check_owned(self) -> None:
+        if not self.owned():
+            raise NotOwnedError(f"{self.path.name}: another process trains this run now")
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A heartbeat: its time on the clock of the file system in seconds, the step, and the training loss in nats."""
+
+    time: float
+    step: int
+    loss: float
+
+
+def load_beat(path: Path) -> Beat | None:
+    """The last heartbeat of a run folder; None if there is none, or it is just being written."""
+    try:
+        with (path / HEARTBEAT).open(encoding="utf-8") as file:
+            time_ = os.fstat(file.fileno()).st_mtime
+            record = json.load(file)
+        return Beat(time_, int(record["step"]), float(decode_number(record["loss"])))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_outcome(path: Path, *, named: bool = True) -> Outcome | None:

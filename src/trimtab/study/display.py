@@ -120,8 +120,8 @@ class ProgressDisplay:
 
 
 def describe(trial: Trial) -> str:
-    """Name a trial, such as 'qk_norm at LR 0.0312, seed 0'."""
-    return f"{printable(trial.arm)} at LR {trial.learning_rate:.3g}, {trial.seeds_named}"
+    """Name a trial for a terminal."""
+    return printable(trial.title)
 
 
 def silence(trial: Trial, seconds: float, *, replaced: bool) -> str:

@@ -11,15 +11,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from trimtab.config import ConfigError
+from trimtab.config import ConfigError, to_plain
 from trimtab.run.check import check_run
 from trimtab.run.folder import OUTCOME, load_outcome
 from trimtab.run.identity import Basis, basis_of, id_on
 from trimtab.run.spec import RunSpec
 from trimtab.run.texts import fingerprint_of
-from trimtab.study.executors.contract import Executor
+from trimtab.study.executors.contract import Executor, ExecutorConfig
 from trimtab.study.failures import Failures
 from trimtab.study.folder import StorageError, make_folder, open_index, write_study
 from trimtab.study.index import Index, differences
@@ -38,7 +38,7 @@ OnChange = Literal["stop", "keep", "retrain"]
 def run_study(
     spec: StudySpec,
     folder: Path,
-    executor: Executor,
+    executor: Executor | ExecutorConfig,
     display: Display | None = None,
     reuse: Sequence[Path] = (),
     *,
@@ -49,7 +49,7 @@ def run_study(
     Args:
         spec: the study.
         folder: its folder.
-        executor: trains the runs.
+        executor: trains the runs; a configuration is started for this study and folder.
         display: shows the progress; silent by default.
         reuse: other study folders or exports. A finished run with the same run id is taken from there instead of being
             trained.
@@ -60,17 +60,23 @@ def run_study(
         ConfigError: if an arm cannot be built, the folder holds other things or another study, stored runs were made
             with something else and ``on_change`` is ``stop``, or a folder in ``reuse`` cannot be used. Nothing was
             changed.
-        StudyLockedError: if another running process holds the folder.
+        StudyLockedError: if another running process holds the folder, or took it over.
+        StudyStoppedError: if ``trimtab stop`` named this process.
         IntegrityError: if a stored file is damaged.
         StorageError: if a file cannot be written or read.
     """
     sources = [source_of(other) for other in reuse]
     tokens = Tokens()
     check_arms(spec, tokens)
+    described: dict[str, Any] = {}
+    if isinstance(executor, ExecutorConfig):
+        described = {executor.slug(): to_plain(executor)}
+        executor = executor.start(spec, folder)
     make_folder(folder)
     try:
         open_index(spec, folder)  # refuse before the lock file is written
-        with StudyLock(folder):
+        with StudyLock(folder) as lock:
+            lock.describe(described or {type(executor).__name__: {}}, executor.capacity)
             index = open_index(spec, folder)
             bases = {name: _basis(arm.run(0, 0), tokens) for name, arm in spec.arms.items()}
             for source in sources:
@@ -83,7 +89,7 @@ def run_study(
             failures.give_another_chance()
             write_study(spec, folder, index)
             with executor:
-                search = _Search(spec, folder, executor, display or Silence(), sources, index, bases, failures)
+                search = _Search(spec, folder, executor, display or Silence(), sources, index, bases, failures, lock)
                 search.carry_out()
             evidence = evidence_of(folder, spec, index, failures.errors())
             findings = kind_of(spec).analyse(spec, evidence)
@@ -153,6 +159,7 @@ class _Search:
     index: Index
     bases: Mapping[str, Basis]
     failures: Failures
+    lock: StudyLock
 
     @property
     def runs(self) -> Path:
@@ -199,8 +206,9 @@ class _Search:
             trials.setdefault(name, trial)  # one of the trials that share a run trains it
         missing = {name: trial for name, trial in trials.items() if not self._present(name, trial)}
         self.display.round_started(title, len(names), len(missing))
+        self.lock.describe(self.lock.driver.executor, self.executor.capacity, title)
         jobs = {name: self.spec.run_of(trial) for name, trial in missing.items()}
-        Round(missing, jobs, self.runs, self.executor, self.failures, self.display).carry_out()
+        Round(missing, jobs, self.runs, self.executor, self.failures, self.display, self.lock.check).carry_out()
 
     def _present(self, name: str, trial: Trial) -> bool:
         """Whether a run is finished, or a source of other runs has it."""

@@ -84,6 +84,25 @@ class Findings(Protocol):
     def warnings(self) -> Sequence[str]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One answer of a study so far, such as the limit of an arm.
+
+    Attributes:
+        arm: the arm.
+        quantity: what was measured.
+        text: the answer as in the report.
+        value, low, high: the answer with the ends of its 95 % interval; None if it is open on that side or unknown.
+    """
+
+    arm: str
+    quantity: str
+    text: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
 def groups_from_evidence(findings: Findings) -> Sequence[SeedGroup]:
     """The groups of runs that differ in their seeds alone, computed from the outcomes and the run folders."""
     evidence = findings.evidence
@@ -110,6 +129,7 @@ class Kind(Generic[S, F]):
         keep: writes into a folder the arrays that the study needs after its run folders are deleted.
         seed_groups: the groups of runs that differ in their seeds alone. A kind whose findings hold the groups returns
             them, so that they are not computed twice.
+        standings: the answers so far, for ``trimtab status`` and ``trimtab studies``; none by default.
         adds_seeds: whether the report adds the view of seeds after the sections of the kind.
     """
 
@@ -124,6 +144,7 @@ class Kind(Generic[S, F]):
     has_reference: bool = True
     keep: Callable[[F, Path], None] = lambda findings, folder: None
     seed_groups: Callable[[F], Sequence[SeedGroup]] = groups_from_evidence
+    standings: Callable[[F], Sequence[Standing]] = lambda findings: ()
     adds_seeds: bool = True
 
 

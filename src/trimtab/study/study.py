@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
-from trimtab.config import ConfigError, Raw, load_toml
+from trimtab.config import Raw, load_toml
 from trimtab.method import Method
 from trimtab.run.spec import ModelBuilder, OptimizerBuilder, UserCode
 from trimtab.study.driver import OnChange, run_study
-from trimtab.study.executors.contract import Executor
-from trimtab.study.executors.inline import InlineExecutor
-from trimtab.study.executors.processes import ProcessExecutor
+from trimtab.study.executors.contract import Executor, ExecutorConfig
+from trimtab.study.executors.inline import Inline
+from trimtab.study.executors.processes import Processes
 from trimtab.study.kind import DEFAULT, KINDS, read_any_study
 from trimtab.study.round import Display
 from trimtab.study.specification import StudySpec
@@ -87,7 +83,7 @@ class Study:
         out: str | Path = "trimtab-study",
         *,
         workers: int | None = None,
-        executor: Executor | None = None,
+        executor: Executor | ExecutorConfig | None = None,
         display: Display | None = None,
         reuse: Sequence[str | Path] = (),
         on_change: OnChange = "stop",
@@ -97,7 +93,7 @@ class Study:
         Args:
             out: the study folder. The same study in the same folder trains no run twice.
             workers: number of processes; 0 trains in this process; None means one per core or, on CUDA, per device.
-            executor: an executor that replaces the processes.
+            executor: replaces the processes of this machine, for example ``Slurm(partition="gpu")``.
             display: shows the progress; None shows nothing.
             reuse: other study folders or exports, from which finished runs with the same id are taken.
             on_change: the action for stored runs whose version of the numbers, data or user code differs from the
@@ -112,7 +108,9 @@ class Study:
             StudyLockedError: if another live process has locked the folder.
             StorageError: if the folder cannot be written.
         """
-        chosen = executor or executor_for(self.spec, workers)
+        chosen = executor or default_executor(workers)
+        if isinstance(chosen, ExecutorConfig):
+            chosen = chosen.start(self.spec, Path(out))
         others = [Path(other) for other in reuse]
         return run_study(self.spec, Path(out), chosen, display, others, on_change=on_change)
 
@@ -124,28 +122,9 @@ def _has_reference(slug: object) -> bool:
         return False
 
 
-def executor_for(spec: StudySpec, workers: int | None, workers_per_gpu: int = 1) -> Executor:
-    """The executor of a study: one process per ``training.threads`` cores, or ``workers_per_gpu`` per CUDA device.
-
-    It is an ``InlineExecutor`` if ``workers`` is 0.
-
-    Raises:
-        ConfigError: if the study contains code that cannot be sent to a worker.
-    """
-    if workers == 0:
-        return InlineExecutor()
-    try:
-        pickle.dumps(spec)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"the study cannot be sent to a worker ({error}); define its functions at the top of a module, "
-            "or use workers=0"
-        ) from error
-    training = spec.protocol.training
-    if training.device == "cuda":
-        devices = tuple(str(index) for index in range(torch.cuda.device_count()))
-        return ProcessExecutor(workers or max(1, len(devices)) * workers_per_gpu, devices=devices)
-    return ProcessExecutor(workers or max(1, (os.cpu_count() or 1) // training.threads))
+def default_executor(workers: int | None, per_gpu: int = 1) -> ExecutorConfig:
+    """Processes on this machine, as many as ``workers`` says; 0 trains in this process, and None takes all cores."""
+    return Inline() if workers == 0 else Processes(workers=workers or 0, per_gpu=per_gpu)
 
 
 def load_study(path: str | Path) -> Study:

@@ -66,6 +66,11 @@ class Trial:
         return EARLIER <= self.round < 2 * EARLIER
 
     @property
+    def title(self) -> str:
+        """The run in words, such as 'qk_norm at LR 0.0312, seed 0'."""
+        return f"{self.arm} at LR {self.learning_rate:.3g}, {self.seeds_named}"
+
+    @property
     def seeds_named(self) -> str:
         """The seeds in words, such as 'seed 0' or 'init 0, data 3'."""
         seeds = f"seed {self.seed}" if self.data_seed is None else f"init {self.seed}, data {self.data_seed}"

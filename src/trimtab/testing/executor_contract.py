@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from trimtab.study.executors.contract import Executor, Job, JobReport, Task
+from trimtab.study.executors.contract import FINAL, Executor, Job, JobReport, Task
 from trimtab.testing.executor_tasks import BEATS, PROGRESS, REFUSED, WRITTEN, job_spec, perform
 
 POLL_SECONDS = 0.2
@@ -167,7 +167,7 @@ class ExecutorContract(ABC):
         deadline = time.monotonic() + self.patience
         while not self.runs_in_poll and not (folder / name).exists():
             assert time.monotonic() < deadline, f"{name} did not begin within {self.patience} s"
-            reports = [report for report in executor.poll(POLL_SECONDS) if report.kind != "progress"]
+            reports = [report for report in executor.poll(POLL_SECONDS) if report.kind in FINAL]
             assert not reports, f"{name}, which is at work, is reported as {reports}"
 
     def finish(self, executor: Executor, folder: Path, names: Sequence[str]) -> Ended:
@@ -222,7 +222,7 @@ def _sort(
         assert report.name in unfinished, f"a report of a job that was not submitted: {report}"
         if report.kind == "progress":
             progress.append(report)
-        else:
+        elif report.kind in FINAL:
             final[report.name] = report
             unfinished.discard(report.name)
 

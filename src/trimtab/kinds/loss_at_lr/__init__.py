@@ -8,6 +8,7 @@ from trimtab.kinds.loss_at_lr.page import content
 from trimtab.kinds.loss_at_lr.results import LossFacts, LossResults
 from trimtab.kinds.loss_at_lr.rounds import round_name, rounds
 from trimtab.kinds.loss_at_lr.spec import LossStudySpec
+from trimtab.kinds.loss_at_lr.standings import standings
 from trimtab.study.kind import Kind
 
 KIND = Kind[LossStudySpec, LossFindings](
@@ -19,4 +20,5 @@ KIND = Kind[LossStudySpec, LossFindings](
     content=content,
     facts=LossFacts,
     results=LossResults,
+    standings=standings,
 )

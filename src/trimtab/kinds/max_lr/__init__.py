@@ -9,6 +9,7 @@ from trimtab.kinds.max_lr.page import content
 from trimtab.kinds.max_lr.results import LimitFacts, LimitResults
 from trimtab.kinds.max_lr.rounds import round_name, rounds
 from trimtab.kinds.max_lr.spec import MaxLrSpec
+from trimtab.kinds.max_lr.standings import standings
 from trimtab.study.kind import Kind
 
 KIND = Kind[MaxLrSpec, LimitFindings](
@@ -21,4 +22,5 @@ KIND = Kind[MaxLrSpec, LimitFindings](
     facts=LimitFacts,
     results=LimitResults,
     keep=keep,
+    standings=standings,
 )

@@ -8,6 +8,7 @@ from trimtab.kinds.max_lr_by_size.page import content
 from trimtab.kinds.max_lr_by_size.results import SizedFacts, SizedResults
 from trimtab.kinds.max_lr_by_size.rounds import rounds
 from trimtab.kinds.max_lr_by_size.spec import SizedStudySpec
+from trimtab.kinds.max_lr_by_size.standings import standings
 from trimtab.study.kind import Kind
 
 KIND = Kind[SizedStudySpec, SizedFindings](
@@ -19,4 +20,5 @@ KIND = Kind[SizedStudySpec, SizedFindings](
     content=content,
     facts=SizedFacts,
     results=SizedResults,
+    standings=standings,
 )

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
+from typing import final
 
-from trimtab.study.executors.contract import Job, JobReport, Task, failure, train_job
+from typing_extensions import override
+
+from trimtab.study.executors.contract import ExecutorConfig, Job, JobReport, Task, failure, train_job
+from trimtab.study.specification import StudySpec
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inline(ExecutorConfig):
+    """One run at a time in this process."""
+
+    @override
+    def start(self, spec: StudySpec, folder: Path) -> InlineExecutor:
+        return InlineExecutor()
 
 
 class InlineExecutor:

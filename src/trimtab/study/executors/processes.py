@@ -14,13 +14,55 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import cast, final
 
-from trimtab.study.executors.contract import Job, JobReport, Task, failure, train_job
+import torch
+from typing_extensions import override
+
+from trimtab.config import ConfigError
+from trimtab.study.executors.contract import LOADABLE, ExecutorConfig, Job, JobReport, Task, failure, train_job
+from trimtab.study.specification import StudySpec
 
 PROGRESS_SECONDS = 0.5
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Processes(ExecutorConfig):
+    """A pool of processes on this machine.
+
+    Attributes:
+        workers: number of processes; 0 takes one per ``training.threads`` cores, or on CUDA ``per_gpu`` per device.
+        per_gpu: processes for each CUDA device.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    workers: int = 0
+    per_gpu: int = 1
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.per_gpu < 1:
+            raise ValueError("workers must not be negative, and per_gpu must be at least 1")
+
+    @override
+    def start(self, spec: StudySpec, folder: Path) -> ProcessExecutor:
+        try:
+            pickle.dumps(spec)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"the study cannot be sent to a worker ({error}); define its functions at the top of a module, "
+                "or use workers=0"
+            ) from error
+        training = spec.protocol.training
+        if training.device == "cuda":
+            devices = tuple(str(index) for index in range(torch.cuda.device_count()))
+            return ProcessExecutor(self.workers or max(1, len(devices)) * self.per_gpu, devices=devices)
+        return ProcessExecutor(self.workers or max(1, (os.cpu_count() or 1) // training.threads))
 
 
 @dataclass
@@ -111,7 +153,8 @@ class ProcessExecutor:
             # Exit code 1 before any report, twice: the worker cannot start, as in a script without a main guard.
             self.stillborn = self.stillborn + 1 if code == 1 else 0
             kind = "unusable" if self.stillborn >= 2 else "killed"
-            reports.append(JobReport(worker.job.name, kind, message=f"its worker ended with exit code {code}"))
+            remedy = f"; {LOADABLE}" if kind == "unusable" else ""
+            reports.append(JobReport(worker.job.name, kind, message=f"its worker ended with exit code {code}{remedy}"))
             worker.job = None
         if not alive:
             worker.pipe.close()
@@ -165,7 +208,7 @@ def _work(pipe: Connection, task: Task, driver: int, device: str | None) -> None
             try:
                 job: Job = pickle.loads(pickled)
             except Exception as error:  # for example, another process cannot import a function of a notebook
-                pipe.send(JobReport(name, "unusable", message=f"{type(error).__name__}: {error}"))
+                pipe.send(JobReport(name, "unusable", message=f"{type(error).__name__}: {error}; {LOADABLE}"))
                 continue
             _carry_out(pipe, task, job)
 
