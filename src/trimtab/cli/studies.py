@@ -65,8 +65,8 @@ def stop(options: argparse.Namespace, console: Console) -> int:
 def _cancel_orphans(folder: Path) -> str:
     """Cancel the jobs of a driver that died; returns what was done, in words."""
     from trimtab.study.executors import read_executor
-    from trimtab.study.executors.chunk import DESK
-    from trimtab.study.executors.submissions import load_batches
+    from trimtab.study.executors.batch.chunk import DESK
+    from trimtab.study.executors.batch.submissions import load_batches
     from trimtab.study.lock import StudyLock, read_driver
     from trimtab.study.stored import load_stored
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from trimtab.config import ConfigError, to_plain
 from trimtab.run.check import check_run
@@ -70,7 +70,7 @@ def run_study(
     check_arms(spec, tokens)
     described: dict[str, Any] = {}
     if isinstance(executor, ExecutorConfig):
-        described = {executor.slug(): to_plain(executor)}
+        described = cast("dict[str, Any]", to_plain(executor))
         executor = executor.start(spec, folder)
     make_folder(folder)
     try:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from trimtab.run.folder import load_beat
-from trimtab.study.executors.batch import QUEUE
-from trimtab.study.executors.chunk import DESK
+from trimtab.study.executors.batch.chunk import DESK
+from trimtab.study.executors.batch.executor import QUEUE
 from trimtab.study.failures import Failures
 from trimtab.study.index import INDEX, load_index
 from trimtab.study.kind import Evidence, Findings, Standing, kind_of

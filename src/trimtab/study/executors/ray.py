@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from trimtab.config import ConfigError
 from trimtab.run.files import IntegrityError, sync_folder
-from trimtab.study.executors.chunk import DESK, make_desk
+from trimtab.study.executors.batch.chunk import DESK, make_desk
 from trimtab.study.executors.contract import LOADABLE, ExecutorConfig, Job, JobReport, Task, failure, train_job
 from trimtab.study.specification import StudySpec
 

@@ -1,7 +1,7 @@
 """The record of what was submitted to a batch system, which a driver that is started again reads.
 
 A record is written before the batch system is called and completed afterwards. If the driver dies in between, the tag,
-which is the name of the jobs in the batch system, finds them.
+which is the name of the jobs in the batch system, finds them, so that they can be cancelled.
 """
 
 from __future__ import annotations

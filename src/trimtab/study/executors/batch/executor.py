@@ -9,92 +9,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol
 
 from trimtab.config import ConfigError
 from trimtab.run.files import write_whole
 from trimtab.run.folder import load_beat
-from trimtab.study.executors.chunk import DESK, Chunk, claim_of, discard, give, letters, make_desk, release
+from trimtab.study.executors.batch.chunk import DESK, Chunk, claim_of, discard, give, letters, make_desk, release
+from trimtab.study.executors.batch.queue import Listed, Queue, RefusedError
+from trimtab.study.executors.batch.submissions import Batch, Submission, load_batches, new_batch
 from trimtab.study.executors.contract import FINAL, Job, JobReport, Task, train_job
-from trimtab.study.executors.submissions import Batch, Submission, load_batches, new_batch
 
 QUEUE = "queue.json"
-FIRST_RETRY = 30.0
 LAST_RETRY = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """What a batch system says of one job.
-
-    Attributes:
-        state: ``waiting`` also stands for a job that is held, suspended or being configured.
-        reason: why it waits, or how it ended, in the words of the batch system.
-        tag: the name of the job.
-    """
-
-    state: Literal["waiting", "running", "ended"]
-    reason: str = ""
-    tag: str = ""
-
-
-class RefusedError(RuntimeError):
-    """The batch system does not accept a submission.
-
-    Attributes:
-        passing: whether the same submission may be accepted later, as with a limit on the number of jobs.
-    """
-
-    def __init__(self, message: str, *, passing: bool) -> None:
-        super().__init__(message)
-        self.passing = passing
-
-
-class Queue(Protocol):
-    """A batch system."""
-
-    @property
-    def settle_seconds(self) -> float:
-        """How long a job is not listed before it counts as ended, since lists and files of other hosts are late."""
-        ...
-
-    @property
-    def query_seconds(self) -> float:
-        """Time between two questions about the state of jobs."""
-        ...
-
-    @property
-    def mail_seconds(self) -> float:
-        """Time between two looks at the notes of workers."""
-        ...
-
-    @property
-    def passing(self) -> tuple[type[Exception], ...]:
-        """Errors that it raises inside a task to end a job."""
-        ...
-
-    def submit(self, tag: str, chunks: Sequence[Chunk]) -> Sequence[str]:
-        """Submit a job for each chunk under one tag; returns their ids.
-
-        Raises:
-            RefusedError: if they are not accepted. None was submitted.
-        """
-        ...
-
-    def listed(self) -> Mapping[str, Listed] | None:
-        """The user's jobs by id; None if the batch system does not answer."""
-        ...
-
-    def cause(self, job_id: str) -> str:
-        """Why a job that is no longer listed ended, in one line; "" if nothing is known."""
-        ...
-
-    def cancel(self, ids: Sequence[str]) -> None:
-        """End jobs, as far as they still exist."""
-        ...
 
 
 class BatchExecutor:
@@ -122,7 +49,7 @@ class BatchExecutor:
         self.asked = 0.0
         self.refusal = ""
         self.retry_at = 0.0
-        self.retry_after = FIRST_RETRY
+        self.retry_after = queue.retry_seconds
 
     def submit(self, job: Job) -> None:
         """Keep the job for the next poll, unless a job of an earlier driver still has it."""
@@ -174,7 +101,7 @@ class BatchExecutor:
     def __enter__(self) -> BatchExecutor:
         make_desk(self.desk)
         self.batches = load_batches(self.desk)
-        self._find_ids(self.queue.listed() or {})
+        self._undo_unfinished()
         return self
 
     def __exit__(
@@ -195,7 +122,7 @@ class BatchExecutor:
         for submission in batch.submissions:
             for name in submission.names:
                 give(claim_of(self.desk, submission.token, name))
-        batch.save(self.desk)  # before the call, so that another driver can find its jobs by their tag
+        batch.save(self.desk)  # before the call, so that the next driver can find its jobs by their tag
         chunks = [
             Chunk(submission.token, tuple(group), self.desk, self.task, self.queue.passing)
             for submission, group in zip(batch.submissions, groups, strict=True)
@@ -212,7 +139,7 @@ class BatchExecutor:
             self._show({})
             return
         self.refusal = ""
-        self.retry_after = FIRST_RETRY
+        self.retry_after = self.queue.retry_seconds
         for submission, job_id in zip(batch.submissions, ids, strict=True):
             submission.id = job_id
         batch.save(self.desk)
@@ -242,7 +169,6 @@ class BatchExecutor:
         listed = self.queue.listed()
         if listed is None:  # it does not answer: nothing is decided
             return []
-        self._find_ids(listed)
         reports: list[JobReport] = []
         for submission in self._submissions():
             if not submission.open:
@@ -313,16 +239,18 @@ class BatchExecutor:
             for name in submission.names
         )
 
-    def _find_ids(self, listed: Mapping[str, Listed]) -> None:
-        """Find the ids of a batch whose driver died while it submitted."""
-        for batch in self.batches:
-            if all(submission.id for submission in batch.submissions):
-                continue
-            ids = sorted((job for job, entry in listed.items() if entry.tag == batch.tag), key=_place)
-            if len(ids) == len(batch.submissions):
-                for submission, job_id in zip(batch.submissions, ids, strict=True):
-                    submission.id = job_id
-                batch.save(self.desk)
+    def _undo_unfinished(self) -> None:
+        """Cancel the jobs of a driver that died while it submitted: they have no work yet, and no known ids."""
+        unfinished = [batch for batch in self.batches if not all(one.id for one in batch.submissions)]
+        if not unfinished:
+            return
+        tags = {batch.tag for batch in unfinished}
+        self.queue.cancel([job for job, entry in (self.queue.listed() or {}).items() if entry.tag in tags])
+        for batch in unfinished:
+            for submission in batch.submissions:
+                self._close(submission, submission.names)  # without its claim, a job that starts after all does nothing
+            batch.delete(self.desk)
+            self.batches.remove(batch)
 
     def _beat_of(self, submission: Submission) -> float:
         name = submission.at_work
@@ -338,8 +266,3 @@ class BatchExecutor:
             if submission.id in listed
         }
         write_whole(self.desk / QUEUE, json.dumps({"refusal": self.refusal, "jobs": states}))
-
-
-def _place(job_id: str) -> tuple[int, ...]:
-    """Sort key of an id such as 123_4."""
-    return tuple(int(part) for part in job_id.split("_") if part.isdigit())
