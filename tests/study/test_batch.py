@@ -13,6 +13,7 @@ from trimtab.run.folder import HEARTBEAT
 from trimtab.study.executors.batch.chunk import Chunk, claim_of, post
 from trimtab.study.executors.batch.executor import BatchExecutor
 from trimtab.study.executors.batch.queue import Listed, RefusedError
+from trimtab.study.executors.batch.submissions import load_batches
 from trimtab.study.executors.contract import Claim, Job, JobReport
 from trimtab.testing.executor_tasks import job_spec, perform
 
@@ -215,6 +216,22 @@ def test_the_next_driver_takes_over_what_a_dead_one_submitted(tmp_path: Path) ->
     queue.jobs = {}
     assert set(ends(executor)) == {"write-2", "write-3"}
     assert not claim_of(chunk.desk, chunk.token, "write-2").held()
+
+
+def test_jobs_of_a_driver_that_died_while_it_submitted_are_cancelled_and_do_nothing(tmp_path: Path) -> None:
+    queue = FakeQueue()
+    begin(queue, tmp_path)
+    chunk = queue.chunks["7_0"]
+    record = next((tmp_path / "jobs").glob("batch-*"))
+    batch = load_batches(tmp_path / "jobs")[0]
+    batch.submissions[0].id = ""  # the answer of the batch system never came
+    batch.save(tmp_path / "jobs")
+    queue.jobs = {"7_0": Listed("waiting", "Resources", record.stem.removeprefix("batch-"))}
+    BatchExecutor(queue, tmp_path, in_flight=1).__enter__()
+    assert queue.cancelled == ["7_0"]
+    assert not list((tmp_path / "jobs").glob("batch-*"))
+    chunk()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_claim_that_is_gone_is_not_held(tmp_path: Path) -> None:
