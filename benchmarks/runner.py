@@ -11,7 +11,7 @@ from pathlib import Path
 from trimtab.run.folder import Outcome, RunFolder
 from trimtab.study import Study
 from trimtab.study.driver import run_study
-from trimtab.study.executors.contract import Job, Progress
+from trimtab.study.executors.contract import Executor, Job, Progress
 from trimtab.study.executors.processes import ProcessExecutor
 
 STUB_SECONDS = 0.05
@@ -44,9 +44,19 @@ def stub(job: Job, progress: Progress) -> None:
     )
 
 
+def executor_of(name: str, workers: int, folder: Path) -> Executor:
+    """An executor for stubs; Ray takes all cores of this machine as its workers."""
+    if name == "ray":
+        from trimtab.study.executors.ray import RayExecutor
+
+        return RayExecutor(folder, task=stub)
+    return ProcessExecutor(workers, task=stub)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--executor", choices=["processes", "ray"], default="processes")
     parser.add_argument("--seeds", type=int, default=100)
     options = parser.parse_args()
     study = Study(
@@ -57,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "study"
         started = time.perf_counter()
-        findings = run_study(study.spec, folder, ProcessExecutor(options.workers, task=stub))
+        findings = run_study(study.spec, folder, executor_of(options.executor, options.workers, folder))
         elapsed = time.perf_counter() - started
         marks = [mark.read_text().count("once") for mark in (folder / "marks").iterdir()]
     runs = len(findings.runs)

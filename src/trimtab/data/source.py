@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Tokens = NDArray[np.unsignedinteger]
+PIECE = 1 << 20
 
 
 class CorpusError(ValueError):
@@ -53,12 +54,19 @@ class TokenData:
             digest.update(f"{name}:{tokens.dtype}:{len(tokens)}".encode())
             digest.update(np.ascontiguousarray(tokens).data)
         object.__setattr__(self, "fingerprint", digest.hexdigest())
-        object.__setattr__(self, "unigram_entropy", entropy(np.bincount(self.train)))
+        object.__setattr__(self, "unigram_entropy", entropy(_counts(self.train)))
 
     @property
     def log_vocab(self) -> float:
         """Loss of a uniform prediction, in nats."""
         return math.log(self.vocab_size)
+
+
+def _counts(tokens: Tokens) -> NDArray[np.integer]:
+    """How often each id occurs; in pieces, since ``bincount`` copies what it counts as 64-bit numbers."""
+    length = int(tokens.max()) + 1 if len(tokens) else 0
+    pieces = (tokens[start : start + PIECE] for start in range(0, len(tokens), PIECE))
+    return sum((np.bincount(piece, minlength=length) for piece in pieces), np.zeros(length, dtype=np.int64))
 
 
 def entropy(counts: NDArray[np.integer]) -> float:
