@@ -6,7 +6,7 @@ import argparse
 import inspect
 import re
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from trimtab.optim import catalogue as optimizers
 from trimtab.probes import catalogue as probes
 from trimtab.run.build import build, build_optimizer, start_rules
 from trimtab.run.reading import read_run
+from trimtab.study.executors import catalogue as executors
 from trimtab.testing.families import FAMILIES, logits_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,7 @@ PAGES = (
     "docs/hosts.md",
     "docs/probes.md",
     "docs/optimizers.md",
+    "docs/executors.md",
     "docs/rules.md",
 )
 TARGETS = tuple(ROOT / name for name in PAGES)
@@ -87,6 +89,35 @@ def optimizer_table() -> str:
         settings = ", ".join(f"`{name} = {in_toml(getattr(made, name))}`" for name in own)
         rows.append(f"| `{slug}` | {cell(first_sentence(kind))} | {settings} |")
     return "\n".join(rows)
+
+
+def executor_table() -> str:
+    """The options of every executor, with the meaning from its docstring."""
+    parts: list[str] = []
+    for slug, executor in executors().items():
+        parts += [f"### `{slug}`", "", first_sentence(executor), ""]
+        meanings = attributes_of(executor)
+        options = [field for field in fields(executor) if field.init]
+        if options:
+            parts += ["| option | default | meaning |", "|---|---|---|"]
+            for option in options:
+                default = option.default if option.default is not MISSING else ()
+                parts.append(
+                    f"| `{option.name}` | {in_toml(default) if default not in ((), {}) else 'none'} | {cell(meanings[option.name])} |"
+                )
+            parts.append("")
+    return "\n".join(parts).rstrip()
+
+
+def attributes_of(kind: type) -> dict[str, str]:
+    """The meaning of each attribute, from the section Attributes of a docstring; several names may share a line."""
+    text = inspect.getdoc(kind) or ""
+    section = text.partition("Attributes:")[2].partition("\nRaises:")[0]
+    meanings: dict[str, str] = {}
+    for names, meaning in re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n        .*)*)", section, re.MULTILINE):
+        for name in names.split(", "):
+            meanings[name] = " ".join(meaning.split())
+    return meanings
 
 
 def first_sentence(kind: type) -> str:
@@ -203,6 +234,7 @@ def probe_table() -> str:
 BLOCKS = {
     "compatibility": compatibility,
     "optimizers": optimizer_table,
+    "executors": executor_table,
     "refusals": refusals,
     "probes": probe_table,
     "method-table": method_table,
