@@ -102,9 +102,9 @@ def executor_table() -> str:
             parts += ["| option | default | meaning |", "|---|---|---|"]
             for option in options:
                 default = option.default if option.default is not MISSING else ()
-                parts.append(
-                    f"| `{option.name}` | {in_toml(default) if default not in ((), {}) else 'none'} | {cell(meanings[option.name])} |"
-                )
+                text = "none" if default == () else in_toml(default)
+                meaning = cell(meanings[option.name].replace("``", "`"))
+                parts.append(f"| `{option.name}` | {text} | {meaning} |")
             parts.append("")
     return "\n".join(parts).rstrip()
 
