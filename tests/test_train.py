@@ -476,7 +476,8 @@ def test_a_step_whose_gradients_are_nan_can_be_skipped() -> None:
     plain = make_model()
     plain_clip = GlobalClip().start(dict(plain.named_parameters()))
     momentum(plain, [batches(3)[0], batches(3)[2]], rules=Rules(gradient=[plain_clip]))
-    assert same(weights(model), weights(plain))
+    for ours, expected in zip(weights(model), weights(plain), strict=True):  # with a term the loss is rounded otherwise
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_a_gate_that_stops_ends_training_after_the_record_of_its_step() -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,21 +19,44 @@ def losses_of(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
     """Mean cross-entropy of the next tokens, in nats, and the sum of the loss terms; None without terms.
 
-    Without terms the cross-entropy is one fused operation. With terms it is the mean of the losses of the tokens: these
-    also give log Z, the loss plus the logit of the target, at the cost of an addition.
+    Without terms the cross-entropy is one fused operation. With terms it is the mean of the losses of the tokens, which
+    are computed together with log Z, so that both share one backward pass over the logits.
     """
     logits = logits_of(model, tokens[:, :-1])
     targets = tokens[:, 1:]
     flat = logits.float().flatten(0, 1)
     if not terms:
         return F.cross_entropy(flat, targets.flatten()), None
-    each = F.cross_entropy(flat, targets.flatten(), reduction="none")
+    each, log_z = cast("tuple[Tensor, Tensor]", _LossAndLogZ.apply(flat, targets.flatten())[:2])
+    log_z = log_z.view(targets.shape)
+    added = sum((term(step, logits, targets, lambda: log_z) for term in terms), each.new_zeros(()))
+    return each.mean(), added
 
-    @functools.cache
-    def log_z() -> Tensor:
-        return (each + flat.gather(1, targets.flatten()[:, None])[:, 0]).view(targets.shape)
 
-    return each.mean(), sum((term(step, logits, targets, log_z) for term in terms), each.new_zeros(()))
+class _LossAndLogZ(torch.autograd.Function):
+    """Cross-entropy and log Z of every row, with one pass over the gradient of the logits in place of two."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(flat: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> tuple[Tensor, Tensor, Tensor]:
+        log_probabilities = F.log_softmax(flat, dim=-1)
+        each = -log_probabilities.gather(1, targets[:, None])[:, 0]
+        return each, each + flat.gather(1, targets[:, None])[:, 0], log_probabilities
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        ctx.save_for_backward(output[2], inputs[1])
+        ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        of_loss, of_log_z, _ = grads
+        log_probabilities, targets = ctx.saved_tensors
+        # In place: each further copy of the logits costs as much as the cross-entropy.
+        grad = log_probabilities.exp().mul_((of_loss + of_log_z)[:, None])
+        return grad.scatter_add_(1, targets[:, None], -of_loss[:, None]), None
 
 
 def logits_of(model: nn.Module, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
