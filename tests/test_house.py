@@ -81,8 +81,8 @@ def test_the_wheel_works_elsewhere_with_corpus_and_presets_inside(tmp_path: Path
     code = (
         "import trimtab, sys; from trimtab.cli import main, presets; from trimtab.data import Classics\n"
         "assert trimtab.__file__.startswith(sys.argv[1]), trimtab.__file__\n"
-        "assert presets() == ['collapse', 'controls', 'demo', 'depth', 'depth-demo', 'paper-table', 'scale', 'seeds', "
-        "'signals', 'table-4', 'tev']\n"
+        "assert presets() == ['collapse', 'controls', 'demo', 'depth', 'depth-demo', 'gpu-paper-table', "
+        "'gpu-wortsman', 'paper-table', 'scale', 'seeds', 'signals', 'table-4', 'tev']\n"
         "assert len(Classics().load().train) > 10_000_000\n"
         "from trimtab.report.html import resource; assert 'plotly' in resource('vendor/plotly-basic.min.js')[:200]\n"
         "sys.exit(main(['methods']))"

@@ -17,6 +17,7 @@ from trimtab.config import ConfigError, Raw, apply_settings, load_toml, unknown
 
 if TYPE_CHECKING:
     from trimtab.study.executors import ExecutorConfig
+    from trimtab.study.hardware import Hardware
 
 
 def presets() -> list[str]:
@@ -38,8 +39,12 @@ def study(options: argparse.Namespace, console: Console) -> int:
     spec = read_any_study(apply_settings(raw, [*options.settings, *confirm]), where)
     executor = executor_of(options)
     if options.plan:
-        console.print(Text(plan(spec, executor.start(spec, options.out or Path()).capacity)))
+        gpu = hardware_of(options.hardware)
+        workers = 1 if gpu is not None else executor.start(spec, options.out or Path()).capacity
+        console.print(Text(plan(spec, workers, gpu)), soft_wrap=True)
         return OK
+    if options.hardware is not None:
+        raise ConfigError("--hardware: use it together with --plan")
     if options.out is None:
         raise ConfigError("--out: name the study folder")
     display = ProgressDisplay(console) if console.is_terminal else PlainDisplay(console)
@@ -79,6 +84,19 @@ def executor_of(options: argparse.Namespace) -> ExecutorConfig:
         raise ConfigError(f"--executor: {unknown(name, list(catalogue()))}")
     slug = next(iter(raw), "")
     return read_executor(apply_settings(raw, [f"{slug}.{option}" for option in options.executor_options]), "--executor")
+
+
+def hardware_of(name: str | None) -> Hardware | None:
+    """The GPU of that name; None without a name.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    from trimtab.study.hardware import GPUS
+
+    if name is not None and name not in GPUS:
+        raise ConfigError(f"--hardware: {unknown(name, list(GPUS))}")
+    return GPUS[name] if name is not None else None
 
 
 def study_tables(options: argparse.Namespace) -> tuple[Raw, str]:

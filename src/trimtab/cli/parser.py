@@ -48,6 +48,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--plan", action="store_true", help="print an estimate of runs, hours and disk space, and train nothing"
     )
     study.add_argument(
+        "--hardware",
+        metavar="GPU",
+        help="with --plan: estimate for a GPU that need not be here, such as h100 or a100, instead of timing steps",
+    )
+    study.add_argument(
         "--executor",
         metavar="NAME",
         help="what carries out the runs: processes (default), inline, slurm, ray, or a TOML file with a table of one",

@@ -18,14 +18,14 @@ from trimtab.run.texts import text_blocks
 LEAST_BLOCKS = 2
 
 
-def check_run(spec: RunSpec, data: TokenData, where: str) -> None:
-    """Build the model once on the CPU, and check the data and the device against the settings.
+def check_run(spec: RunSpec, data: TokenData, where: str, *, here: bool = True) -> None:
+    """Build the model once on the CPU, and check the data and, for a run on this machine, the device.
 
     Raises:
         ConfigError: if the run cannot be carried out. The message names ``where`` and the setting.
         CorpusError: if a file of ``evaluation.texts`` cannot be used.
     """
-    if spec.protocol.training.device == "cuda" and not torch.cuda.is_available():
+    if here and spec.protocol.training.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{where}: training.device is cuda, but torch sees no CUDA device")
     context = spec.protocol.model.context
     for name, tokens in (("the training text", data.train), *data.held_out.items()):

@@ -67,7 +67,7 @@ def run_study(
     """
     sources = [source_of(other) for other in reuse]
     tokens = Tokens()
-    check_arms(spec, tokens)
+    check_arms(spec, tokens, here=not isinstance(executor, ExecutorConfig) or executor.trains_here)
     described: dict[str, Any] = {}
     if isinstance(executor, ExecutorConfig):
         described = cast("dict[str, Any]", to_plain(executor))
@@ -221,8 +221,13 @@ def _basis(run: RunSpec, tokens: Tokens) -> Basis:
     return basis_of(run, fingerprint_of(tokens.of(run.protocol.data), run.protocol.evaluation))
 
 
-def check_arms(spec: StudySpec, tokens: Tokens) -> None:
+def check_arms(spec: StudySpec, tokens: Tokens, *, here: bool = True) -> None:
     """Build every arm's model once, so that what cannot be built is refused before anything is written.
+
+    Args:
+        spec: the study.
+        tokens: the data, which are loaded once.
+        here: whether the runs are trained on this machine, so that it must have their device.
 
     Raises:
         ConfigError: naming the arm.
@@ -234,4 +239,4 @@ def check_arms(spec: StudySpec, tokens: Tokens) -> None:
                 f"arms.{arm.name}: is built by your own code ({', '.join(arm.missing_code)}), which a file does not "
                 "hold; run the script that defines it"
             )
-        check_run(arm.run(-8 * SIXTEENTH, 0), tokens.of(arm.protocol.data), f"arms.{arm.name}")
+        check_run(arm.run(-8 * SIXTEENTH, 0), tokens.of(arm.protocol.data), f"arms.{arm.name}", here=here)

@@ -2,63 +2,101 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from itertools import islice, pairwise
 
 import torch
 
-from trimtab.config import printable
+from trimtab.config import ConfigError, printable
 from trimtab.data.batches import held_out_batch
 from trimtab.loop import train
 from trimtab.loss import held_out_loss
 from trimtab.run.build import build, build_optimizer
-from trimtab.run.cost import cost_of
+from trimtab.run.cost import ModelCost, cost_of
 from trimtab.run.execute import EVALUATION_BATCH, training_batches
 from trimtab.run.spec import TrainingProtocol
 from trimtab.run.texts import text_blocks
 from trimtab.study.arms import Arm
 from trimtab.study.driver import check_arms
+from trimtab.study.hardware import GPUS, LAUNCH_SECONDS, UTILISATION, Hardware, estimate
 from trimtab.study.specification import StudySpec
 from trimtab.study.tokens import Tokens
 from trimtab.study.trial import SIXTEENTH
 
 TIMED_STEPS = 5
+JOB_SECONDS = 1200  # a job of Slurm with several short runs
 ROW_BYTES = 130
 FOLDER_BYTES = 8192
 TOKEN_BYTES = 8  # per token and reading
 
 
-def plan(spec: StudySpec, workers: int) -> str:
+def plan(spec: StudySpec, workers: int, gpu: Hardware | None = None) -> str:
     """The estimate of runs, hours and disk space, as lines of text.
 
+    Args:
+        spec: the study.
+        workers: number of runs at a time on this machine.
+        gpu: estimate the time and the memory on this GPU, which need not be here, instead of timing steps here.
+
     Raises:
-        ConfigError: if an arm cannot be built.
+        ConfigError: if an arm cannot be built, or the study trains on CUDA, no GPU is here, and none is named.
         CorpusError: if the data cannot be used.
     """
+    if gpu is None and spec.protocol.training.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--plan: no GPU is here to time a step; name one with --hardware {'|'.join(GPUS)}")
     tokens = Tokens()
-    check_arms(spec, tokens)
-    timed: dict[TrainingProtocol, float] = {}
-    for arm in spec.arms.values():  # arms with the same protocol take about the same time
-        if arm.protocol not in timed:
-            timed[arm.protocol] = seconds_per_run(arm, tokens)
-    seconds = sum(timed[arm.protocol] for arm in spec.arms.values()) / len(spec.arms)
+    check_arms(spec, tokens, here=gpu is None)
     rates = [tick.learning_rate for tick in spec.ticks()]
-    name = printable(spec.name)
+    costs = {name: cost_of(arm.run(0, 0)) for name, arm in spec.arms.items()}
     first = spec.first_runs()
     most = spec.most_runs()
     disk = most * sum(_bytes(arm.protocol) for arm in spec.arms.values()) / len(spec.arms)
     return "\n".join(
         [
-            f"study '{name}' ({spec.kind}): {len(spec.arms)} arms, {len(rates)} learning rates from "
+            f"study '{printable(spec.name)}' ({spec.kind}): {len(spec.arms)} arms, {len(rates)} learning rates from "
             f"{rates[0]:.4g} to {rates[-1]:.4g}, {spec.protocol.training.steps} steps a run",
             f"runs:  {first} in the first phase, at most {most} in all",
-            f"hours: {first * seconds / workers / 3600:.2f} for the first phase, at most "
-            f"{most * seconds / workers / 3600:.2f} in all ({workers} workers, {seconds:.1f} s a run on average, timed "
-            f"on {len(timed)} of the arms{_without_probes(spec)})",
+            *(_timed_here(spec, tokens, workers) if gpu is None else _on(gpu, spec, costs)),
             f"disk:  at most {disk / 1e6:.0f} MB",
-            *_costs(spec),
+            *_costs(costs),
         ]
     )
+
+
+def _timed_here(spec: StudySpec, tokens: Tokens, workers: int) -> list[str]:
+    timed: dict[TrainingProtocol, float] = {}
+    for arm in spec.arms.values():  # arms with the same protocol take about the same time
+        if arm.protocol not in timed:
+            timed[arm.protocol] = seconds_per_run(arm, tokens)
+    seconds = sum(timed[arm.protocol] for arm in spec.arms.values()) / len(spec.arms)
+    return [
+        f"hours: {spec.first_runs() * seconds / workers / 3600:.2f} for the first phase, at most "
+        f"{spec.most_runs() * seconds / workers / 3600:.2f} in all ({workers} workers, {seconds:.1f} s a run on "
+        f"average, timed on {len(timed)} of the arms{_without_probes(spec)})"
+    ]
+
+
+def _on(gpu: Hardware, spec: StudySpec, costs: Mapping[str, ModelCost]) -> list[str]:
+    needs = [estimate(arm.protocol, costs[name], gpu) for name, arm in spec.arms.items()]
+    at_once = min(need.at_once for need in needs)
+    seconds = sum(need.share_seconds for need in needs) / len(needs)
+    alone = max(need.alone_seconds for need in needs)
+    memory = max(need.memory_gb for need in needs)
+    minutes = max(10, math.ceil(2 * alone / 60))  # twice the time of a run, since it is an estimate
+    chunk = max(1, min(50, int(JOB_SECONDS / alone)))
+    return [
+        f"hours: {spec.first_runs() * seconds / 3600:.2f} for the first phase, at most "
+        f"{spec.most_runs() * seconds / 3600:.2f} in all on one {gpu.name} with {at_once} runs at a time "
+        f"({alone:.0f} s for the longest run alone). Not measured: assumes {UTILISATION:.0%} of the peak, and "
+        f"{1e6 * LAUNCH_SECONDS:.0f} us for each kernel{_without_probes(spec)}",
+        f"memory: {memory:.1f} GB a run of {gpu.memory_gb:g} GB",
+        f"one GPU: trimtab study FILE --out DIR --option per_gpu={at_once}",
+        f"Slurm:   trimtab study FILE --out DIR --executor slurm --option runs_per_job={chunk} "
+        f"--option time_minutes={max(minutes, math.ceil(2 * chunk * alone / 60))} --option partition=...",
+        f"Ray:     trimtab study FILE --out DIR --executor ray --option address=auto --option gpus={1 / at_once:.3g}",
+    ]
 
 
 def _without_probes(spec: StudySpec) -> str:
@@ -77,10 +115,9 @@ def _bytes(protocol: TrainingProtocol) -> int:
     return held + readings * protocol.data.vocab_size * TOKEN_BYTES
 
 
-def _costs(spec: StudySpec) -> list[str]:
+def _costs(costs: Mapping[str, ModelCost]) -> list[str]:
     lines = ["arms:  parameters, parameters that the method adds, and FLOPs per token of forward and backward"]
-    for name, arm in spec.arms.items():
-        cost = cost_of(arm.run(0, 0))
+    for name, cost in costs.items():
         lines.append(f"  {printable(name)}: {cost.parameters:,}, {cost.of_method:,}, {cost.flops_per_token:.4g}")
     return lines
 

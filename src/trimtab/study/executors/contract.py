@@ -132,6 +132,11 @@ class ExecutorConfig(ABC):
         """The name of the executor."""
         return cls.__name__.lower()
 
+    @property
+    def trains_here(self) -> bool:
+        """Whether the runs are trained on the machine of the driver, which then must have their device."""
+        return True
+
     @abstractmethod
     def start(self, spec: StudySpec, folder: Path) -> Executor:
         """An executor for a study in a folder; not yet entered.

@@ -53,6 +53,11 @@ class Ray(ExecutorConfig):
         if self.cpus < 0 or (self.gpus < 0 and self.gpus != -1):
             raise ValueError("cpus and gpus must not be negative")
 
+    @property
+    @override
+    def trains_here(self) -> bool:
+        return not self.address
+
     @override
     def start(self, spec: StudySpec, folder: Path) -> RayExecutor:
         training = spec.protocol.training

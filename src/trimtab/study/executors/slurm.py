@@ -77,6 +77,11 @@ class Slurm(ExecutorConfig):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
+    @property
+    @override
+    def trains_here(self) -> bool:
+        return self.cluster == "local"
+
     @override
     def start(self, spec: StudySpec, folder: Path) -> BatchExecutor:
         return self.executor(folder, spec.protocol.training.threads, spec.protocol.training.device)
