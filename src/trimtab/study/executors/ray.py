@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from trimtab.config import ConfigError
 from trimtab.run.files import IntegrityError, sync_folder
-from trimtab.study.executors.batch.chunk import DESK, make_desk
+from trimtab.study.executors.batch.chunk import DESK, claim_of, give, make_desk, release
 from trimtab.study.executors.contract import LOADABLE, ExecutorConfig, Job, JobReport, Task, failure, train_job
 from trimtab.study.specification import StudySpec
 
@@ -112,7 +112,10 @@ class RayExecutor:
 
     def submit(self, job: Job) -> None:
         """Submit a task; Ray decides when and where it runs."""
-        ref = self.remote.remote(self.task, job, self._mark, self.token, self.board)
+        # A worker of a driver that was killed may live some seconds longer; without its claim it stops writing.
+        claim = claim_of(self.folder / DESK, self.token, job.name)
+        give(claim)
+        ref = self.remote.remote(self.task, replace(job, claim=claim), self._mark, self.token, self.board)
         self.jobs[ref] = job
         self.news.append(JobReport(job.name, "queued"))
 
@@ -142,6 +145,8 @@ class RayExecutor:
         self.news.clear()
         for ref in self.jobs:
             self.ray.cancel(ref, force=True)
+        for job in self.jobs.values():
+            release(claim_of(self.folder / DESK, self.token, job.name))
         if self.jobs:
             self.ray.wait(list(self.jobs), num_returns=len(self.jobs), timeout=10.0)
         self.jobs.clear()
@@ -150,14 +155,16 @@ class RayExecutor:
         make_desk(self.folder / DESK)
         self._mark.write_text(self.token, encoding="utf-8")
         _check_home()
-        options: dict[str, Any] = {"address": self.address} if self.address else {"num_cpus": os.cpu_count()}
+        # Ray's own retries are off, those after exhausted memory too: the study counts attempts itself.
+        options: dict[str, Any] = {"num_cpus": os.cpu_count(), "_system_config": {"task_oom_retries": 0}}
+        if self.address:  # the system of a cluster is configured by those who start it
+            options = {"address": self.address}
         try:
             if not self.ray.is_initialized():
                 self.ray.init(**options, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
                 self.started_ray = True
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise ConfigError(f"executor ray: cannot start or reach Ray: {' '.join(str(error).split())}") from error
-        # Ray's own retries are off, those after exhausted memory too: the study counts attempts itself.
         self.remote = self.ray.remote(**self.resources, max_retries=0, max_calls=0)(_carry_out)
         self.board = self.ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
         return self
@@ -181,6 +188,7 @@ class RayExecutor:
 
     def _end_of(self, ref: Any) -> JobReport:
         job = self.jobs.pop(ref)
+        release(claim_of(self.folder / DESK, self.token, job.name))
         try:
             report, files = self.ray.get(ref)
         except Exception as error:
@@ -246,7 +254,8 @@ def _carry_out(task: Task, job: Job, mark: Path, token: str, board: Any) -> tupl
     shared = mark.is_file() and mark.read_text(encoding="utf-8") == token
     runs = job.runs if shared else Path(tempfile.mkdtemp(prefix="trimtab-"))
     try:
-        task(replace(job, runs=runs), progress)
+        # Without a shared disk nobody else can write the folder, and the claim is not seen.
+        task(job if shared else replace(job, runs=runs, claim=None), progress)
         return JobReport(job.name, "done"), None if shared else packed(runs / job.name)
     except Exception as error:  # an error of user code ends the run
         return failure(job, error), None

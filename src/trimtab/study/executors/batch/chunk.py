@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trimtab.run.files import IntegrityError, read_sealed, write_sealed, write_whole
+from trimtab.run.files import IntegrityError, read_sealed, write_sealed
 from trimtab.run.folder import NotOwnedError
 from trimtab.study.executors.contract import FINAL, Claim, Job, JobReport, Task, failure
 
@@ -76,8 +76,12 @@ def make_desk(desk: Path) -> None:
 
 
 def give(claim: Claim) -> None:
-    """Name the submission that may write a run; any other must stop."""
-    write_whole(claim.file, claim.token)
+    """Name the submission that may write a run; any other must stop.
+
+    The file is neither synchronised nor replaced atomically: the new owner starts later, and whoever reads a part of it
+    is not the owner.
+    """
+    claim.file.write_text(claim.token, encoding="utf-8")
 
 
 def release(claim: Claim) -> None:
