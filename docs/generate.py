@@ -26,6 +26,7 @@ from trimtab.optim import OptimizerConfig, OptimizerError
 from trimtab.optim import catalogue as optimizers
 from trimtab.probes import catalogue as probes
 from trimtab.run.build import build, build_optimizer, start_rules
+from trimtab.run.population import stack_refusal
 from trimtab.run.reading import read_run
 from trimtab.study.executors import catalogue as executors
 from trimtab.testing.families import FAMILIES, logits_of
@@ -107,6 +108,31 @@ def executor_table() -> str:
                 parts.append(f"| `{option.name}` | {text} | {meaning} |")
             parts.append("")
     return "\n".join(parts).rstrip()
+
+
+def stackable() -> str:
+    """Which methods and optimizers a population trains as one stack, found by trying each."""
+    rows = ["| trained alone | why |", "|---|---|"]
+    count = 0
+    for kind, choices in (("method", methods()), ("optimizer", optimizers())):
+        for slug, choice in choices.items():
+            tables: dict[str, Any] = {
+                "data": {"zipf_markov": {}},
+                "model": {"width": 32, "num_layers": 1, "context": 16},
+            }
+            tables["learning_rate"] = 0.01
+            if kind == "method":
+                tables["method"] = slug
+                if any(getattr(one, "replaces", ()) for one in choice.interventions):
+                    tables["common"] = []
+            else:
+                tables["optimizer"] = {slug: {}}
+            run = read_run(tables, "docs")
+            why = stack_refusal(run, run.protocol.data.load())
+            count += not why
+            if why:
+                rows.append(f"| {kind} `{slug}` | {cell(why.split('. ')[0])} |")
+    return f"{count} of the methods and optimizers are stacked. The others:\n\n" + "\n".join(rows)
 
 
 def attributes_of(kind: type) -> dict[str, str]:
@@ -235,6 +261,7 @@ BLOCKS = {
     "compatibility": compatibility,
     "optimizers": optimizer_table,
     "executors": executor_table,
+    "stackable": stackable,
     "refusals": refusals,
     "probes": probe_table,
     "method-table": method_table,

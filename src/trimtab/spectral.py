@@ -57,6 +57,10 @@ class SpectralRule(HeldRule):
         u.copy_(new_u)
         v.copy_(new_v)
 
+    def is_stepped_outside(self) -> None:
+        """The caller calls ``step`` after each optimizer step, so that no forward pass advances the state."""
+        self._stepped = True
+
     def vectors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """U and v for a forward pass. They are copies: the state may advance before they are used in backward."""
         # A compiled graph must not depend on Python state, so the mode is asked for first.

@@ -34,6 +34,12 @@ EVALUATION_BATCH = 64
 Progress = Callable[[int, float], None]
 
 
+OTHER_CODE = (
+    "the code or the data changed since the study was started, or they differ on the machine of the worker; start the "
+    "study again, with the same trimtab and the same data everywhere"
+)
+
+
 class OtherCodeError(IntegrityError):
     """The code or the data of this process give the run another id than that of the study."""
 
@@ -46,6 +52,7 @@ def execute(
     keep_weights: bool = False,
     expected: str = "",
     owned: Callable[[], bool] = lambda: True,
+    note: str = "",
 ) -> Outcome:
     """Train one run into ``runs/<run id>`` and return its outcome.
 
@@ -59,6 +66,7 @@ def execute(
         expected: the run id that the caller expects; "" if the caller expects no particular id.
         owned: whether this process may still write the run; asked at the start, at most once a second, and before the
             outcome is written.
+        note: a remark on how the run is carried out, for environment.json.
 
     Raises:
         CorpusError: if the data cannot be used.
@@ -67,14 +75,11 @@ def execute(
         NotOwnedError: if another process may write the run now.
         SiteUnavailableError: if the model lacks what the method needs.
     """
-    with _settings_of_torch(spec):
+    with settings_of_torch(spec):
         data = spec.protocol.data.load()
         name = run_id(spec, fingerprint_of(data, spec.protocol.evaluation))
         if expected not in ("", name):
-            raise OtherCodeError(
-                "the code or the data changed since the study was started, or they differ on the machine of the "
-                "worker; start the study again, with the same trimtab and the same data everywhere"
-            )
+            raise OtherCodeError(OTHER_CODE)
         finished = load_outcome(runs / name)
         folder = RunFolder(runs / name, owned)
         if finished is not None and (folder.has_weights or not keep_weights):
@@ -84,7 +89,8 @@ def execute(
                 f"{folder.path}: this run is finished and has no weights; use another --out to train it again "
                 "with weights"
             )
-        folder.begin(dump_toml(spec.table()), environment(torch.device(spec.protocol.training.device)))
+        made_on = environment(torch.device(spec.protocol.training.device))
+        folder.begin(dump_toml(spec.table()), {**made_on, "population": note} if note else made_on)
         try:
             return _train(spec, data, folder, name, progress, keep_weights=keep_weights)
         finally:
@@ -142,10 +148,6 @@ def _train(
         progress(record.step, loss)
         if facts.see(row):
             break
-    if protocol.evaluation.final_blocks and facts.stopped is None:
-        blocks = text_blocks(data, protocol.evaluation, protocol.model.context)
-        folder.write_texts(block_losses(model, blocks, EVALUATION_BATCH, device))
-    folder.write_arrays(PREDICTIONS, {"predictions": top_predictions(model, held_out, EVALUATION_BATCH)})
     if recorder is not None:
         folder.write_arrays(TOKENS, recorder.arrays())
     if keep_weights:
@@ -153,13 +155,33 @@ def _train(
     if watching is not None:
         watching.remove()
         folder.write_times(times.table(watching))
-    outcome = facts.outcome(name, data, time.monotonic() - started)
+    return finish_run(model, spec, data, folder, facts, name, time.monotonic() - started, held_out, device)
+
+
+def finish_run(
+    model: nn.Module,
+    spec: RunSpec,
+    data: TokenData,
+    folder: RunFolder,
+    facts: Facts,
+    name: str,
+    seconds: float,
+    held_out: Tensor,
+    device: torch.device,
+) -> Outcome:
+    """Evaluate a trained model a last time, and write the outcome of its run."""
+    protocol = spec.protocol
+    if protocol.evaluation.final_blocks and facts.stopped is None:
+        blocks = text_blocks(data, protocol.evaluation, protocol.model.context)
+        folder.write_texts(block_losses(model, blocks, EVALUATION_BATCH, device))
+    folder.write_arrays(PREDICTIONS, {"predictions": top_predictions(model, held_out, EVALUATION_BATCH)})
+    outcome = facts.outcome(name, data, seconds)
     folder.finish(outcome)
     return outcome
 
 
 @contextlib.contextmanager
-def _settings_of_torch(spec: RunSpec) -> Generator[None]:
+def settings_of_torch(spec: RunSpec) -> Generator[None]:
     """Set threads and determinism of torch for a run; restore them and the state of every generator afterwards."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()

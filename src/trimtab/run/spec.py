@@ -55,6 +55,8 @@ class TrainingConfig:
         batch_size: sequences per optimizer step.
         accumulate: micro-batches per optimizer step; must divide batch_size.
         threads: CPU threads of one run. The number changes the rounding, so it is part of the run's identity.
+        population: train the run as one model of a stack, with other runs of its arm if the executor has them. The
+            result differs in rounding from a run that is trained alone.
         silent_seconds: a worker that reports no step for this time is considered stuck and is replaced. Not part of a
             run's identity.
 
@@ -69,6 +71,7 @@ class TrainingConfig:
     compile: bool = False
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
+    population: bool = field(default=False, metadata={"neutral": False})
     silent_seconds: float = field(default=1800.0, metadata={"identity": False})
 
     def __post_init__(self) -> None:

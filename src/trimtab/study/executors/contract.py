@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol
 
-from trimtab.run.execute import OtherCodeError, execute
+from trimtab.run.carry_out import carry_out
+from trimtab.run.execute import OtherCodeError
 from trimtab.run.spec import RunSpec
 from trimtab.study.specification import StudySpec
 
@@ -64,7 +65,7 @@ class Job:
 
 def train_job(job: Job, progress: Progress) -> None:
     """The default task of a worker: train the run of a job in its folder."""
-    execute(job.spec, job.runs, progress=progress, expected=job.name, owned=job.owned)
+    carry_out(job.spec, job.runs, progress=progress, expected=job.name, owned=job.owned)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,7 @@
+"""Runs of one arm, which differ in LR and seeds, trained as one stacked model."""
+
+from __future__ import annotations
+
+from trimtab.population.stack import NotStackableError, Stack
+
+__all__ = ["NotStackableError", "Stack"]
