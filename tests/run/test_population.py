@@ -75,7 +75,7 @@ def compare(specs: list[RunSpec], tmp_path: Path) -> float:
     alone = [execute(spec, tmp_path / "alone") for spec in specs]
     assert [outcome.run_id for outcome in alone] == names, "the size of the stack is part of the id"
     for outcome, expected in zip(made, alone, strict=True):
-        assert outcome.final_loss == pytest.approx(expected.final_loss, abs=CLOSE)
+        assert outcome.final_loss == pytest.approx(expected.final_loss, abs=10 * CLOSE)
         assert outcome.held_out[-1][0] == expected.held_out[-1][0]
     return worst(tmp_path / "together", tmp_path / "alone", names)
 
@@ -94,11 +94,18 @@ def test_a_stack_has_the_losses_of_single_runs(method: str, count: int, tmp_path
         ("baseline", {"optimizer": {"adamw": {"decay": {"coupling": "independent", "fc1": 0.5}}}}),
         ("baseline", {"model": {"width": 16, "num_heads": 2, "num_layers": 1, "context": 16, "positions": "rotary"}}),
         ("baseline", {"common": []}),
+        ("sigma_reparam", {"optimizer": {"stable_adamw": {}}}),
+        ("baseline", {"optimizer": {"torch": {"name": "SGD", "settings": {"momentum": 0.9}}}}),
     ],
-    ids=["ada_gc", "z_loss", "decay", "rotary", "no clipping"],
+    ids=["ada_gc", "z_loss", "decay", "rotary", "no clipping", "stable_adamw", "sgd"],
 )
 def test_rules_terms_and_settings_act_on_each_run(method: Any, tables: dict[str, Any], tmp_path: Path) -> None:
     assert compare(population(method, 3, **tables), tmp_path) < CLOSE
+
+
+def test_muon_acts_on_each_run_as_closely_as_its_bf16_iteration_allows(tmp_path: Path) -> None:
+    """A difference of 1e-9 in a gradient may round an entry of the iteration to the next number of 8 bits."""
+    assert compare(population("baseline", 3, optimizer={"muon": {}}), tmp_path) < 10 * CLOSE
 
 
 class Own(nn.Module):
@@ -142,10 +149,9 @@ def test_a_users_model_is_stacked(tmp_path: Path) -> None:
         (replace(run_of(), code=UserCode(model=Asking)), "item"),
         (run_of("pc_layer"), "autograd.Function"),
         (run_of("qk_clip"), "qk_clip acts on the parameters after a step"),
-        (run_of(optimizer={"muon": {}}), "the optimizer muon has no stacked form"),
         (run_of(probes={"preset": "cheap", "every": 2}), "probes read one model at a time"),
     ],
-    ids=["dropout", "item", "pc_layer", "qk_clip", "muon", "probes"],
+    ids=["dropout", "item", "pc_layer", "qk_clip", "probes"],
 )
 def test_what_cannot_be_stacked_is_trained_alone_with_the_same_bits_and_says_why(
     spec: RunSpec, reason: str, tmp_path: Path

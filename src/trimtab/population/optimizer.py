@@ -1,34 +1,62 @@
-"""The contract of a stacked optimizer, and a stacked AdamW: every model of a population has its own LR."""
+"""Optimizers of a population, in which every model has its own LR: a stacked AdamW, and any other by model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from trimtab.optim import AdamW, OptimizerConfig, TrainedParameter
+from trimtab.loop import BASE_LR
+from trimtab.optim import AdamW, TrainedParameter
 from trimtab.optim.contract import by_rate
-from trimtab.population.stack import NotStackableError
+from trimtab.population.stack import Stack
 
 
 class StackedOptimizer(Protocol):
-    """Updates stacked parameters from their gradients."""
+    """Updates the models of a population from their gradients."""
+
+    @property
+    def advances_rules(self) -> bool:
+        """Whether its steps advance the weight rules of the models, as every optimizer of torch does."""
+        ...
 
     def step(self, multiplier: float, active: Tensor) -> None:
         """One step with every LR times ``multiplier``; models for which ``active`` (K,) is False stay as they are."""
         ...
 
 
-def stacked_optimizer(
-    config: OptimizerConfig,
-    members: Sequence[TrainedParameter],
-    stacked: Mapping[str, Tensor],
-    learning_rates: Sequence[float],
-) -> StackedOptimizer:
-    """The optimizer of a population.
+class EachAlone:
+    """Any optimizer: one of torch for each model, on the views of that model.
+
+    Args:
+        stack: the population.
+        build: builds the optimizer of a model, given its index.
+    """
+
+    advances_rules = True
+
+    def __init__(self, stack: Stack, build: Callable[[int], torch.optim.Optimizer]) -> None:
+        self.stack = stack
+        self.optimizers = [build(index) for index in range(len(stack.models))]
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group.setdefault(BASE_LR, group["lr"])
+
+    def step(self, multiplier: float, active: Tensor) -> None:
+        """One step of every optimizer."""
+        self.stack.share_gradients()
+        for optimizer, goes_on in zip(self.optimizers, active.tolist(), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = group[BASE_LR] * multiplier
+            if goes_on:
+                optimizer.step()
+
+
+class StackedAdamW:
+    """AdamW (arXiv 1711.05101) on stacked parameters, in the order of operations of torch.
 
     Args:
         config: the settings.
@@ -37,16 +65,10 @@ def stacked_optimizer(
         learning_rates: the peak LR of each model.
 
     Raises:
-        NotStackableError: if the optimizer has no stacked form.
-        OptimizerError: as for ``OptimizerConfig.build``.
+        OptimizerError: as for ``AdamW.build``.
     """
-    if isinstance(config, AdamW):
-        return StackedAdamW(config, members, stacked, learning_rates)
-    raise NotStackableError(f"the optimizer {config.slug()} has no stacked form")
 
-
-class StackedAdamW:
-    """AdamW (arXiv 1711.05101) on stacked parameters, in the order of operations of torch."""
+    advances_rules = False
 
     def __init__(
         self,

@@ -16,11 +16,12 @@ from trimtab.data.batches import held_out_batch
 from trimtab.gradients import Gradients
 from trimtab.intervention import GradientRule, LossTerm, UpdateRule
 from trimtab.loop import autocast
+from trimtab.optim import AdamW
 from trimtab.parameters import trained_parameters
 from trimtab.population import NotStackableError, Stack
-from trimtab.population.optimizer import StackedOptimizer, stacked_optimizer
+from trimtab.population.optimizer import EachAlone, StackedAdamW, StackedOptimizer
 from trimtab.rules import refuse_conflicts
-from trimtab.run.build import build, weight_matrices, weight_norm
+from trimtab.run.build import build, build_optimizer, weight_matrices, weight_norm
 from trimtab.run.environment import environment
 from trimtab.run.execute import EVALUATION_BATCH, finish_run, settings_of_torch, training_batches
 from trimtab.run.facts import Facts
@@ -71,8 +72,6 @@ def refuse_unstackable(spec: RunSpec) -> None:
     Raises:
         NotStackableError: naming it.
     """
-    if spec.code.optimizer is not None:
-        raise NotStackableError("the optimizer is built by user code")
     if spec.protocol.probes.probes() is not None:
         raise NotStackableError("probes read one model at a time")
     if spec.protocol.training.compile:
@@ -108,11 +107,7 @@ class _Population:
         self.stack = Stack(models, [one.start() for one in interventions if isinstance(one, LossTerm)])
         for model in models:
             model.train()
-        members = trained_parameters(models[0], interventions)
-        rates = [spec.learning_rate for spec in specs]
-        self.optimizer: StackedOptimizer = stacked_optimizer(
-            self.protocol.optimizer, members, self.stack.parameters, rates
-        )
+        self.optimizer = self._optimizer()
         self.named = [{n: p for n, p in model.named_parameters() if p.requires_grad} for model in models]
         gradient = [one for one in interventions if isinstance(one, GradientRule)]
         self.rules = [[one.start(named) for one in gradient] for named in self.named]
@@ -123,6 +118,13 @@ class _Population:
         ).to(self.device)
         self.evaluated = frozenset(self.protocol.evaluation.steps_of(self.protocol.training.steps))
         self._try()
+
+    def _optimizer(self) -> StackedOptimizer:
+        config = self.protocol.optimizer
+        if isinstance(config, AdamW) and self.specs[0].code.optimizer is None:
+            members = trained_parameters(self.stack.models[0], self.specs[0].interventions)
+            return StackedAdamW(config, members, self.stack.parameters, [spec.learning_rate for spec in self.specs])
+        return EachAlone(self.stack, lambda index: build_optimizer(self.stack.models[index], self.specs[index]))
 
     def _try(self) -> None:
         """One forward and backward pass and one evaluation, so that what cannot be vectorised is refused at once."""
@@ -177,7 +179,8 @@ class _Population:
             losses, penalties = self._backward(step, [torch.stack(list(piece)) for piece in zip(*pieces, strict=True)])
             norms = self._apply_rules(step)
             self.optimizer.step(rate, torch.tensor(active, device=self.device))
-            self.stack.after_step()
+            if not self.optimizer.advances_rules:
+                self.stack.after_step()
             self.stack.zero_grad()
             record(step, rate, losses.tolist(), norms, [] if penalties is None else penalties.tolist())
         seconds = (time.monotonic() - started) / count
