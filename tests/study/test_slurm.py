@@ -25,6 +25,7 @@ from trimtab.testing import ExecutorContract
 QUICK = {"settle_seconds": 1.5, "query_seconds": 0.3, "retry_seconds": 0.5}
 
 
+@pytest.mark.nightly  # in every run of the tests, a study goes this way (test_same_bits.py)
 class TestLocalSubmitit(ExecutorContract):
     reports_progress: ClassVar[bool] = False  # the heartbeat files show it
     folder: ClassVar[Path]
