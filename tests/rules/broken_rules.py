@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.gradients import Gradients
-from trimtab.intervention import GradientRule, RunningRule, RunningUpdateRule, Source, Trained, UpdateRule
+from trimtab.intervention import (
+    GradientRule,
+    LossTerm,
+    RunningLossTerm,
+    RunningRule,
+    RunningUpdateRule,
+    Source,
+    Trained,
+    UpdateRule,
+)
 from trimtab.sharding import local
 
 SOURCE = Source(title="none", arxiv="", place="tests", equation="g <- g / mean ||g||")
@@ -112,3 +121,54 @@ class StaysAttached(UpdateRule):
 
     def start(self, trained: Trained) -> RunningUpdateRule:
         return _Shrinks(trained.model)
+
+
+# --- loss terms
+
+
+class _Growing:
+    """The mean of log Z squared, with a weight that grows with each call, and a state that leaves the count out."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, step: int, logits: Tensor, targets: Tensor, log_z: Any) -> Tensor:
+        self.count += 1
+        return 0.01 * self.count * log_z().square().mean()
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        pass
+
+
+class _Sum(_Growing):
+    def __call__(self, step: int, logits: Tensor, targets: Tensor, log_z: Any) -> Tensor:
+        return 0.001 * log_z().square().sum()
+
+
+class _Asking(_Growing):
+    def __call__(self, step: int, logits: Tensor, targets: Tensor, log_z: Any) -> Tensor:
+        return log_z().mean() * float(log_z().mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Term(LossTerm):
+    source: ClassVar[Source] = SOURCE
+    running: ClassVar[type[_Growing]] = _Growing
+
+    def start(self) -> RunningLossTerm:
+        return self.running()
+
+
+class ForgetsItsCount(_Term):
+    running = _Growing
+
+
+class SumsOverTokens(_Term):
+    running = _Sum
+
+
+class AsksForANumber(_Term):
+    running = _Asking

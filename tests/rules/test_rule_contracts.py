@@ -6,10 +6,19 @@ from typing import Any
 
 import pytest
 
-from tests.rules.broken_rules import ForgetsState, ForThisRankOnly, LetsNaNIn, ReadsANumber, StaysAttached
+from tests.rules.broken_rules import (
+    AsksForANumber,
+    ForgetsItsCount,
+    ForgetsState,
+    ForThisRankOnly,
+    LetsNaNIn,
+    ReadsANumber,
+    StaysAttached,
+    SumsOverTokens,
+)
 from trimtab import interventions
-from trimtab.intervention import GradientRule, UpdateRule
-from trimtab.testing import RuleContract
+from trimtab.intervention import GradientRule, LossTerm, UpdateRule
+from trimtab.testing import LossTermContract, RuleContract
 from trimtab.testing.rule_training import ActingRule
 
 # Settings with which each rule acts within twelve steps.
@@ -54,3 +63,40 @@ for _slug, _settings in SETTINGS.items():
 def test_the_contract_catches_a_broken_rule(rule: ActingRule, test: str) -> None:
     with pytest.raises(AssertionError):
         getattr(contract_of(rule)(), test)()
+
+
+# --- loss terms -------------------------------------------------------------------------------------------------------
+
+TERM_SETTINGS: dict[str, dict[str, Any]] = {"z_loss": {"coefficient": 0.05}}
+TERMS = {slug: kind for slug, kind in interventions.catalogue().items() if issubclass(kind, LossTerm)}
+
+
+def test_every_loss_term_is_held_to_the_contract() -> None:
+    assert set(TERMS) == set(TERM_SETTINGS)
+
+
+def term_contract_of(term: LossTerm) -> type[LossTermContract]:
+    class Contract(LossTermContract):
+        def make_term(self) -> LossTerm:
+            return term
+
+    return Contract
+
+
+for _slug, _settings in TERM_SETTINGS.items():
+    _name = "Test" + TERMS[_slug].__name__
+    globals()[_name] = type(_name, (term_contract_of(TERMS[_slug](**_settings)),), {})  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("term", "test"),
+    [
+        (ForgetsItsCount(), "test_a_training_that_is_restored_goes_on_with_the_same_bits"),
+        (SumsOverTokens(), "test_four_micro_batches_are_one_batch"),
+        (AsksForANumber(), "test_it_reads_no_number_back_to_the_host"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_the_contract_catches_a_broken_term(term: LossTerm, test: str) -> None:
+    with pytest.raises(AssertionError):
+        getattr(term_contract_of(term)(), test)()

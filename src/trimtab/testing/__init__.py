@@ -5,6 +5,14 @@ from trimtab.testing.gradient_rule_contract import GradientRuleContract
 from trimtab.testing.host_contract import HostContract
 from trimtab.testing.kind_contract import KindContract
 from trimtab.testing.method_contract import MethodContract
-from trimtab.testing.rule_contract import RuleContract
+from trimtab.testing.rule_contract import LossTermContract, RuleContract
 
-__all__ = ["ExecutorContract", "GradientRuleContract", "HostContract", "KindContract", "MethodContract", "RuleContract"]
+__all__ = [
+    "ExecutorContract",
+    "GradientRuleContract",
+    "HostContract",
+    "KindContract",
+    "LossTermContract",
+    "MethodContract",
+    "RuleContract",
+]

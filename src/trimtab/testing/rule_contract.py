@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.intervention import LossTerm
+from trimtab.loss import losses_of
 from trimtab.testing.reads import NoNumbers
 from trimtab.testing.rule_training import (
     MODES,
@@ -17,8 +19,10 @@ from trimtab.testing.rule_training import (
     ActingRule,
     batch_of,
     make_model,
+    make_optimizer,
     start,
     step_of,
+    terms_of,
     train,
     train_on_ranks,
     weights_of,
@@ -113,6 +117,67 @@ class RuleContract(ABC):
         for step in range(STEPS):
             step_of(model, optimizer, step, [batch_of(step)])
         assert _same(weights_of(model), train(None)), f"{rule.slug()} acts after it was removed"
+
+
+class LossTermContract(ABC):
+    """The same for a loss term: subclass, and fill in ``make_term``.
+
+    The term is added to the loss of the same training; give it a coefficient with which it matters there.
+    """
+
+    @abstractmethod
+    def make_term(self) -> LossTerm:
+        """The term under test."""
+
+    def test_it_changes_training(self) -> None:
+        """A term is never silently inactive."""
+        term = self.make_term()
+        assert not _same(train(term), train(None)), f"{term.slug()} changes no weight in {STEPS} steps"
+
+    def test_a_training_that_is_restored_goes_on_with_the_same_bits(self) -> None:
+        """``state_dict`` of the running term is enough."""
+        term = self.make_term()
+        expected = train(term)
+        model = make_model()
+        optimizer = make_optimizer(model)
+        running = terms_of(term)
+        for step in range(STEPS // 2):
+            step_of(model, optimizer, step, [batch_of(step)], running)
+        state = copy.deepcopy((model.state_dict(), optimizer.state_dict(), running[0].state_dict()))
+        again = make_model()
+        restored = make_optimizer(again)
+        later = terms_of(term)
+        again.load_state_dict(state[0])
+        restored.load_state_dict(state[1])
+        later[0].load_state_dict(state[2])
+        for step in range(STEPS // 2, STEPS):
+            step_of(again, restored, step, [batch_of(step)], later)
+        assert _same(weights_of(again), expected), f"{term.slug()} forgets state in a restart after {STEPS // 2} steps"
+
+    def test_four_micro_batches_are_one_batch(self) -> None:
+        """A term is a mean over tokens, as the loss is."""
+        term = self.make_term()
+        error = _distance(train(term, accumulate=4), train(term))
+        assert error < TOLERANCE, f"{term.slug()}: 4 micro-batches move weights by {error:.1e} from one batch"
+
+    def test_two_processes_equal_one(self) -> None:
+        """Replicated and sharded models get the weights of one process."""
+        term = self.make_term()
+        expected = train(term)
+        found = train_on_ranks(term)
+        for mode in MODES:
+            error = _distance(found[mode], expected)
+            assert error < TOLERANCE, f"{term.slug()}: two processes ({mode}) are {error:.1e} from one process"
+
+    def test_it_reads_no_number_back_to_the_host(self) -> None:
+        """On a GPU, ``item()``, ``float(x)`` and ``if x`` wait for all work that was started before."""
+        term = self.make_term()
+        model = make_model()
+        tokens = batch_of(0)
+        running = terms_of(term)
+        with NoNumbers() as reads:
+            losses_of(model, tokens, running, 1)
+        assert not reads.operations, f"{term.slug()} reads a number back to the host: {reads.operations[0]}"
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -23,8 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trimtab.intervention import GradientRule, UpdateRule
-from trimtab.loss import next_token_loss
+from trimtab.intervention import GradientRule, LossTerm, RunningLossTerm, UpdateRule
+from trimtab.loss import losses_of
 from trimtab.models.gpt import GPT, GPTConfig
 from trimtab.rules import AttachedRules, attach
 
@@ -37,6 +37,7 @@ MODES = ("ddp", "fsdp")
 TIMEOUT_S = 300
 
 ActingRule = GradientRule | UpdateRule
+TestedRule = ActingRule | LossTerm
 
 
 def make_model() -> GPT:
@@ -57,12 +58,25 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, foreach=False)
 
 
-def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, pieces: Sequence[Tensor]) -> None:
-    """One optimizer step on the mean of micro-batches."""
+def step_of(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    pieces: Sequence[Tensor],
+    terms: Sequence[RunningLossTerm] = (),
+) -> None:
+    """One optimizer step on the mean of micro-batches, with loss terms."""
     optimizer.zero_grad()
     for tokens in pieces:
-        (next_token_loss(model, tokens) * SPIKES.get(step, 1.0) / len(pieces)).backward()
+        loss, penalty = losses_of(model, tokens, terms, step + 1)
+        objective = loss if penalty is None else loss + penalty
+        (objective * SPIKES.get(step, 1.0) / len(pieces)).backward()
     optimizer.step()
+
+
+def terms_of(rule: TestedRule | None) -> list[RunningLossTerm]:
+    """The term of a loss term; none for any other rule."""
+    return [rule.start()] if isinstance(rule, LossTerm) else []
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -73,13 +87,14 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def train(rule: ActingRule | None, *, accumulate: int = 1, steps: int = STEPS) -> dict[str, Tensor]:
+def train(rule: TestedRule | None, *, accumulate: int = 1, steps: int = STEPS) -> dict[str, Tensor]:
     """Train in this process, and return the weights."""
     model = make_model()
     optimizer = make_optimizer(model)
-    attached = None if rule is None else attach(optimizer, model, [rule])
+    attached = attach(optimizer, model, [rule]) if isinstance(rule, ActingRule) else None
+    terms = terms_of(rule)
     for step in range(steps):
-        step_of(model, optimizer, step, batch_of(step).chunk(accumulate))
+        step_of(model, optimizer, step, batch_of(step).chunk(accumulate), terms)
     if attached is not None:
         attached.remove()
     return weights_of(model)
@@ -92,7 +107,7 @@ def start(rule: ActingRule) -> tuple[GPT, torch.optim.Optimizer, AttachedRules]:
     return model, optimizer, attach(optimizer, model, [rule])
 
 
-def train_on_ranks(rule: ActingRule) -> dict[str, dict[str, Tensor]]:
+def train_on_ranks(rule: TestedRule) -> dict[str, dict[str, Tensor]]:
     """Weights after training by two processes, by mode.
 
     Raises:
@@ -121,7 +136,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def _rule_of(module: str, file: str, name: str, settings: str) -> ActingRule:
+def _rule_of(module: str, file: str, name: str, settings: str) -> TestedRule:
     found: Any = sys.modules.get(module)
     if module.startswith("trimtab."):
         found = importlib.import_module(module)
@@ -153,9 +168,12 @@ def _main(folder: str, module: str, file: str, name: str, settings: str, rank: i
                 fully_shard(block)
             called = cast(nn.Module, fully_shard(model))
         optimizer = make_optimizer(called)
-        attach(optimizer, called, [_rule_of(module, file, name, settings)])
+        rule = _rule_of(module, file, name, settings)
+        if isinstance(rule, ActingRule):
+            attach(optimizer, called, [rule])
+        terms = terms_of(rule)
         for step in range(STEPS):
-            step_of(called, optimizer, step, [batch_of(step).chunk(WORLD)[rank]])
+            step_of(called, optimizer, step, [batch_of(step).chunk(WORLD)[rank]], terms)
         weights = weights_of(model)
         if rank == 0:
             torch.save(weights, Path(folder) / f"{mode}.pt")
