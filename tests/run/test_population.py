@@ -16,7 +16,7 @@ from torch.func import vmap
 
 from trimtab import GPTConfig, Study, methods
 from trimtab.config import ConfigError
-from trimtab.population import NotStackableError
+from trimtab.population import NotStackableError, refusing
 from trimtab.population.attention import FoldedAttention
 from trimtab.run.carry_out import carry_out, carry_out_together
 from trimtab.run.execute import execute
@@ -165,6 +165,13 @@ def test_what_cannot_be_stacked_is_trained_alone_with_the_same_bits_and_says_why
     assert (tmp_path / "together" / made.run_id / rows).read_bytes() == (
         tmp_path / "alone" / made.run_id / rows
     ).read_bytes()
+
+
+def test_exhausted_memory_is_no_reason_to_train_alone() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"), refusing():
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(NotStackableError, match="no rule"), refusing():
+        raise RuntimeError("no rule for this operation")
 
 
 def test_a_run_that_diverges_ends_and_leaves_the_others_alone(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.config import ConfigError
-from trimtab.run.folder import HEARTBEAT
+from trimtab.run.heartbeat import HEARTBEAT
 from trimtab.study.executors.batch.chunk import Chunk, claim_of, post
 from trimtab.study.executors.batch.executor import BatchExecutor
 from trimtab.study.executors.batch.queue import Listed, RefusedError

@@ -16,7 +16,8 @@ import torch
 from trimtab import Study
 from trimtab.run import execute as execution
 from trimtab.run.execute import execute
-from trimtab.run.folder import HEARTBEAT, Outcome
+from trimtab.run.folder import Outcome
+from trimtab.run.heartbeat import HEARTBEAT
 from trimtab.run.spec import RunSpec
 from trimtab.study import round as rounds
 from trimtab.study.executors.contract import Job, JobReport, Progress, train_job

@@ -14,8 +14,9 @@ from trimtab.config import ConfigError
 from trimtab.run.execute import execute
 from trimtab.run.files import IntegrityError
 from trimtab.run.folder import load_outcome
+from trimtab.run.parcel import packed, receive
 from trimtab.study.executors.contract import FINAL, Executor, Job, JobReport, Progress, Task
-from trimtab.study.executors.ray import RayExecutor, packed, receive
+from trimtab.study.executors.ray import RayExecutor
 from trimtab.study.trial import Tick, Trial
 from trimtab.testing import ExecutorContract
 from trimtab.testing.executor_tasks import job_spec

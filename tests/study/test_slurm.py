@@ -18,9 +18,10 @@ from slurm_shim import Controller
 
 from trimtab.config import ConfigError
 from trimtab.study import load_study
-from trimtab.study.executors.contract import Executor, Task
+from trimtab.study.executors.contract import FINAL, Executor, Job, Task
 from trimtab.study.executors.slurm import Slurm
 from trimtab.testing import ExecutorContract
+from trimtab.testing.executor_tasks import BEATS, job_spec, perform
 
 QUICK = {"settle_seconds": 1.5, "query_seconds": 0.3, "retry_seconds": 0.5}
 
@@ -251,6 +252,29 @@ def test_a_refusal_that_will_not_pass_ends_the_study_with_the_words_of_sbatch(
     driver = Driver(study_file, tmp_path / "study", slurm)
     assert driver.end(60) == 2
     assert "invalid partition specified: gpuu" in driver.said()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "expected"), [(-1, "cuda", 1), (-1, "cpu", 0), (0, "cuda", 0), (4, "cpu", 4)]
+)
+def test_a_job_gets_the_gpus_that_its_device_needs(gpus: int, device: str, expected: int, tmp_path: Path) -> None:
+    config = Slurm(cluster="local", gpus=gpus)
+    executor = config.executor(tmp_path, 1, device)
+    assert executor.queue.executor.parameters["gpus_per_node"] == expected  # type: ignore[attr-defined]
+
+
+def test_a_local_job_with_set_up_lines_is_seen_until_it_is_cancelled(tmp_path: Path) -> None:
+    config = Slurm(cluster="local", in_flight=1, setup=("export TRIMTAB_TEST=1",))
+    with config.executor(tmp_path, 1, "cpu", perform) as executor:
+        executor.submit(Job("beat-1", job_spec(), tmp_path / "runs"))
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "runs" / "beat-1" / BEATS).exists():
+            assert time.monotonic() < deadline
+            assert not [report for report in executor.poll(0.2) if report.kind in FINAL]
+        assert not [report for report in executor.poll(1.5) if report.kind in FINAL]
+    before = (tmp_path / "runs" / "beat-1" / BEATS).stat().st_size
+    time.sleep(0.5)
+    assert (tmp_path / "runs" / "beat-1" / BEATS).stat().st_size == before, "it goes on after cancel"
 
 
 def test_without_slurm_nothing_is_written_and_the_message_names_a_way_to_try(study_file: Path, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from trimtab import Study
 from trimtab.cli import main
 from trimtab.report.studies import comparison, overview, studies_page
 from trimtab.report.text import duration
-from trimtab.run.folder import HEARTBEAT, OUTCOME
+from trimtab.run.folder import OUTCOME
+from trimtab.run.heartbeat import HEARTBEAT
 from trimtab.study.failures import Failures
 from trimtab.study.index import load_index
 from trimtab.study.lock import StudyLock

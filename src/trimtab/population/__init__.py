@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from trimtab.population.stack import NotStackableError, Stack
+from trimtab.population.stack import NotStackableError, Stack, refusing
 
-__all__ = ["NotStackableError", "Stack"]
+__all__ = ["NotStackableError", "Stack", "refusing"]

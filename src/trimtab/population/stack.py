@@ -6,8 +6,8 @@ state of one model works on it as before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -23,6 +23,17 @@ from trimtab.spectral import SpectralRule
 
 class NotStackableError(RuntimeError):
     """These models cannot be trained as one stack; the message gives the reason."""
+
+
+@contextmanager
+def refusing() -> Generator[None]:
+    """A block in which an error of ``vmap``, or of its gradient, is a refusal; exhausted memory is not."""
+    try:
+        yield
+    except RuntimeError as error:  # also NotImplementedError
+        if any(words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")):
+            raise
+        raise NotStackableError(" ".join(str(error).split())[:300]) from error
 
 
 class Stack:
@@ -129,13 +140,8 @@ class Stack:
             named = {f"model.{name}": value for name, value in (*parameters.items(), *buffers.items())}
             return cast("tuple[Tensor, ...]", functional_call(call, named, (x,)))
 
-        try:
-            with FoldedAttention():
-                return vmap(one, in_dims=(0, 0, dim), randomness="error")(self.parameters, self.buffers, tokens)
-        except (RuntimeError, NotImplementedError) as error:
-            if "out of memory" in str(error):
-                raise
-            raise NotStackableError(" ".join(str(error).split())[:300]) from error
+        with refusing(), FoldedAttention():
+            return vmap(one, in_dims=(0, 0, dim), randomness="error")(self.parameters, self.buffers, tokens)
 
 
 class _Call(nn.Module):

@@ -155,27 +155,19 @@ def _train(
     if watching is not None:
         watching.remove()
         folder.write_times(times.table(watching))
-    return finish_run(model, spec, data, folder, facts, name, time.monotonic() - started, held_out, device)
+    return finish_run(model, data, folder, facts, time.monotonic() - started, held_out)
 
 
 def finish_run(
-    model: nn.Module,
-    spec: RunSpec,
-    data: TokenData,
-    folder: RunFolder,
-    facts: Facts,
-    name: str,
-    seconds: float,
-    held_out: Tensor,
-    device: torch.device,
+    model: nn.Module, data: TokenData, folder: RunFolder, facts: Facts, seconds: float, held_out: Tensor
 ) -> Outcome:
     """Evaluate a trained model a last time, and write the outcome of its run."""
-    protocol = spec.protocol
-    if protocol.evaluation.final_blocks and facts.stopped is None:
-        blocks = text_blocks(data, protocol.evaluation, protocol.model.context)
-        folder.write_texts(block_losses(model, blocks, EVALUATION_BATCH, device))
+    evaluation = facts.evaluation
+    if evaluation.final_blocks and facts.stopped is None:
+        blocks = text_blocks(data, evaluation, held_out.shape[1] - 1)
+        folder.write_texts(block_losses(model, blocks, EVALUATION_BATCH, held_out.device))
     folder.write_arrays(PREDICTIONS, {"predictions": top_predictions(model, held_out, EVALUATION_BATCH)})
-    outcome = facts.outcome(name, data, seconds)
+    outcome = facts.outcome(folder.path.name, data, seconds)
     folder.finish(outcome)
     return outcome
 

@@ -28,6 +28,7 @@ from trimtab.run.files import (
     write_sealed,
     write_whole,
 )
+from trimtab.run.heartbeat import BEAT_SECONDS, HEARTBEAT, write_beat
 
 __all__ = ["IntegrityError", "Outcome", "RunFolder", "decode_number", "encode_number", "load_outcome", "write_whole"]
 
@@ -38,8 +39,6 @@ SCHEMA = 4
 READABLE = (2, 3, 4)  # 2 has no hashes of spec.toml, environment.json and the weights; 3 has no restored runs
 SPEC = "spec.toml"
 ENVIRONMENT = "environment.json"
-HEARTBEAT = "heartbeat"
-BEAT_SECONDS = 1.0
 WEIGHTS = "checkpoints/final.safetensors"
 STEPS = "steps.jsonl"
 READINGS = "probes.jsonl"
@@ -117,7 +116,7 @@ class RunFolder:
         if now - self._beat >= BEAT_SECONDS:
             self._beat = now
             self._check_owned()
-            (self.path / HEARTBEAT).write_text(json.dumps({"step": step, "loss": encode_number(loss)}))
+            write_beat(self.path, step, loss)
 
     def append(self, row: Mapping[str, int | float | None]) -> None:
         """Add one step row; a non-finite number is written as text, None as null."""
@@ -180,26 +179,6 @@ class RunFolder:
     def _check_owned(self) -> None:
         if not self.owned():
             raise NotOwnedError(f"{self.path.name}: another process trains this run now")
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """A heartbeat: its time on the clock of the file system in seconds, the step, and the training loss in nats."""
-
-    time: float
-    step: int
-    loss: float
-
-
-def load_beat(path: Path) -> Beat | None:
-    """The last heartbeat of a run folder; None if there is none, or it is just being written."""
-    try:
-        with (path / HEARTBEAT).open(encoding="utf-8") as file:
-            time_ = os.fstat(file.fileno()).st_mtime
-            record = json.load(file)
-        return Beat(time_, int(record["step"]), float(decode_number(record["loss"])))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def load_outcome(path: Path, *, named: bool = True) -> Outcome | None:

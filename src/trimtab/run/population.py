@@ -18,7 +18,7 @@ from trimtab.intervention import GradientRule, LossTerm, UpdateRule
 from trimtab.loop import autocast
 from trimtab.optim import AdamW
 from trimtab.parameters import trained_parameters
-from trimtab.population import NotStackableError, Stack
+from trimtab.population import NotStackableError, Stack, refusing
 from trimtab.population.optimizer import EachAlone, StackedAdamW, StackedOptimizer
 from trimtab.rules import refuse_conflicts
 from trimtab.run.build import build, build_optimizer, weight_matrices, weight_norm
@@ -60,7 +60,7 @@ def execute_together(
             for folder, spec in zip(folders, specs, strict=True):
                 record = environment(torch.device(spec.protocol.training.device))
                 folder.begin(dump_toml(spec.table()), {**record, "population": len(specs)})
-            return population.train(folders, names, progress)
+            return population.train(folders, progress)
         finally:
             for folder in folders:
                 folder.close()
@@ -130,14 +130,12 @@ class _Population:
         """One forward and backward pass and one evaluation, so that what cannot be vectorised is refused at once."""
         tokens = self.held_out[:1].expand(len(self.specs), -1, -1)
         losses, _ = self.stack.losses(tokens, 1, autocast(self.protocol.training.precision, self.device))
-        try:
+        with refusing():
             losses.sum().backward()
-        except (RuntimeError, NotImplementedError) as error:
-            raise NotStackableError(" ".join(str(error).split())[:300]) from error
         self.stack.zero_grad()
         self.stack.held_out_losses(self.held_out[:1], 1)
 
-    def train(self, folders: Sequence[RunFolder], names: Sequence[str], progress: Progress) -> list[Outcome]:
+    def train(self, folders: Sequence[RunFolder], progress: Progress) -> list[Outcome]:
         """The loop; a run that stops early is frozen, and its outcome is written at the end."""
         started = time.monotonic()
         training, protocol = self.protocol.training, self.protocol
@@ -185,8 +183,8 @@ class _Population:
             record(step, rate, losses.tolist(), norms, [] if penalties is None else penalties.tolist())
         seconds = (time.monotonic() - started) / count
         return [
-            finish_run(model, spec, self.data, folder, facts[index], names[index], seconds, self.held_out, self.device)
-            for index, (model, spec, folder) in enumerate(zip(self.stack.models, self.specs, folders, strict=True))
+            finish_run(model, self.data, folder, one, seconds, self.held_out)
+            for model, folder, one in zip(self.stack.models, folders, facts, strict=True)
         ]
 
     def _backward(self, step: int, micro_batches: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

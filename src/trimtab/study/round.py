@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from trimtab.config import ConfigError
-from trimtab.run.folder import HEARTBEAT, Outcome, load_beat, load_outcome
+from trimtab.run.folder import Outcome, load_outcome
+from trimtab.run.heartbeat import HEARTBEAT, load_beat
 from trimtab.run.spec import RunSpec
 from trimtab.study.executors.contract import Executor, Job, JobReport
 from trimtab.study.failures import Failures

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from trimtab.run.folder import load_beat
+from trimtab.run.heartbeat import load_beat
 from trimtab.study.executors.batch.chunk import DESK
 from trimtab.study.executors.batch.executor import QUEUE
 from trimtab.study.failures import Failures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -17,13 +16,13 @@ from typing import Any, final
 from typing_extensions import override
 
 from trimtab.config import ConfigError
-from trimtab.run.files import IntegrityError, sync_folder
+from trimtab.run.files import IntegrityError
+from trimtab.run.parcel import Files, packed, receive
 from trimtab.study.executors.batch.chunk import DESK, claim_of, give, make_desk, release
 from trimtab.study.executors.contract import LOADABLE, ExecutorConfig, Job, JobReport, Task, failure, train_job
 from trimtab.study.specification import StudySpec
 
 BEAT_SECONDS = 1.0
-Files = Mapping[str, tuple[bytes, str]]  # content and SHA-256 by relative path
 
 
 @final
@@ -262,40 +261,6 @@ def _carry_out(task: Task, job: Job, mark: Path, token: str, board: Any) -> tupl
     finally:
         if not shared:
             shutil.rmtree(runs, ignore_errors=True)
-
-
-def packed(run: Path) -> Files:
-    """The files of a run folder with their hashes."""
-    files = sorted(path for path in run.rglob("*") if path.is_file())
-    contents = {str(path.relative_to(run)): path.read_bytes() for path in files}
-    return {name: (content, hashlib.sha256(content).hexdigest()) for name, content in contents.items()}
-
-
-def receive(files: Files, run: Path) -> None:
-    """Write the files of a run that was trained elsewhere; the run folder appears at once and whole.
-
-    Raises:
-        IntegrityError: if a file differs from its hash, or a name leads out of the folder. Nothing was written.
-    """
-    for name, (content, digest) in files.items():
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise IntegrityError(f"{run / name}: changed on its way from the worker")
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise IntegrityError(f"{run}: a worker sent a file named '{name}'")
-    run.parent.mkdir(parents=True, exist_ok=True)
-    incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=run.parent))
-    try:
-        for name, (content, _) in files.items():
-            (incoming / name).parent.mkdir(parents=True, exist_ok=True)
-            with (incoming / name).open("wb") as file:
-                file.write(content)
-                os.fsync(file.fileno())
-        incoming.chmod(0o755)
-        shutil.rmtree(run, ignore_errors=True)
-        incoming.rename(run)
-        sync_folder(run.parent)
-    finally:
-        shutil.rmtree(incoming, ignore_errors=True)
 
 
 def _check_home() -> None:

@@ -99,7 +99,7 @@ class Slurm(ExecutorConfig):
         queue: Queue
         if self.cluster == "local":
             in_flight = min(in_flight, self.runs_per_job * max(1, (os.cpu_count() or 1) // threads))
-            queue = LocalQueue(logs, self._local)
+            queue = LocalQueue(logs, lambda place: self._local(place, device))
         else:
             if shutil.which("srun") is None or shutil.which("sbatch") is None:
                 raise ConfigError(
@@ -109,12 +109,16 @@ class Slurm(ExecutorConfig):
             queue = SlurmQueue(logs, lambda place: self._slurm(place, threads, device), self)
         return BatchExecutor(queue, folder, in_flight=in_flight, runs_per_job=self.runs_per_job, task=task)
 
-    def _local(self, logs: Path) -> Any:
+    def gpus_on(self, device: str) -> int:
+        """GPUs of a job whose runs train on this device."""
+        return self.gpus if self.gpus >= 0 else int(device == "cuda")
+
+    def _local(self, logs: Path, device: str) -> Any:
         import submitit
 
         executor = submitit.LocalExecutor(logs / "%j", max_num_timeout=0, python=self.python or None)
         executor.update_parameters(
-            name="trimtab", timeout_min=self.time_minutes, gpus_per_node=max(0, self.gpus), setup=[*self.setup]
+            name="trimtab", timeout_min=self.time_minutes, gpus_per_node=self.gpus_on(device), setup=[*self.setup]
         )
         return executor
 
@@ -122,11 +126,10 @@ class Slurm(ExecutorConfig):
         import submitit
 
         executor = submitit.SlurmExecutor(logs / "%j", max_num_timeout=0, python=self.python or None)
-        gpus = self.gpus if self.gpus >= 0 else int(device == "cuda")
         asked: dict[str, Any] = {
             "time": self.time_minutes,
             "cpus_per_task": self.cpus or threads,
-            "gpus_per_node": gpus or None,
+            "gpus_per_node": self.gpus_on(device) or None,
             "mem": f"{int(self.memory_gb * 1024)}MB" if self.memory_gb else None,
             "partition": self.partition or None,
             "account": self.account or None,

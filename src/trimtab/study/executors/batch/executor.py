@@ -14,7 +14,7 @@ from types import TracebackType
 
 from trimtab.config import ConfigError
 from trimtab.run.files import write_whole
-from trimtab.run.folder import load_beat
+from trimtab.run.heartbeat import load_beat
 from trimtab.study.executors.batch.chunk import DESK, Chunk, claim_of, discard, give, letters, make_desk, release
 from trimtab.study.executors.batch.queue import Listed, Queue, RefusedError
 from trimtab.study.executors.batch.submissions import Batch, Submission, load_batches, new_batch

@@ -37,33 +37,36 @@ class LocalQueue(SubmititQueue):
         live = _controllers(self.logs)
         for job_id in ids:
             if job_id in live:
-                for number in (int(job_id), *_children(int(job_id))):
+                for number in _family(int(job_id)):
                     _kill(number)
 
 
 def _controllers(logs: Path) -> set[str]:
-    """The ids of the live controllers that write into this folder."""
+    """The ids of the live controllers that write into this folder, or of the shells that run their set-up first."""
     found: set[str] = set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            command = (entry / "cmdline").read_text().split("\0")
+            command = (entry / "cmdline").read_text()
             state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
         except (OSError, IndexError):
             continue
-        if "submitit.local._local" in command and any(word.startswith(str(logs)) for word in command) and state != "Z":
+        if "submitit.local._local" in command and f"{logs}/" in command and state != "Z":
             found.add(entry.name)
     return found
 
 
-def _children(parent: int) -> list[int]:
-    numbers: list[int] = []
+def _family(first: int) -> list[int]:
+    """A process and all its descendants."""
+    parents: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                numbers.append(int(entry.name))
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError, IndexError):
             continue
-    return numbers
+    family = [first]
+    for member in family:
+        family += [number for number, parent in parents.items() if parent == member]
+    return family
 
 
 def _kill(number: int) -> None:
