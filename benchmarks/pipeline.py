@@ -199,6 +199,12 @@ COLLAPSED = 3.3  # nats; a higher loss is drawn as this, which is above every li
 LINE_WIDTH = 0.4  # octaves; bandwidth of the local line
 DRAW_WIDTH = 0.2  # octaves; a residual belongs to runs nearer than an edge is wide
 JITTER = 0.01  # nats; noise of a drawn loss
+ECONOMIES: Mapping[str, Mapping[str, object]] = {
+    "before": {},
+    "losses": {"evidence": "losses"},
+    "stride": {"stride": 2},
+    "both": {"evidence": "losses", "stride": 2},
+}
 CELLS = ("logistic", "probit", "skewed", "lapsing", "correlated", "slopes", "island")
 
 
@@ -277,7 +283,7 @@ def outcome_of(final: float) -> Outcome:
 
 
 @cache
-def spec_of(arms: tuple[str, ...], most_runs: int, demo: bool = False) -> MaxLrSpec:
+def spec_of(arms: tuple[str, ...], most_runs: int, demo: bool = False, economy: str = "before") -> MaxLrSpec:
     """The specification of a simulated study: the search of the preset `collapse`, or that of the demo."""
     search = {"replicates": 2, "probes_per_round": 2, "enough": 0.7}
     if demo:
@@ -287,7 +293,7 @@ def spec_of(arms: tuple[str, ...], most_runs: int, demo: bool = False) -> MaxLrS
         "learning_rates": {"low": "2^-6", "high": "2^1"},
         "criterion": {"margin": MARGIN},
         "training": {"steps": 400},
-        "search": search | {"most_runs": most_runs},
+        "search": search | ECONOMIES[economy] | {"most_runs": most_runs},
     }
     spec = read_any_study(table, "simulated")
     assert isinstance(spec, MaxLrSpec)
@@ -338,7 +344,7 @@ class Fact:
 
 
 def one_study(
-    cell: str, most_runs: int, source: Path | None, seed: SeedSequence
+    cell: str, most_runs: int, source: Path | None, economy: str, seed: SeedSequence
 ) -> tuple[list[Fact], dict[str, list[str]]]:
     """Simulate a study; returns facts on every edge, and the arms claimed above the reference by edge."""
     rng = default_rng(seed)
@@ -346,7 +352,7 @@ def one_study(
         assert source is not None
         emulator = emulator_of(source, smooth=cell != "resampled")
         arms = NAMES if cell == "demo" else emulator.arms
-        spec = spec_of(arms, most_runs, demo=cell == "demo")
+        spec = spec_of(arms, most_runs, demo=cell == "demo", economy=economy)
         truths = {arm: emulated_truth(source, arm, smooth=cell != "resampled") for arm in arms}
 
         def final(trial: Trial) -> float:
@@ -354,7 +360,7 @@ def one_study(
             return float(rng.choice(losses, p=weights)) + JITTER * float(rng.standard_normal())
     else:
         simulated = arms_of(cell, rng, source)
-        spec = spec_of(tuple(simulated), most_runs)
+        spec = spec_of(tuple(simulated), most_runs, economy=economy)
         truths = {arm: (dict(it.truth), list(it.crossings)) for arm, it in simulated.items()}
         salt = int(rng.integers(2**31))
 
@@ -420,19 +426,24 @@ def fact_of(findings: LimitFindings, arm: str, edge: str, truth: float, crossed:
 
 
 def some_studies(
-    cell: str, most_runs: int, source: Path | None, seeds: Sequence[SeedSequence]
+    cell: str, most_runs: int, source: Path | None, economy: str, seeds: Sequence[SeedSequence]
 ) -> list[tuple[list[Fact], dict[str, list[str]]]]:
     """Several studies, in order."""
-    return [one_study(cell, most_runs, source, seed) for seed in seeds]
+    return [one_study(cell, most_runs, source, economy, seed) for seed in seeds]
 
 
 def simulate(
-    cell: str, studies: int, most_runs: int, source: Path | None, pool: ProcessPoolExecutor | None
+    cell: str,
+    studies: int,
+    most_runs: int,
+    source: Path | None,
+    pool: ProcessPoolExecutor | None,
+    economy: str = "before",
 ) -> list[tuple[list[Fact], dict[str, list[str]]]]:
     """All studies of a cell; the numbers do not depend on the pool."""
     seeds = SeedSequence([SEED, zlib.crc32(cell.encode())]).spawn(studies)
     chunks = [seeds[i : i + CHUNK] for i in range(0, studies, CHUNK)]
-    job = partial(some_studies, cell, most_runs, source)
+    job = partial(some_studies, cell, most_runs, source, economy)
     done = map(job, chunks) if pool is None else pool.map(job, chunks)
     return [study for chunk in done for study in chunk]
 
@@ -458,6 +469,7 @@ def rows_of(cell: str, studies: Sequence[tuple[Sequence[Fact], object]]) -> list
                     np.mean([fact.first for fact in printed]),
                     np.mean([fact.any_crossing for fact in printed]),
                     np.median([fact.width for fact in printed]),
+                    math.sqrt(np.mean([fact.error**2 for fact in estimates])) if estimates else math.nan,
                     np.median([fact.error for fact in estimates]) if estimates else math.nan,
                     np.mean([fact.pooled for fact in printed]),
                     np.mean([fact.runs for fact in printed]),
@@ -473,13 +485,14 @@ def main() -> None:
     parser.add_argument("--most-runs", type=int, default=25)
     parser.add_argument("--cells", nargs="*", default=list(CELLS))
     parser.add_argument("--from", dest="source", type=Path)
+    parser.add_argument("--economy", choices=ECONOMIES, default="before")
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
-    print("| cell | arm | edge | refused | first crossing | any crossing | width | bias | pooled | runs |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| cell | arm | edge | refused | first crossing | any crossing | width | RMSE | bias | pooled | runs |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     with ProcessPoolExecutor(given.workers) as pool:
         for cell in given.cells:
-            studies = simulate(cell, given.studies, given.most_runs, given.source, pool)
+            studies = simulate(cell, given.studies, given.most_runs, given.source, pool, given.economy)
             for row in rows_of(cell, studies):
                 print("| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row) + " |", flush=True)
 

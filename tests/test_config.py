@@ -134,7 +134,7 @@ def test_a_method_can_be_named_and_a_run_needs_only_a_learning_rate() -> None:
         ({"training": {"steps": 0}}, "training", "steps must lie between 1 and 100,000,000, got 0"),
         ({"training": {"steps": 1 << 63}}, "training.steps", "does not fit 64 bits"),
         ({"training": {"precision": "fp16"}}, "training.precision", "fp16"),
-        ({"training": {"compile": 1}}, "training.compile", "expected true or false, got 1"),
+        ({"training": {"compile": 1}}, "training.compile", "expected one of true, false, 'auto', got 1"),
         ({"training": {"batch_size": 4, "accumulate": 3}}, "training", "accumulate 3 does not divide batch_size 4"),
         ({"model": {"init_std": True}}, "model.init_std", "expected a number"),
         ({"model": {"init_std": math.nan}}, "model.init_std", "must be finite"),

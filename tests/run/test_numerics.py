@@ -32,7 +32,7 @@ def load_golden() -> Any:
 
 
 golden = load_golden()
-FIELD = "    compile: bool = False\n"
+FIELD = '    compile: Literal[True, False, "auto"] = False\n'
 NAMES = list(golden.stored()["runs"])
 
 

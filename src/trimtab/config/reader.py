@@ -142,10 +142,11 @@ def _is_literal(kind: Any) -> bool:
 
 def _literal_hook(kind: Any) -> Callable[[Any, Any], Any]:
     choices = get_args(kind)
+    named = ", ".join(str(choice).lower() if isinstance(choice, bool) else repr(choice) for choice in choices)
 
     def read(raw: Any, _kind: Any) -> Any:
-        if raw not in choices:
-            raise ValueError(f"expected one of {', '.join(map(repr, choices))}, got {shown(raw)}")
+        if not any(raw == choice and type(raw) is type(choice) for choice in choices):
+            raise ValueError(f"expected one of {named}, got {shown(raw)}")
         return raw
 
     return read

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, cast
 
 import torch
@@ -18,6 +18,7 @@ from trimtab.models.gpt import GPTConfig
 from trimtab.optim import AdamW, OptimizerConfig, ScheduleConfig
 from trimtab.probe import Preset
 from trimtab.probes import PRESETS, named
+from trimtab.run.compiling import Compiling, compiling
 
 ModelBuilder = Callable[[GPTConfig], nn.Module]
 OptimizerBuilder = Callable[[nn.Module, float], torch.optim.Optimizer]
@@ -55,6 +56,8 @@ class TrainingConfig:
         batch_size: sequences per optimizer step.
         accumulate: micro-batches per optimizer step; must divide batch_size.
         threads: CPU threads of one run. The number changes the rounding, so it is part of the run's identity.
+        compile: compile the model with ``torch.compile``; ``auto`` does so if the estimate of ``trimtab study --plan``
+            says that it pays. The result differs in rounding.
         population: train the run as one model of a stack, with other runs of its arm if the executor has them. The
             result differs in rounding from a run that is trained alone.
         silent_seconds: a worker that reports no step for this time is considered stuck and is replaced. Not part of a
@@ -68,7 +71,7 @@ class TrainingConfig:
     batch_size: int = 32
     accumulate: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
+    compile: Literal[True, False, "auto"] = False
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
     population: bool = field(default=False, metadata={"neutral": False})
@@ -210,6 +213,9 @@ class TrainingProtocol:
     common: tuple[Intervention, ...] = (GlobalClip(),)
 
     def __post_init__(self) -> None:
+        if self.training.compile == "auto":  # settled here, so that every id and every stored file has the answer
+            chosen = replace(self.training, compile=self.compiling().pays)
+            object.__setattr__(self, "training", chosen)
         if self.model.vocab_size != self.data.vocab_size:
             raise ValueError(
                 f"model.vocab_size {self.model.vocab_size} differs from the vocabulary size of the data, "
@@ -224,6 +230,13 @@ class TrainingProtocol:
             raise ValueError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} must be below training.steps {self.training.steps}"
             )
+
+    def compiling(self) -> Compiling:
+        """What compilation costs and saves in a run of this protocol."""
+        training = self.training
+        return compiling(
+            self.model, training.steps, training.batch_size, training.accumulate, training.threads, training.device
+        )
 
 
 SECTIONS = tuple(f.name for f in fields(TrainingProtocol))

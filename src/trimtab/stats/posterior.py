@@ -20,6 +20,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.stats.graded import LAPSES as GRADED_LAPSES
+from trimtab.stats.graded import GradedLikelihood
+
 Floats = NDArray[np.float64]
 
 STEP = 1 / 16  # octaves between grid points, and between learning rates that may be proposed
@@ -27,6 +30,7 @@ PAD = 3.0  # octaves of the grid beyond the tested range on each side
 WIDTHS = np.geomspace(0.05, 1.5, 14)
 LAPSES = np.array([0.0, 0.01, 0.02, 0.04, 0.06, 0.09, 0.13])
 LAPSE_PRIOR = (1 - LAPSES) ** 29 * np.gradient(LAPSES)
+GRADED_LAPSE_PRIOR = (1 - GRADED_LAPSES) ** 29 * np.gradient(GRADED_LAPSES)
 # Wide edges come first: from a few runs, chance separates the failures of a wide edge as if it were a cliff. With
 # locations from 0.05 the intervals of an edge of s = 0.45 covered 0.89; the price is intervals wider by about 12 %.
 HYPER_LOCATIONS = np.log(np.geomspace(0.15, 1.5, 9))
@@ -42,10 +46,12 @@ class EdgeEvidence:
     Attributes:
         x: log2 LR of each run.
         failed: whether each run failed.
+        grade: how far the loss of each run lies from the line, see ``trimtab.stats.graded``; None if only labels count.
     """
 
     x: Floats
     failed: NDArray[np.bool_]
+    grade: NDArray[np.intp] | None = None
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[float, bool]]) -> EdgeEvidence:
@@ -110,7 +116,7 @@ def grid_quantiles(grid: Floats, density: Floats, probabilities: Sequence[float]
 
 
 MOST_MARGINALS = 500  # of about 30 kB
-_MARGINALS: dict[tuple[float, int, bytes, bytes], Floats] = {}
+_MARGINALS: dict[tuple[float, int, bytes, bytes, bytes], Floats] = {}
 
 
 class EdgeModel:
@@ -137,12 +143,13 @@ class EdgeModel:
         table = np.exp(-0.5 * deviation**2).reshape(-1, len(WIDTHS))
         self.width_given_hyper = table / table.sum(1, keepdims=True)
         self._log_likelihood: dict[tuple[float, bool], Floats] = {}
+        self._graded = GradedLikelihood(self.x50, WIDTHS, GRADED_LAPSE_PRIOR)
 
     def fit(self, arms: Mapping[str, EdgeEvidence]) -> dict[str, EdgePosterior]:
         """Posterior of every arm.
 
-        The runs of other arms inform the width of an edge only if the arm's own runs show that it is sharp. Without any
-        runs the posterior of each arm is the prior.
+        The runs of other arms inform the width of an edge only if the arm's own runs show that it is sharp and only
+        labels count. Without any runs the posterior of each arm is the prior.
         """
         likelihood = {name: self._marginal(trials) for name, trials in arms.items()}
         by_width = {name: table.sum(0) for name, table in likelihood.items()}
@@ -153,7 +160,8 @@ class EdgeModel:
         for name, table in likelihood.items():
             alone = self._posterior(name, table, nothing, pooled=False)
             others = total - log_evidence[name]
-            sharp = _is_sharp(alone) and len(arms) > 1
+            # Losses tell the width of an edge by themselves; pooled as well, the intervals of slopes covered 0.80.
+            sharp = arms[name].grade is None and _is_sharp(alone) and len(arms) > 1
             posteriors[name] = self._posterior(name, table, others, pooled=True) if sharp else alone
         return posteriors
 
@@ -166,7 +174,8 @@ class EdgeModel:
     def _marginal(self, trials: EdgeEvidence) -> Floats:
         """Likelihood over (x50, width), summed over the prior of the lapse and scaled to a maximum near 1."""
         # A search asks for the same arms again in every round, with new runs of one or two of them.
-        key = (float(self.x50[0]), len(self.x50), trials.x.tobytes(), trials.failed.tobytes())
+        grades = b"" if trials.grade is None else trials.grade.tobytes()
+        key = (float(self.x50[0]), len(self.x50), trials.x.tobytes(), trials.failed.tobytes(), grades)
         if key not in _MARGINALS:
             if len(_MARGINALS) >= MOST_MARGINALS:
                 _MARGINALS.pop(next(iter(_MARGINALS)))
@@ -174,6 +183,8 @@ class EdgeModel:
         return _MARGINALS[key]
 
     def _new_marginal(self, trials: EdgeEvidence) -> Floats:
+        if trials.grade is not None:
+            return self._graded.marginal(trials.x, trials.failed, trials.grade)
         total = np.zeros((len(self.x50), len(WIDTHS), len(LAPSES)))
         for x, failed in zip(trials.x.tolist(), trials.failed.tolist(), strict=True):
             total += self._log_likelihood_of(x, failed)

@@ -45,3 +45,21 @@ def further_rates(
     if higher and above <= requested.highest + most * apart:
         rates.append(Tick(above))
     return rates
+
+
+def neighbours(requested: LearningRates, swept: Collection[Tick], best: Tick) -> list[Tick]:
+    """Return the rates an interval below and above the best one that a coarser sweep passed over.
+
+    Args:
+        requested: the range that the user asked for.
+        swept: all rates swept so far.
+        best: the best of them.
+    """
+    apart = round(requested.octaves_apart * SIXTEENTH)
+    low, high = min(swept), max(swept)
+    beside = [Tick(best - apart), Tick(best + apart)]
+    return [tick for tick in beside if low < tick < high and not _near(tick, swept, apart)]
+
+
+def _near(tick: Tick, swept: Collection[Tick], apart: int) -> bool:
+    return any(abs(tick - other) < apart for other in swept)

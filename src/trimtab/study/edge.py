@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from trimtab.run.folder import Outcome
 from trimtab.stats.comparison import clipped_density
+from trimtab.stats.graded import SIDE, UNGRADED
 from trimtab.stats.posterior import EdgeEvidence, EdgePosterior, grid_quantiles
-from trimtab.study.labels import Edge, Label, Yardstick, failed, label
+from trimtab.study.labels import Edge, Label, Yardstick, collapse_line, failed, label
 from trimtab.study.settings import Criterion
 from trimtab.study.trial import SIXTEENTH, Results, Tick, Trial, order_of
+
+GRADE_SHARE = 0.3  # margins between the lines of two grades
 
 
 def one_edge(
@@ -49,15 +55,51 @@ def edge_trials(
     criterion: Criterion,
     edge: Edge = Edge.QUALITY,
     margin: float | None = None,
+    *,
+    graded: bool = False,
 ) -> EdgeEvidence:
-    """The labelled runs of one arm, as evidence on one of its edges."""
-    return trials_of(
-        [
-            (trial, label(results[trial], trial.tick, yardstick, criterion, margin or criterion.margin))
-            for trial in sorted((trial for trial in results if trial.arm == arm), key=order_of)
-        ],
-        edge,
-    )
+    """The labelled runs of one arm, as evidence on one of its edges.
+
+    Args:
+        arm: the arm.
+        results: the outcomes of the study so far.
+        yardstick: the losses that the runs are compared with.
+        criterion: the rule of the labels.
+        edge: which of the edges.
+        margin: a margin other than that of the criterion, in nats.
+        graded: whether the distance of a loss from the line counts too, not only its side.
+    """
+    margin = margin or criterion.margin
+    labelled = [
+        (trial, label(results[trial], trial.tick, yardstick, criterion, margin))
+        for trial in sorted((trial for trial in results if trial.arm == arm), key=order_of)
+    ]
+    evidence = trials_of(labelled, edge)
+    if not graded or edge is Edge.STRICT:
+        return evidence
+    known = [trial for trial, its_label in labelled if failed(its_label, edge) is not None]
+    grades = [
+        grade_of(results[trial], failure, yardstick, criterion, edge, margin)
+        for trial, failure in zip(known, evidence.failed.tolist(), strict=True)
+    ]
+    return replace(evidence, grade=np.array(grades, np.intp))
+
+
+def grade_of(
+    outcome: Outcome | None, failure: bool, yardstick: Yardstick, criterion: Criterion, edge: Edge, margin: float
+) -> int:
+    """The number of lines below the final loss of a run, see ``trimtab.stats.graded``.
+
+    The lines lie ``GRADE_SHARE`` margins apart. A run that failed by something else than its loss is ungraded.
+    """
+    if outcome is None:
+        return UNGRADED
+    line = collapse_line(outcome.unigram_entropy, yardstick.reference_loss, criterion)
+    if edge is Edge.QUALITY:
+        line = min(line, yardstick.best_loss + margin)
+    final = outcome.final_loss if math.isfinite(outcome.final_loss) else math.inf
+    grade = sum(final > line + step * GRADE_SHARE * margin for step in range(-SIDE, SIDE + 1))
+    return grade if (grade > SIDE) == failure else UNGRADED
 
 
 def trials_of(labelled: Sequence[tuple[Trial, Label]], edge: Edge = Edge.QUALITY) -> EdgeEvidence:

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trimtab.run.compiling import LAUNCH_SECONDS, LAUNCHES_OUTSIDE, LAUNCHES_PER_LAYER
 from trimtab.run.cost import ModelCost
 from trimtab.run.spec import TrainingProtocol
 
 UTILISATION = 0.25
 AT_ONCE = 8  # runs at a time on one GPU, with which the share was measured
-LAUNCH_SECONDS = 8e-6
-LAUNCHES_PER_LAYER = 75  # kernels of forward and backward of one block
-LAUNCHES_OUTSIDE = 100  # embedding, head, loss, clipping and a fused optimizer
 LAUNCHES_COMPILED = 0.3  # share of the launches that is left after fusion
 CONTEXT_GB = 0.6  # what CUDA itself takes in each process
 COMPUTE_BYTES = {"fp32": 4, "bf16": 2}

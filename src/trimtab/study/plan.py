@@ -14,13 +14,14 @@ from trimtab.data.batches import held_out_batch
 from trimtab.loop import train
 from trimtab.loss import held_out_loss
 from trimtab.run.build import build, build_optimizer
+from trimtab.run.compiling import LAUNCH_SECONDS
 from trimtab.run.cost import ModelCost, cost_of
 from trimtab.run.execute import EVALUATION_BATCH, training_batches
 from trimtab.run.spec import TrainingProtocol
 from trimtab.run.texts import text_blocks
 from trimtab.study.arms import Arm
 from trimtab.study.driver import check_arms
-from trimtab.study.hardware import GPUS, LAUNCH_SECONDS, UTILISATION, Hardware, estimate
+from trimtab.study.hardware import GPUS, UTILISATION, Hardware, estimate
 from trimtab.study.specification import StudySpec
 from trimtab.study.tokens import Tokens
 from trimtab.study.trial import SIXTEENTH
@@ -60,6 +61,7 @@ def plan(spec: StudySpec, workers: int, gpu: Hardware | None = None) -> str:
             f"runs:  {first} in the first phase, at most {most} in all",
             *(_timed_here(spec, tokens, workers) if gpu is None else _on(gpu, spec, costs)),
             f"disk:  at most {disk / 1e6:.0f} MB",
+            _compiled(spec),
             *_costs(costs),
         ]
     )
@@ -113,6 +115,18 @@ def _bytes(protocol: TrainingProtocol) -> int:
         return held
     readings = protocol.training.steps // (probes.every or preset.every) + 2
     return held + readings * protocol.data.vocab_size * TOKEN_BYTES
+
+
+def _compiled(spec: StudySpec) -> str:
+    """Which arms are compiled, and what that saves and costs in the longest run."""
+    estimates = {name: arm.protocol.compiling() for name, arm in spec.arms.items()}
+    longest = max(estimates.values(), key=lambda each: each.run)
+    chosen = sum(arm.protocol.training.compile is True for arm in spec.arms.values())
+    return (
+        f"compile: {chosen} of {len(spec.arms)} arms; it saves about {longest.saved:.2g} s of a run of about "
+        f"{longest.run:.2g} s, and its graphs take about {longest.build:.0f} s, so it "
+        f'{"pays" if longest.pays else "does not pay"} (training.compile; "auto" decides by this estimate)'
+    )
 
 
 def _costs(costs: Mapping[str, ModelCost]) -> list[str]:

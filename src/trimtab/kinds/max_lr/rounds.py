@@ -16,7 +16,7 @@ from trimtab.kinds.max_lr.fits import fit_edge
 from trimtab.kinds.max_lr.phase import PROBED, PhaseOne, edge_model, has_collapsed, phase_one
 from trimtab.kinds.max_lr.spec import MaxLrSpec
 from trimtab.stats.posterior import EdgeEvidence, EdgeModel, EdgePosterior
-from trimtab.study.bracket import further_rates
+from trimtab.study.bracket import further_rates, neighbours
 from trimtab.study.edge import edge_trials, interval_width, propose
 from trimtab.study.kind import Rounds
 from trimtab.study.labels import Edge, Yardstick
@@ -34,7 +34,7 @@ def rounds(spec: MaxLrSpec) -> Rounds:
 
 
 def _search(spec: MaxLrSpec) -> Generator[Sequence[Trial], Results, Results]:
-    batch = [trial for arm in spec.arms for trial in _sweep(spec, arm, spec.rates_of(arm).sweep())]
+    batch = [trial for arm in spec.arms for trial in _sweep(spec, arm, spec.first_rates_of(arm))]
     results: Results = {}
     while batch:
         results = yield batch
@@ -91,6 +91,8 @@ def _extension(spec: MaxLrSpec, results: Results) -> list[Trial]:
             best.tick == swept[-1] or (phase.learned and not has_collapsed(spec, phase, results, arm))
         )
         ticks = further_rates(spec.rates_of(arm), swept, lower=lower, higher=higher, most=spec.search.extensions)
+        if math.isfinite(best.loss):
+            ticks += neighbours(spec.rates_of(arm), swept, best.tick)
         trials += _sweep(spec, arm, ticks)
     return trials
 
@@ -106,9 +108,11 @@ def _fit(
     spec: MaxLrSpec, phase: PhaseOne, model: EdgeModel, results: Results, edge: Edge
 ) -> Mapping[str, EdgePosterior]:
     def evidence(arm: str, yardstick: Yardstick) -> EdgeEvidence:
-        return edge_trials(arm, results, yardstick, spec.criterion, edge)
+        return edge_trials(arm, results, yardstick, spec.criterion, edge, graded=spec.search.graded)
 
-    return fit_edge(model, phase, [arm for arm in spec.arms if phase.has_edge(arm, edge)], edge, evidence)
+    return fit_edge(
+        model, phase, [arm for arm in spec.arms if phase.has_edge(arm, edge)], edge, evidence, bend=spec.bend
+    )
 
 
 def _probes(

@@ -13,7 +13,16 @@ from trimtab.study.settings import MOST_TRIALS, Criterion, LearningRates
 from trimtab.study.specification import FREE, StudySpec
 from trimtab.study.trial import Tick
 
-LEAST = {"sweep_seeds": 1, "replicates": 0, "extensions": 0, "probes_per_round": 1, "most_runs": 1, "confirm": 0}
+LEAST = {
+    "sweep_seeds": 1,
+    "replicates": 0,
+    "extensions": 0,
+    "probes_per_round": 1,
+    "most_runs": 1,
+    "stride": 1,
+    "confirm": 0,
+}
+BEND = 0.15  # margins; losses of trained arms bend by 0.01 to 0.03 nats about a line in log LR
 CONFIRMATION_CELLS = 8  # two edges, two arms, two rates
 EdgeName = Literal["quality", "collapse"]
 
@@ -35,6 +44,10 @@ class SearchConfig:
         share_collapse: share of the runs after phase 1 that goes to the edge of collapse; the rest goes to the edge of
             quality. An edge that is finished leaves its rest to the other.
         enough: an edge is finished when its 95 % interval of LR50 is narrower than this, in octaves.
+        stride: the sweep begins with every ``stride``-th of its rates and the highest; the rates beside the best are
+            added. A larger number saves runs at rates that are far from every edge.
+        evidence: what the limits are estimated from: ``labels`` count on which side of the line a final loss lies,
+            ``losses`` also by how much.
         confirm: number of unseen seeds with which the limits of the winner and the reference are checked at the end, an
             octave below and an octave above; 0 leaves the check out. These runs are beyond ``most_runs``.
 
@@ -50,6 +63,8 @@ class SearchConfig:
     most_runs: int = field(default=40, metadata=FREE)
     share_collapse: float = 0.5
     enough: float = field(default=0.7, metadata=FREE)
+    stride: int = 1
+    evidence: Literal["labels", "losses"] = "labels"
     confirm: int = field(default=0, metadata=FREE)
 
     def __post_init__(self) -> None:
@@ -60,6 +75,11 @@ class SearchConfig:
             raise ValueError(f"enough must be positive and finite, got {self.enough}")
         if not 0 <= self.share_collapse <= 1:
             raise ValueError(f"share_collapse must lie between 0 and 1, got {self.share_collapse}")
+
+    @property
+    def graded(self) -> bool:
+        """Whether the distance of a loss from the line counts too."""
+        return self.evidence == "losses"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +152,16 @@ class MaxLrSpec(StudySpec):
         """Return the range that is requested for an arm; the sweep may go beyond it."""
         return self.arms[arm].learning_rates or self.learning_rates
 
+    @property
+    def bend(self) -> float:
+        """Error of a line through the losses of an arm, in nats; 0 if only labels count."""
+        return BEND * self.criterion.margin if self.search.graded else 0.0
+
+    def first_rates_of(self, arm: str) -> tuple[Tick, ...]:
+        """Return the rates with which the sweep of an arm begins."""
+        rates = self.rates_of(arm).sweep()
+        return tuple(sorted({*rates[:: self.search.stride], rates[-1]}))
+
     def comparable(self, arm: str) -> bool:
         """Whether an arm has the optimizer of the reference; otherwise their learning rates have different units."""
         first, second = (self.arms[name] for name in (arm, self.reference))
@@ -150,14 +180,16 @@ class MaxLrSpec(StudySpec):
 
     def first_runs_of(self, arm: str) -> int:
         """Return the number of runs of phase 1 of an arm."""
-        return len(self.rates_of(arm).sweep()) * self.search.sweep_seeds + self.search.replicates
+        return len(self.first_rates_of(arm)) * self.search.sweep_seeds + self.search.replicates
 
     @override
     def most_runs(self) -> int:
         further = 2 * self.search.extensions * self.search.sweep_seeds
         confirmation = CONFIRMATION_CELLS * self.search.confirm
         compared = (2 * self.movers.seeds + self.movers.above) * len(self.arms)
-        searched = sum(max(self.first_runs_of(arm) + further, self.search.most_runs) for arm in self.arms)
+        swept = {arm: len(self.rates_of(arm).sweep()) * self.search.sweep_seeds for arm in self.arms}
+        first = {arm: runs + self.search.replicates + further for arm, runs in swept.items()}
+        searched = sum(max(first[arm], self.search.most_runs) for arm in self.arms)
         return searched + confirmation + compared
 
 
