@@ -107,7 +107,7 @@ def _enlist(rule: SpectralRule) -> int:
 
 def _after_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
     """Advance the rules of the weights that this optimizer stepped."""
-    if not LIVE:
+    if not LIVE or getattr(optimizer, "steps_by_parts", False):  # each part has called this function already
         return
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for _, rule in sorted(LIVE.items()):  # every process has the same order, because sharded weights communicate

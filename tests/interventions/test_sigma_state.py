@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trimtab import GPT, GPTConfig, host_for, methods, probes, watch
+from trimtab.optim import Muon, MuonH, OptimizerConfig
+from trimtab.parameters import trained_parameters
 
 CONFIG = GPTConfig(vocab_size=24, width=16, num_layers=2, num_heads=2, context=12)
 WAYS = ("compile", "checkpoint", "autocast", "two forwards")
@@ -109,6 +111,22 @@ def test_the_state_advances_once_a_step_for_any_number_of_forward_passes(trained
     assert torch.equal(seen[1], seen[2])
     assert not torch.equal(seen[2], seen[3])
     assert torch.equal(seen[3], seen[5])
+
+
+@pytest.mark.parametrize("optimizer", [Muon(), MuonH()], ids=["muon", "muon_h"])
+def test_an_optimizer_of_several_parts_advances_the_state_once_a_step(trained: GPT, optimizer: OptimizerConfig) -> None:
+    """Torch calls the hooks of a step for the whole and for each part of it."""
+    model = copy.deepcopy(trained)
+    whole = optimizer.build(trained_parameters(model), 0.01)
+    loss_of(model, batch(0)).backward()
+    before = {name: rule.u.clone() for name, rule in zip(NAMES, rules(model), strict=True)}
+    whole.step()
+    for name, rule in zip(NAMES, rules(model), strict=True):
+        weight = model.get_submodule(name).parametrizations.weight.original  # pyright: ignore
+        v = F.normalize(weight @ before[name], dim=0)
+        torch.testing.assert_close(rule.u, F.normalize(weight.T @ v, dim=0))
+        twice = F.normalize(weight.T @ F.normalize(weight @ rule.u, dim=0), dim=0)
+        assert not torch.allclose(rule.u, twice)
 
 
 def test_evaluation_computes_the_function_of_training_and_advances_nothing(trained: GPT) -> None:

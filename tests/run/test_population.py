@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import pytest
 import torch
@@ -16,8 +16,13 @@ from torch.func import vmap
 
 from trimtab import GPTConfig, Study, methods
 from trimtab.config import ConfigError
+from trimtab.host import Part
+from trimtab.intervention import GradientRule, RunningRule
+from trimtab.interventions import AdaGC, GlobalClip
+from trimtab.optim import Muon, TrainedParameter
 from trimtab.population import NotStackableError, refusing
 from trimtab.population.attention import FoldedAttention
+from trimtab.population.muon import StackedMuon
 from trimtab.run.carry_out import carry_out, carry_out_together
 from trimtab.run.execute import execute
 from trimtab.run.folder import load_environment, load_steps
@@ -80,7 +85,7 @@ def compare(specs: list[RunSpec], tmp_path: Path) -> float:
     return worst(tmp_path / "together", tmp_path / "alone", names)
 
 
-@pytest.mark.parametrize("method", ["baseline", "sigma_reparam", "mlra", "layer_scale", "soft_cap"])
+@pytest.mark.parametrize("method", ["baseline", "sigma_reparam", "mlra", "layer_scale", "soft_cap", "pc_layer"])
 @pytest.mark.parametrize("count", [1, 4, pytest.param(16, marks=pytest.mark.nightly)])
 def test_a_stack_has_the_losses_of_single_runs(method: str, count: int, tmp_path: Path) -> None:
     assert compare(population(method, count, training={"accumulate": 2}), tmp_path) < CLOSE
@@ -103,9 +108,112 @@ def test_rules_terms_and_settings_act_on_each_run(method: Any, tables: dict[str,
     assert compare(population(method, 3, **tables), tmp_path) < CLOSE
 
 
-def test_muon_acts_on_each_run_as_closely_as_its_bf16_iteration_allows(tmp_path: Path) -> None:
+MUON = {
+    "default": ("baseline", {}),
+    "original": ("baseline", {"match_rms": False, "nesterov": False}),
+    "rates": ("baseline", {"adamw_rate": 0.3, "rates": {"fc1": 2.0}, "decay": {"coupling": "independent"}}),
+    "weight rule": ("sigma_reparam", {"ns_steps": 3}),
+}
+
+
+@pytest.mark.parametrize("case", MUON)
+def test_muon_acts_on_each_run_as_closely_as_its_bf16_iteration_allows(case: str, tmp_path: Path) -> None:
     """A difference of 1e-9 in a gradient may round an entry of the iteration to the next number of 8 bits."""
-    assert compare(population("baseline", 3, optimizer={"muon": {}}), tmp_path) < 10 * CLOSE
+    method, settings = MUON[case]
+    assert compare(population(method, 3, optimizer={"muon": settings}), tmp_path) < 10 * CLOSE
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_stacked_muon_is_muon_of_every_model(transposed: bool) -> None:
+    """Fused parts and a stack of matrices, with the layout of either kind of linear layer."""
+    torch.manual_seed(0)
+    rates = [0.02, 0.1]
+    shapes = {"fused": (8, 12) if transposed else (12, 8), "experts": (3, 4, 6), "gain": (6,)}
+    stacked = {name: torch.randn(2, *shape).requires_grad_() for name, shape in shapes.items()}
+    models = [{name: nn.Parameter(value[k].detach().clone()) for name, value in stacked.items()} for k in range(2)]
+    rows = (slice(0, 4), torch.tensor([4, 6, 8, 10]), torch.tensor([5, 7, 9, 11]))
+
+    def members(model: dict[str, nn.Parameter]) -> list[TrainedParameter]:
+        return [
+            TrainedParameter("fused", model["fused"], (Part.Q,), True, True, transposed, rows),
+            TrainedParameter("experts", model["experts"], (Part.FC1,), True, True),
+            TrainedParameter("gain", model["gain"], (), False, False),
+        ]
+
+    config = Muon()
+    together = StackedMuon(config, members(models[0]), stacked, rates)
+    apart = [config.build(members(model), rate) for model, rate in zip(models, rates, strict=True)]
+    for _ in range(3):
+        for name, value in stacked.items():
+            value.grad = torch.randn_like(value)
+            for k, model in enumerate(models):
+                model[name].grad = value.grad[k].clone()
+        together.step(1.0, torch.tensor([True, True]))
+        for optimizer in apart:
+            optimizer.step()
+    for name, value in stacked.items():
+        for k, model in enumerate(models):
+            torch.testing.assert_close(value[k], model[name], rtol=0, atol=2e-3, msg=f"{name} of model {k}")
+            moved = (model[name] - torch.zeros_like(model[name])).abs().max()
+            assert moved > 0.1
+
+
+def test_a_model_that_is_frozen_keeps_its_matrices() -> None:
+    stacked = {"weight": torch.randn(2, 4, 4).requires_grad_()}
+    before = stacked["weight"].detach().clone()
+    model = nn.Parameter(before[0].clone())
+    optimizer = StackedMuon(Muon(), [TrainedParameter("weight", model, (Part.Q,), True, True)], stacked, [0.1, 0.1])
+    stacked["weight"].grad = torch.tensor([1.0, math.nan]).view(2, 1, 1) * torch.randn(2, 4, 4)
+    optimizer.step(1.0, torch.tensor([True, False]))
+    assert not torch.equal(stacked["weight"][0], before[0])
+    assert torch.equal(stacked["weight"][1], before[1])
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Halving(GradientRule):
+    """Halves a gradient above a norm of 0.02, so that its place after the clipping matters."""
+
+    def start(self, parameters: Mapping[str, nn.Parameter]) -> RunningRule:
+        return _Halving()
+
+
+class _Halving:
+    def __call__(self, step: int, parameters: Mapping[str, nn.Parameter]) -> Tensor | None:
+        for parameter in parameters.values():
+            if parameter.grad is not None and parameter.grad.norm() > 0.02:
+                parameter.grad.mul_(0.5)
+        return None
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        assert not state
+
+
+@pytest.mark.parametrize("max_norm", [0.05, 1e6])
+def test_stacked_clipping_is_clipping_of_every_model(max_norm: float, tmp_path: Path) -> None:
+    common = [{"global_clip": {"max_norm": max_norm}}]
+    assert compare(population("baseline", 3, common=common), tmp_path) < CLOSE
+
+
+def test_a_rule_that_cannot_be_stacked_brings_all_rules_to_the_models(tmp_path: Path) -> None:
+    """Clipping and then a rule without a stacked form: both act, in their order, on every model."""
+    assert AdaGC().start_stacked() is None
+    rules = (GlobalClip(max_norm=0.05), Halving())
+    specs = [replace(s, protocol=replace(s.protocol, common=rules)) for s in population("baseline", 2)]
+    assert compare(specs, tmp_path) < CLOSE
+
+
+def test_stacked_clipping_passes_on_a_norm_that_is_not_finite() -> None:
+    weight = torch.zeros(3, 2, 2, requires_grad=True)
+    weight.grad = torch.tensor([1.0, math.nan, 4.0]).view(3, 1, 1).expand(3, 2, 2).clone()
+    norms = GlobalClip(max_norm=1.0).start_stacked()({"weight": weight})
+    assert norms is not None
+    torch.testing.assert_close(norms, torch.tensor([2.0, math.nan, 8.0]), equal_nan=True)
+    assert weight.grad[1].isnan().all()
+    torch.testing.assert_close(torch.linalg.vector_norm(weight.grad[[0, 2]].flatten(1), dim=1), torch.ones(2))
 
 
 class Own(nn.Module):
@@ -147,11 +255,10 @@ def test_a_users_model_is_stacked(tmp_path: Path) -> None:
     [
         (replace(run_of(), code=UserCode(model=Dropping)), "random"),
         (replace(run_of(), code=UserCode(model=Asking)), "item"),
-        (run_of("pc_layer"), "autograd.Function"),
         (run_of("qk_clip"), "qk_clip acts on the parameters after a step"),
         (run_of(probes={"preset": "cheap", "every": 2}), "probes read one model at a time"),
     ],
-    ids=["dropout", "item", "pc_layer", "qk_clip", "probes"],
+    ids=["dropout", "item", "qk_clip", "probes"],
 )
 def test_what_cannot_be_stacked_is_trained_alone_with_the_same_bits_and_says_why(
     spec: RunSpec, reason: str, tmp_path: Path
@@ -303,4 +410,4 @@ def test_every_method_can_be_stacked_or_is_refused_with_a_reason(tmp_path: Path)
             record = load_environment(tmp_path / f"{slug}-why" / made.run_id)
             assert "trained alone" in str(record["population"]), slug
             refused[slug] = record["population"]
-    assert set(refused) == {"pc_layer", "qk_clip", "update_clip"}
+    assert set(refused) == {"qk_clip", "update_clip"}

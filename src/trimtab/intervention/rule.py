@@ -51,6 +51,15 @@ class RunningRule(Stateful, Protocol):
         ...
 
 
+@runtime_checkable
+class RunningStackedRule(Protocol):
+    """A gradient rule without state on the stacked parameters of K models."""
+
+    def __call__(self, parameters: Mapping[str, Tensor]) -> Float[Tensor, " K"] | None:
+        """Change the gradients (K, ...) in place; returns the norms of the models' gradients before, if measured."""
+        ...
+
+
 class GradientRule(Intervention):
     """Alters the gradients between backward and the optimizer step.
 
@@ -63,6 +72,10 @@ class GradientRule(Intervention):
     @abstractmethod
     def start(self, parameters: Mapping[str, nn.Parameter]) -> RunningRule:
         """A running rule over these parameters, which it is called with at every step."""
+
+    def start_stacked(self) -> RunningStackedRule | None:
+        """The same rule for models whose parameters are stacked; None if each model needs a rule of its own."""
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

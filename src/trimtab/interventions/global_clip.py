@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from trimtab.gradients import Gradients
-from trimtab.intervention import GradientRule, RunningRule, Source
+from trimtab.intervention import GradientRule, RunningRule, RunningStackedRule, Source
 
 
 @final
@@ -48,6 +48,10 @@ class GlobalClip(GradientRule):
     def start(self, parameters: Mapping[str, nn.Parameter]) -> RunningRule:
         return _Clip(self.max_norm)
 
+    @override
+    def start_stacked(self) -> RunningStackedRule:
+        return _StackedClip(self.max_norm)
+
 
 class _Clip:
     def __init__(self, max_norm: float) -> None:
@@ -65,3 +69,20 @@ class _Clip:
     def load_state_dict(self, state: dict[str, object]) -> None:
         if state:
             raise ValueError(f"global_clip keeps no state, got {sorted(state)}")
+
+
+class _StackedClip:
+    def __init__(self, max_norm: float) -> None:
+        self.max_norm = max_norm
+
+    @torch.no_grad()
+    def __call__(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
+        gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+        if not gradients:
+            return None
+        norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
+        totals = torch.linalg.vector_norm(norms, dim=0)
+        factors = torch.clamp(self.max_norm / (totals + 1e-6), max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factors.view(-1, *(1,) * (gradient.ndim - 1)))
+        return totals

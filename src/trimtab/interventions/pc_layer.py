@@ -172,11 +172,17 @@ def _polynomial(matrix: Tensor, coefficients: Sequence[float]) -> Tensor:
 class _Gram(torch.autograd.Function):
     """The Gram matrix M^T M, whose backward pass is one product; that of two factors would be two."""
 
+    generate_vmap_rule = True  # for a population of models
+
     @override
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor) -> Tensor:
-        ctx.save_for_backward(matrix)
+    def forward(matrix: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return matrix.mT @ matrix
+
+    @override
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @override
     @staticmethod

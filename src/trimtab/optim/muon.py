@@ -63,19 +63,13 @@ class Muon(OptimizerConfig):
 
     @override
     def build(self, parameters: Sequence[TrainedParameter], learning_rate: float) -> torch.optim.Optimizer:
-        hidden, rest = hidden_and_rest(parameters, self.slug())
-        if not self.match_rms and any(parameter.transposed for parameter in hidden):
-            raise OptimizerError(
-                "optimizer.muon: this model stores its matrices as (in, out), and sqrt(max(1, rows / columns)) would "
-                "be taken the wrong way round; set match_rms = true"
-            )
-        self.rates.check({part for parameter in parameters for part in parameter.parts})
+        hidden, rest = self.divided(parameters)
         groups = [
             {
                 "params": [member.parameter for member in members],
                 "lr": learning_rate * rate,
                 "weight_decay": self.decay.of_group(self.weight_decay, share, learning_rate * rate),
-                "factor": "match_rms" if self.match_rms else "original",
+                "factor": self.factor,
                 **layout,
             }
             for rate, share, group in by_rate(hidden, within(self.rates, hidden), self.decay)
@@ -84,6 +78,26 @@ class Muon(OptimizerConfig):
         momentum = {"momentum": self.momentum, "nesterov": self.nesterov, "ns_steps": self.ns_steps}
         matrices = OrthogonalMomentum([momentum | group for group in groups], learning_rate)
         return beside_adamw(matrices, rest, self.adamw, self.rates, learning_rate * self.adamw_rate)
+
+    @property
+    def factor(self) -> str:
+        """The name of the factor of an update, see ``FACTORS``."""
+        return "match_rms" if self.match_rms else "original"
+
+    def divided(self, parameters: Sequence[TrainedParameter]) -> tuple[list[TrainedParameter], list[TrainedParameter]]:
+        """The hidden matrices, and the parameters of AdamW.
+
+        Raises:
+            OptimizerError: if there is no known hidden matrix, or Muon cannot scale the matrices as they are stored.
+        """
+        hidden, rest = hidden_and_rest(parameters, self.slug())
+        if not self.match_rms and any(parameter.transposed for parameter in hidden):
+            raise OptimizerError(
+                "optimizer.muon: this model stores its matrices as (in, out), and sqrt(max(1, rows / columns)) would "
+                "be taken the wrong way round; set match_rms = true"
+            )
+        self.rates.check({part for parameter in parameters for part in parameter.parts})
+        return hidden, rest
 
 
 def hidden_and_rest(
@@ -112,7 +126,11 @@ def beside_adamw(
     matrices: torch.optim.Optimizer, rest: Sequence[TrainedParameter], adamw: AdamW, rates: Rates, learning_rate: float
 ) -> torch.optim.Optimizer:
     """An optimizer of matrices together with AdamW for the other parameters, if there are any."""
+    config = adamw_of(rest, adamw, rates)
+    return CompositeOptimizer(matrices, config.build(rest, learning_rate)) if rest else matrices
+
+
+def adamw_of(rest: Sequence[TrainedParameter], adamw: AdamW, rates: Rates) -> AdamW:
+    """The settings of AdamW for the parameters that are not hidden matrices."""
     adamw.decay.check({part for parameter in rest if parameter.decays for part in parameter.parts})
-    if not rest:
-        return matrices
-    return CompositeOptimizer(matrices, replace(adamw, rates=within(rates, rest)).build(rest, learning_rate))
+    return replace(adamw, rates=within(rates, rest))

@@ -1,4 +1,4 @@
-"""Optimizers of a population, in which every model has its own LR: a stacked AdamW, and any other by model."""
+"""Optimizers of a population, in which every model has its own LR: a stacked AdamW, and any other model by model."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class StackedAdamW:
                 parameter = stacked[member.name]
                 rates = [learning_rate * rate for learning_rate in learning_rates]
                 decays = [config.decay.of_group(config.weight_decay, share, one) for one in rates]
-                self.rows.append((parameter, _column(rates, parameter), _column(decays, parameter)))
+                self.rows.append((parameter, column(rates, parameter), column(decays, parameter)))
         self.averages = [torch.zeros_like(parameter) for parameter, _, _ in self.rows]
         self.squares = [torch.zeros_like(parameter) for parameter, _, _ in self.rows]
         self.steps = 0
@@ -105,10 +105,15 @@ class StackedAdamW:
             now = rate * multiplier
             new = parameter * (1 - now * decay)
             new -= now / first * (average / (square.sqrt() / second + config.eps))
-            parameter.copy_(torch.where(active.view(-1, *(1,) * (parameter.ndim - 1)), new, parameter))
+            parameter.copy_(only_active(active, new, parameter))
 
 
-def _column(values: Sequence[float], parameter: Tensor) -> Tensor:
+def only_active(active: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """The new values of the models that are active (K,), and the old ones of the others."""
+    return torch.where(active.view(-1, *(1,) * (old.ndim - 1)), new, old)
+
+
+def column(values: Sequence[float], parameter: Tensor) -> Tensor:
     """One number for each model, shaped so that it multiplies the stacked parameter."""
     column = torch.tensor(values, dtype=torch.float32, device=parameter.device)
     return column.view(-1, *(1,) * (parameter.ndim - 1))

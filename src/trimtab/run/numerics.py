@@ -6,4 +6,4 @@ environment: it is recorded with the run and reported, and the run id does not c
 compares a set of short runs with stored losses, and fails if a loss changes without a new value here.
 """
 
-NUMERICS = 3
+NUMERICS = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,9 +16,10 @@ from trimtab.data.batches import held_out_batch
 from trimtab.gradients import Gradients
 from trimtab.intervention import GradientRule, LossTerm, UpdateRule
 from trimtab.loop import autocast
-from trimtab.optim import AdamW
+from trimtab.optim import AdamW, Muon
 from trimtab.parameters import trained_parameters
 from trimtab.population import NotStackableError, Stack, refusing
+from trimtab.population.muon import StackedMuon
 from trimtab.population.optimizer import EachAlone, StackedAdamW, StackedOptimizer
 from trimtab.rules import refuse_conflicts
 from trimtab.run.build import build, build_optimizer, weight_matrices, weight_norm
@@ -29,6 +30,7 @@ from trimtab.run.folder import Outcome, RunFolder
 from trimtab.run.spec import RunSpec
 
 Progress = Callable[[int, int, float], None]
+STACKED: Mapping[type, Callable[..., StackedOptimizer]] = {AdamW: StackedAdamW, Muon: StackedMuon}
 
 
 def execute_together(
@@ -110,7 +112,12 @@ class _Population:
         self.optimizer = self._optimizer()
         self.named = [{n: p for n, p in model.named_parameters() if p.requires_grad} for model in models]
         gradient = [one for one in interventions if isinstance(one, GradientRule)]
-        self.rules = [[one.start(named) for one in gradient] for named in self.named]
+        stacked = [one.start_stacked() for one in gradient]
+        self.stacked_rules = [one for one in stacked if one is not None]
+        one_by_one = (
+            [] if len(self.stacked_rules) == len(gradient) else gradient
+        )  # all or none: the rules have an order
+        self.rules = [[one.start(named) for one in one_by_one] for named in self.named]
         self.held_out = held_out_batch(
             data.held_out,
             num_sequences=self.protocol.evaluation.num_sequences,
@@ -121,9 +128,10 @@ class _Population:
 
     def _optimizer(self) -> StackedOptimizer:
         config = self.protocol.optimizer
-        if isinstance(config, AdamW) and self.specs[0].code.optimizer is None:
+        build_stacked = STACKED.get(type(config))
+        if build_stacked is not None and self.specs[0].code.optimizer is None:
             members = trained_parameters(self.stack.models[0], self.specs[0].interventions)
-            return StackedAdamW(config, members, self.stack.parameters, [spec.learning_rate for spec in self.specs])
+            return build_stacked(config, members, self.stack.parameters, [spec.learning_rate for spec in self.specs])
         return EachAlone(self.stack, lambda index: build_optimizer(self.stack.models[index], self.specs[index]))
 
     def _try(self) -> None:
@@ -202,7 +210,7 @@ class _Population:
     def _apply_rules(self, step: int) -> list[float]:
         """Apply the gradient rules of every run; returns the gradient norms before them, nan if no rule measures."""
         if not self.rules[0]:
-            return [math.nan] * len(self.specs)
+            return self._apply_stacked_rules()
         self.stack.share_gradients()
         norms: list[Tensor] = []
         for rules, named in zip(self.rules, self.named, strict=True):
@@ -211,3 +219,8 @@ class _Population:
             first = next((norm for norm in measured if norm is not None), None)
             norms.append(torch.tensor(math.nan) if first is None else first)
         return torch.stack([norm.to(self.device, torch.float32) for norm in norms]).tolist()
+
+    def _apply_stacked_rules(self) -> list[float]:
+        measured = [rule(self.stack.parameters) for rule in self.stacked_rules]
+        first = next((norms for norms in measured if norms is not None), None)
+        return [math.nan] * len(self.specs) if first is None else first.tolist()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,19 +60,19 @@ PRIORS = np.array([mode.prior for mode in MODES])
 
 
 class GradedLikelihood:
-    """The likelihood over (x50, width) of graded runs. Tables are cached by learning rate, grade and side.
+    """The likelihood over (x50, width) of graded runs.
 
     Args:
-        x50: grid of log2 LR50.
+        x50: grid of log2 LR50, ascending and even.
         widths: grid of widths, in octaves.
         lapse_prior: prior probability of each of ``LAPSES``.
     """
 
     def __init__(self, x50: Floats, widths: Floats, lapse_prior: Floats) -> None:
         self.x50 = x50
-        self.widths = widths
+        self.step = float(x50[1] - x50[0])
+        self.widths = tuple(widths.tolist())
         self.lapse_prior = lapse_prior
-        self._tables: dict[tuple[float, int, bool], NDArray[np.float32]] = {}
 
     def marginal(self, x: Floats, failed: NDArray[np.bool_], grade: NDArray[np.intp]) -> Floats:
         """The likelihood, summed over lapses, gaps and modes, and scaled to a maximum near 1.
@@ -85,41 +86,62 @@ class GradedLikelihood:
         sides: dict[bool, NDArray[np.float32]] = {}
         for octave, failure, number in zip(x.tolist(), failed.tolist(), grade.tolist(), strict=True):
             table = self._table(octave, number, failed=failure)
-            sides[failure] = sides[failure] + table if failure in sides else table
+            if failure in sides:
+                sides[failure] += table
+            else:
+                sides[failure] = table.copy()
         likelihood = np.ones((len(self.x50), len(self.widths), len(LAPSES)))
         for total in sides.values():  # a run below the line knows the lower gap only, one above it the upper gap
             likelihood *= np.exp(total - total.max()).mean(3) @ PRIORS
         return likelihood @ self.lapse_prior
 
     def _table(self, x: float, grade: int, *, failed: bool) -> NDArray[np.float32]:
-        """Log-probability of a run, with the axes x50, width, lapse, gap and mode."""
-        key = (x, grade, failed)
-        if key not in self._tables:
-            self._tables[key] = self._new_table(x, grade, failed=failed)
-        return self._tables[key]
+        """Log-probability of a run, with the axes x50, width, lapse, gap and mode.
 
-    def _new_table(self, x: float, grade: int, *, failed: bool) -> NDArray[np.float32]:
-        at_line = self._above(x, 0)
-        side = at_line if failed else 1 - at_line
-        table = np.empty((len(self.x50), len(self.widths), len(LAPSES), len(GAPS), len(MODES)), np.float32)
-        for index, mode in enumerate(MODES):
-            if grade == UNGRADED:
-                share, probability = 1.0, side
-            else:
-                share = mode.profile[grade - SIDE - 1 if failed else SIDE - grade]
-                probability = (1 - mode.ignoring) * self._between(x, grade) + mode.ignoring * share * side
-            lapsed = LAPSES[:, None] * share if failed else 0.0
-            mixed = (1 - LAPSES[:, None]) * probability[:, :, None, :] + lapsed
-            table[:, :, :, :, index] = np.log(np.maximum(mixed, LEAST))
-        return table
+        It depends on the distance of the LR from x50 alone, so the tables of all rates of the grid are slices of one.
+        """
+        points = len(self.x50)
+        place = (x - float(self.x50[0])) / self.step
+        nearest = round(place)
+        if abs(place - nearest) > 1e-6 or not -points <= nearest <= 2 * points:
+            return _log_probability(x - self.x50, self.widths, grade, failed=failed)
+        first = 2 * points - nearest
+        return _by_distance(self.step, points, self.widths, grade, failed)[first : first + points]
 
-    def _between(self, x: float, grade: int) -> Floats:
-        """Probability of a grade by the edges of the lines around it."""
-        lower = self._above(x, grade - SIDE - 1) if grade > 0 else 1.0
-        upper = self._above(x, grade - SIDE) if grade < GRADES - 1 else 0.0
-        return np.maximum(lower - upper, 0.0)
 
-    def _above(self, x: float, line: int) -> Floats:
-        """Probability that a loss is above a line, with the axes x50, width and gap."""
-        distance = x - self.x50[:, None, None] - line * GAPS
-        return 1 / (1 + np.exp(np.clip(-distance / self.widths[:, None], -500, 500)))
+@cache
+def _by_distance(step: float, points: int, widths: tuple[float, ...], grade: int, failed: bool) -> NDArray[np.float32]:
+    """The table of every distance from 2 ``points`` steps above to as many below."""
+    return _log_probability(
+        (np.arange(2 * points, -2 * points, -1) * step).astype(np.float64), widths, grade, failed=failed
+    )
+
+
+def _log_probability(distance: Floats, widths: tuple[float, ...], grade: int, *, failed: bool) -> NDArray[np.float32]:
+    """Log-probability of a run at each distance of its log2 LR from x50."""
+    at_line = _above(distance, widths, 0)
+    side = at_line if failed else 1 - at_line
+    table = np.empty((len(distance), len(widths), len(LAPSES), len(GAPS), len(MODES)), np.float32)
+    for index, mode in enumerate(MODES):
+        if grade == UNGRADED:
+            share, probability = 1.0, side
+        else:
+            share = mode.profile[grade - SIDE - 1 if failed else SIDE - grade]
+            probability = (1 - mode.ignoring) * _between(distance, widths, grade) + mode.ignoring * share * side
+        lapsed = LAPSES[:, None] * share if failed else 0.0
+        mixed = (1 - LAPSES[:, None]) * probability[:, :, None, :] + lapsed
+        table[:, :, :, :, index] = np.log(np.maximum(mixed, LEAST))
+    return table
+
+
+def _between(distance: Floats, widths: tuple[float, ...], grade: int) -> Floats:
+    """Probability of a grade by the edges of the lines around it."""
+    lower = _above(distance, widths, grade - SIDE - 1) if grade > 0 else 1.0
+    upper = _above(distance, widths, grade - SIDE) if grade < GRADES - 1 else 0.0
+    return np.maximum(lower - upper, 0.0)
+
+
+def _above(distance: Floats, widths: tuple[float, ...], line: int) -> Floats:
+    """Probability that a loss is above a line, with the axes distance, width and gap."""
+    beyond = distance[:, None, None] - line * GAPS
+    return 1 / (1 + np.exp(np.clip(-beyond / np.array(widths)[:, None], -500, 500)))

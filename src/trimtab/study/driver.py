@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from trimtab.config import ConfigError, to_plain
 from trimtab.run.check import check_run
-from trimtab.run.folder import OUTCOME, load_outcome
+from trimtab.run.folder import OUTCOME, Outcome, load_outcome
 from trimtab.run.identity import Basis, basis_of, id_on
 from trimtab.run.spec import RunSpec
 from trimtab.run.texts import fingerprint_of
@@ -160,6 +160,7 @@ class _Search:
     bases: Mapping[str, Basis]
     failures: Failures
     lock: StudyLock
+    outcomes: dict[str, Outcome] = field(default_factory=dict[str, Outcome])
 
     @property
     def runs(self) -> Path:
@@ -171,7 +172,7 @@ class _Search:
         self.runs.mkdir(exist_ok=True)
         kind = kind_of(self.spec)
         asked = {trial: name for trial, name in self.index.runs.items() if trial.of_earlier_version}
-        results = {trial: load_outcome(self.runs / name) for trial, name in asked.items()}
+        results = {trial: self._outcome(name) for trial, name in asked.items()}
         search = kind.rounds(self.spec)
         batch = next(search)
         while True:
@@ -179,7 +180,7 @@ class _Search:
             asked |= names
             self._plan(names)
             self._make(names, kind.round_name(batch[0].round))
-            results |= {trial: load_outcome(self.runs / name) for trial, name in names.items()}
+            results |= {trial: self._outcome(name) for trial, name in names.items()}
             try:
                 batch = search.send(results)
             except StopIteration:
@@ -187,6 +188,15 @@ class _Search:
         self.index.runs = asked
         self.index.complete = True
         self.index.save(self.folder)
+
+    def _outcome(self, name: str) -> Outcome | None:
+        """The outcome of a run, whose files are checked once here, and again when the study is analysed."""
+        if name not in self.outcomes:
+            found = load_outcome(self.runs / name)
+            if found is None:
+                return None
+            self.outcomes[name] = found
+        return self.outcomes[name]
 
     def _name_of(self, trial: Trial) -> str:
         known = self.index.runs.get(trial)
@@ -208,11 +218,13 @@ class _Search:
         self.display.round_started(title, len(names), len(missing))
         self.lock.describe(self.lock.driver.executor, self.executor.capacity, title)
         jobs = {name: self.spec.run_of(trial) for name, trial in missing.items()}
-        Round(missing, jobs, self.runs, self.executor, self.failures, self.display, self.lock.check).carry_out()
+        round_ = Round(missing, jobs, self.runs, self.executor, self.failures, self.display, self.lock.check)
+        round_.carry_out()
+        self.outcomes |= round_.outcomes
 
     def _present(self, name: str, trial: Trial) -> bool:
         """Whether a run is finished, or a source of other runs has it."""
-        if load_outcome(self.runs / name) is not None:
+        if self._outcome(name) is not None:
             return True
         return any(source.bring(name, self.spec.run_of(trial), self.runs) for source in self.sources)
 

@@ -12,7 +12,7 @@ from trimtab.config import ConfigError
 from trimtab.run.folder import Outcome, load_outcome
 from trimtab.run.heartbeat import HEARTBEAT, load_beat
 from trimtab.run.spec import RunSpec
-from trimtab.study.executors.contract import Executor, Job, JobReport
+from trimtab.study.executors.contract import FINAL, Executor, Job, JobReport
 from trimtab.study.failures import Failures
 from trimtab.study.trial import Trial
 
@@ -79,6 +79,9 @@ class Round:
         jobs: the specification of each run, by run id.
         runs: the folder that holds run folders.
         keep_going: called between two polls; raises to end the round.
+
+    Attributes:
+        outcomes: the outcomes of the runs that were carried out, by run id.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Round:
         self.display = display
         self.waiting = list(reversed(list(trials)))
         self.at_work: dict[str, _AtWork] = {}
+        self.outcomes: dict[str, Outcome] = {}
 
     def carry_out(self) -> None:
         """Carry out the runs until every run has an outcome or is given up.
@@ -111,13 +115,21 @@ class Round:
         """
         while self.waiting or self.at_work:
             self.keep_going()
-            while self.waiting and len(self.at_work) < self.executor.capacity:
-                name = self.waiting.pop()
-                self.at_work[name] = _AtWork(time.monotonic(), _last_beat(self.runs / name / HEARTBEAT))
-                self.executor.submit(Job(name, self.jobs[name], self.runs))
-            for report in self.executor.poll(POLL_SECONDS):
+            self._submit()
+            reports = self.executor.poll(POLL_SECONDS)
+            for report in reports:
+                if report.kind in FINAL:
+                    self.at_work.pop(report.name, None)
+            self._submit()  # before the outcomes are read and checked, so that no worker waits for that
+            for report in reports:
                 self._hear(report)
             self._look_after_the_silent()
+
+    def _submit(self) -> None:
+        while self.waiting and len(self.at_work) < self.executor.capacity:
+            name = self.waiting.pop()
+            self.at_work[name] = _AtWork(time.monotonic(), _last_beat(self.runs / name / HEARTBEAT))
+            self.executor.submit(Job(name, self.jobs[name], self.runs))
 
     def _hear(self, report: JobReport) -> None:
         trial = self.trials[report.name]
@@ -132,10 +144,10 @@ class Round:
                 job.queued = report.kind == "queued"
                 job.heard = time.monotonic()
             return
-        self.at_work.pop(report.name, None)
         # A worker may be killed between the outcome of a run and its report, so the folder decides.
         outcome = load_outcome(self.runs / report.name) if report.kind in ("done", "killed", "returned") else None
         if outcome is not None:
+            self.outcomes[report.name] = outcome
             self.failures.forget(report.name)
             self.display.finished(trial, outcome, "")
         elif report.kind == "storage":

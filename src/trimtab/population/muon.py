@@ -1,0 +1,104 @@
+"""Muon of a population: the matrices of all models are orthogonalized by one iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimtab.optim import Muon, TrainedParameter
+from trimtab.optim.contract import by_rate
+from trimtab.optim.matrices import FACTORS, orthogonalized
+from trimtab.optim.muon import adamw_of, within
+from trimtab.population.optimizer import StackedAdamW, column, only_active
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """A hidden matrix of all models.
+
+    Attributes:
+        stacked: (K, rows, columns), or (K, S, rows, columns) if the model has a stack of matrices.
+        rows: the outputs of each part, if parts share the matrix.
+        outputs: the dimension of the outputs, counted from the end.
+        rate: the LR of each model, of the shape of ``stacked`` with sizes of 1.
+        decay: the weight decay of each model.
+        momentum: the momentum of the gradient.
+    """
+
+    stacked: Tensor
+    rows: tuple[slice | Tensor, ...]
+    outputs: int
+    rate: Tensor
+    decay: Tensor
+    momentum: Tensor
+
+
+class StackedMuon:
+    """Muon on stacked parameters, with AdamW for those that are not hidden matrices.
+
+    Args:
+        config: the settings.
+        members: the trained parameters of one model, which give parts, layout and decay.
+        stacked: the stacked parameters by name.
+        learning_rates: the peak LR of each model.
+
+    Raises:
+        OptimizerError: as for ``Muon.build``.
+    """
+
+    advances_rules = False
+
+    def __init__(
+        self,
+        config: Muon,
+        members: Sequence[TrainedParameter],
+        stacked: Mapping[str, Tensor],
+        learning_rates: Sequence[float],
+    ) -> None:
+        self.config = config
+        hidden, rest = config.divided(members)
+        self.matrices: list[_Matrix] = []
+        for rate, share, group in by_rate(hidden, within(config.rates, hidden), config.decay):
+            rates = [learning_rate * rate for learning_rate in learning_rates]
+            decays = [config.decay.of_group(config.weight_decay, share, one) for one in rates]
+            for member in group:
+                parameter = stacked[member.name]
+                self.matrices.append(
+                    _Matrix(
+                        parameter,
+                        member.rows,
+                        -1 if member.transposed else -2,
+                        column(rates, parameter),
+                        column(decays, parameter),
+                        torch.zeros_like(parameter),
+                    )
+                )
+        adamw = adamw_of(rest, config.adamw, config.rates)
+        others = [learning_rate * config.adamw_rate for learning_rate in learning_rates]
+        self.adamw = StackedAdamW(adamw, rest, stacked, others) if rest else None
+
+    @torch.no_grad()
+    def step(self, multiplier: float, active: Tensor) -> None:
+        """One step."""
+        for matrix in self.matrices:
+            if matrix.stacked.grad is not None:
+                self._step(matrix, multiplier, active)
+        if self.adamw is not None:
+            self.adamw.step(multiplier, active)
+
+    def _step(self, matrix: _Matrix, multiplier: float, active: Tensor) -> None:
+        config, gradient = self.config, matrix.stacked.grad
+        assert gradient is not None
+        matrix.momentum.lerp_(gradient, 1 - config.momentum)
+        update = gradient.lerp(matrix.momentum, config.momentum) if config.nesterov else matrix.momentum
+        rate = matrix.rate * multiplier
+        new = matrix.stacked * (1 - rate * matrix.decay)
+        for rows in matrix.rows or (slice(None),):
+            where = (..., rows, slice(None)) if matrix.outputs == -2 else (..., rows)
+            part = update[where]
+            turned = orthogonalized(part.flatten(0, -3), config.ns_steps).view(part.shape)
+            new[where] -= rate * FACTORS[config.factor](part.shape) * turned
+        matrix.stacked.copy_(only_active(active, new, matrix.stacked))
