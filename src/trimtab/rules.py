@@ -48,7 +48,7 @@ def start(interventions: Iterable[Intervention], trained: Trained) -> Rules:
 
 def trained_of(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     copies: Sequence[nn.Module | Mapping[str, Tensor]] = (),
 ) -> Trained:
     """A training as rules see it: the trained parameters of a model, its host if one knows it, and its optimizer."""

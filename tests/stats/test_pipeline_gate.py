@@ -41,6 +41,14 @@ def test_the_intervals_of_each_arm_are_honest_through_the_whole_pipeline(cell: s
     assert too_low(studies) == []
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("cell", [*HONEST, "emulator"])
+def test_intervals_from_losses_are_honest_too(cell: str) -> None:
+    """With a sweep of every second rate and limits from losses, as in the preset ``paper-table``."""
+    studies = pipeline.simulate(cell, STUDIES, MOST_RUNS, SOURCE, None, "both")
+    assert too_low(studies) == []
+
+
 def test_an_interval_that_is_too_narrow_would_be_caught() -> None:
     """The same studies, with every limit moved by half an octave."""
     studies = pipeline.simulate("logistic", 20, MOST_RUNS, None, None)

@@ -45,6 +45,10 @@ class AdamW(OptimizerConfig):
         return "adamw"
 
     @override
+    def check(self, parameters: Sequence[TrainedParameter], learning_rate: float) -> None:
+        by_rate(parameters, self.rates, self.decay)
+
+    @override
     def build(self, parameters: Sequence[TrainedParameter], learning_rate: float) -> torch.optim.Optimizer:
         groups = [
             {

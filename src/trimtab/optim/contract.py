@@ -165,6 +165,14 @@ class OptimizerConfig(ABC):
             OptimizerError: if the optimizer cannot train them, or a part that ``rates`` names has no parameters.
         """
 
+    def check(self, parameters: Sequence[TrainedParameter], learning_rate: float) -> None:
+        """Refuse what ``build`` refuses. The first optimizer of a process costs 1.5 s, so a check may do without one.
+
+        Raises:
+            OptimizerError: as for ``build``.
+        """
+        self.build(parameters, learning_rate)
+
 
 def by_rate(
     parameters: Sequence[TrainedParameter], rates: Rates, decay: Decay | None = None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trimtab.host import evaluating
 from trimtab.hosts import UnknownFamilyError, host_for
-from trimtab.intervention import ModelIntervention
+from trimtab.intervention import ModelIntervention, UpdateRule
 from trimtab.loop import Rules
 from trimtab.method import family_matrices, install
 from trimtab.models.gpt import GPT
@@ -48,7 +48,19 @@ def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.Optimizer:
     return spec.protocol.optimizer.build(trained_parameters(model, spec.interventions), spec.learning_rate)
 
 
-def start_rules(model: nn.Module, optimizer: torch.optim.Optimizer, spec: RunSpec) -> Rules:
+def check_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.Optimizer | None:
+    """Refuse what ``build_optimizer`` refuses; the optimizer, if a rule or user code needs one to be checked.
+
+    Raises:
+        OptimizerError: as for ``build_optimizer``.
+    """
+    if spec.code.optimizer is not None or any(isinstance(one, UpdateRule) for one in spec.interventions):
+        return build_optimizer(model, spec)
+    spec.protocol.optimizer.check(trained_parameters(model, spec.interventions), spec.learning_rate)
+    return None
+
+
+def start_rules(model: nn.Module, optimizer: torch.optim.Optimizer | None, spec: RunSpec) -> Rules:
     """The rules of the interventions, in order of installation."""
     return start(spec.interventions, trained_of(model, optimizer))
 

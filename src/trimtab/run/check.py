@@ -10,7 +10,7 @@ from trimtab.host import SiteUnavailableError
 from trimtab.hosts import UnknownFamilyError
 from trimtab.intervention import ConflictError
 from trimtab.optim import OptimizerError
-from trimtab.run.build import build, build_optimizer, start_rules
+from trimtab.run.build import build, check_optimizer, start_rules
 from trimtab.run.recordings import token_recorder
 from trimtab.run.spec import RunSpec
 from trimtab.run.texts import text_blocks
@@ -43,7 +43,7 @@ def check_run(spec: RunSpec, data: TokenData, where: str, *, here: bool = True) 
         )
     try:
         model = build(spec, torch.device("cpu"))
-        optimizer = build_optimizer(model, spec)
+        optimizer = check_optimizer(model, spec)
         start_rules(model, optimizer, spec)
     except (SiteUnavailableError, ConflictError, UnknownFamilyError, OptimizerError) as error:
         raise ConfigError(f"{where}: {error}") from error
