@@ -44,7 +44,7 @@ def test_the_intervals_of_each_arm_are_honest_through_the_whole_pipeline(cell: s
 @pytest.mark.nightly
 @pytest.mark.parametrize("cell", [*HONEST, "emulator"])
 def test_intervals_from_losses_are_honest_too(cell: str) -> None:
-    """With a sweep of every second rate and limits from losses, as in the preset ``paper-table``."""
+    """With a sweep of every second rate, and limits of collapse from losses."""
     studies = pipeline.simulate(cell, STUDIES, MOST_RUNS, SOURCE, None, "both")
     assert too_low(studies) == []
 

@@ -19,7 +19,7 @@ from trimtab.study.settings import LearningRates
 from trimtab.study.trial import Tick, Trial
 
 EDGES = {"baseline": -2.3, "qk_norm": -0.6, "soft_cap": -2.1}
-LINE = BEST + CRITERION.margin
+LINE = collapse_line(UNIGRAM, BEST, CRITERION)
 STEP = GRADE_SHARE * CRITERION.margin
 
 
@@ -98,54 +98,46 @@ def test_a_stride_below_one_is_refused(value: int) -> None:
     ],
 )
 def test_a_grade_counts_the_lines_below_a_loss(final: float, expected: int) -> None:
-    assert grade_of(outcome(final), final > LINE, LEARNED, CRITERION, Edge.QUALITY, CRITERION.margin) == expected
-
-
-def test_the_lines_of_collapse_lie_about_the_line_of_collapse() -> None:
-    line = collapse_line(UNIGRAM, BEST, CRITERION)
-    grades = [
-        grade_of(outcome(line + d), d > 0, LEARNED, CRITERION, Edge.COLLAPSE, CRITERION.margin)
-        for d in (-0.5, -STEP / 2, STEP / 2, 0.5)
-    ]
-    assert grades == [0, 2, 3, GRADES - 1]
+    assert grade_of(outcome(final), final > LINE, LEARNED, CRITERION, CRITERION.margin) == expected
 
 
 def test_a_run_that_broke_has_the_highest_grade() -> None:
     broken = outcome(math.nan, stopped="non_finite")
-    assert grade_of(broken, True, LEARNED, CRITERION, Edge.QUALITY, CRITERION.margin) == GRADES - 1
+    assert grade_of(broken, True, LEARNED, CRITERION, CRITERION.margin) == GRADES - 1
 
 
 def test_a_run_that_exploded_by_its_weights_is_ungraded() -> None:
     """Its loss is sound, so the distance from the line says nothing."""
-    assert grade_of(outcome(BEST), True, LEARNED, CRITERION, Edge.QUALITY, CRITERION.margin) == UNGRADED
+    assert grade_of(outcome(BEST), True, LEARNED, CRITERION, CRITERION.margin) == UNGRADED
 
 
 def test_runs_below_the_best_rate_and_lost_runs_are_left_out_of_the_grades() -> None:
     results = {
-        Trial(0, "a", Tick(-64), 0): outcome(BEST + 0.5),  # undertrained
+        Trial(0, "a", Tick(-64), 0): outcome(LINE + 0.1),  # below the best rate: not learned
         Trial(0, "a", Tick(-32), 0): outcome(BEST),
         Trial(0, "a", Tick(0), 0): None,
         Trial(0, "a", Tick(16), 0): outcome(LINE + 0.5 * STEP),
     }
-    evidence = edge_trials("a", results, LEARNED, CRITERION, graded=True)
+    evidence = edge_trials("a", results, LEARNED, CRITERION, Edge.COLLAPSE, graded=True)
     assert evidence.grade is not None
     assert (evidence.x.tolist(), evidence.failed.tolist(), evidence.grade.tolist()) == ([-2, 1], [False, True], [0, 3])
 
 
-def test_labels_and_the_strict_edge_have_no_grades() -> None:
+def test_only_the_edge_of_collapse_has_grades() -> None:
     results = {Trial(0, "a", Tick(-32), 0): outcome(BEST)}
-    assert edge_trials("a", results, LEARNED, CRITERION).grade is None
-    assert edge_trials("a", results, LEARNED, CRITERION, Edge.STRICT, graded=True).grade is None
+    assert edge_trials("a", results, LEARNED, CRITERION, Edge.COLLAPSE).grade is None
+    for edge in (Edge.QUALITY, Edge.STRICT):
+        assert edge_trials("a", results, LEARNED, CRITERION, edge, graded=True).grade is None
 
 
 # --- limits from losses -----------------------------------------------------------------------------------------------
 
 
 def limits(loss: Loss, **search: object) -> Mapping[str, float]:
-    """The width of the interval of the baseline's edge of quality, its median, and the runs."""
+    """The width of the interval of the baseline's edge of collapse, its median, and the runs."""
     spec = study(arms=("baseline",), search={"most_runs": 19, "probes_per_round": 2, "enough": 0.3, **search})
     found = conclude(spec, loss)
-    estimate = found.arms["baseline"].criteria["d"].breaks.lr50
+    estimate = found.arms["baseline"].criteria["collapse"].breaks.lr50
     assert estimate.low is not None
     assert estimate.high is not None
     assert estimate.estimate is not None
@@ -161,7 +153,7 @@ def test_on_a_slope_losses_give_a_narrower_interval_from_the_same_number_of_runs
     labels, losses = limits(loss), limits(loss, evidence="losses")
     assert losses["runs"] <= labels["runs"]
     assert losses["width"] < 0.8 * labels["width"]
-    assert losses["median"] == pytest.approx(-4 + 0.2 / 0.25, abs=losses["width"] / 2)
+    assert losses["median"] == pytest.approx(-4 + (LINE - BEST) / 0.25, abs=losses["width"] / 2)
 
 
 def test_on_a_cliff_losses_lose_little() -> None:

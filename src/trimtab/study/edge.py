@@ -67,7 +67,7 @@ def edge_trials(
         criterion: the rule of the labels.
         edge: which of the edges.
         margin: a margin other than that of the criterion, in nats.
-        graded: whether the distance of a loss from the line counts too, not only its side.
+        graded: whether the distance of a loss from the line of collapse counts too, not only its side.
     """
     margin = margin or criterion.margin
     labelled = [
@@ -75,28 +75,25 @@ def edge_trials(
         for trial in sorted((trial for trial in results if trial.arm == arm), key=order_of)
     ]
     evidence = trials_of(labelled, edge)
-    if not graded or edge is Edge.STRICT:
+    if not graded or edge is not Edge.COLLAPSE:
         return evidence
     known = [trial for trial, its_label in labelled if failed(its_label, edge) is not None]
     grades = [
-        grade_of(results[trial], failure, yardstick, criterion, edge, margin)
+        grade_of(results[trial], failure, yardstick, criterion, margin)
         for trial, failure in zip(known, evidence.failed.tolist(), strict=True)
     ]
     return replace(evidence, grade=np.array(grades, np.intp))
 
 
-def grade_of(
-    outcome: Outcome | None, failure: bool, yardstick: Yardstick, criterion: Criterion, edge: Edge, margin: float
-) -> int:
+def grade_of(outcome: Outcome | None, failure: bool, yardstick: Yardstick, criterion: Criterion, margin: float) -> int:
     """The number of lines below the final loss of a run, see ``trimtab.stats.graded``.
 
-    The lines lie ``GRADE_SHARE`` margins apart. A run that failed by something else than its loss is ungraded.
+    The lines lie ``GRADE_SHARE`` margins apart, about the line of collapse. A run that failed by something else than
+    its loss is ungraded.
     """
     if outcome is None:
         return UNGRADED
     line = collapse_line(outcome.unigram_entropy, yardstick.reference_loss, criterion)
-    if edge is Edge.QUALITY:
-        line = min(line, yardstick.best_loss + margin)
     final = outcome.final_loss if math.isfinite(outcome.final_loss) else math.inf
     grade = sum(final > line + step * GRADE_SHARE * margin for step in range(-SIDE, SIDE + 1))
     return grade if (grade > SIDE) == failure else UNGRADED

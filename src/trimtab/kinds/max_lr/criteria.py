@@ -72,9 +72,8 @@ def limits_of(spec: MaxLrSpec, phase: PhaseOne, results: Results, model: EdgeMod
     trials = {arm: evidence(arm, phase.yardstick(arm)) for arm in spec.arms}
     usable_trials = {arm: evidence(arm, phase.yardstick(arm, usable=True)) for arm in spec.arms} if quality else trials
     clear = [arm for arm in spec.arms if _is_clear(spec, phase, results, arm, rule, criterion)]
-    bend = spec.bend
-    breaks = fit_edge(model, phase, clear, rule.edge, evidence, bend=bend)
-    usable = fit_edge(model, phase, clear, rule.edge, evidence, usable=True, bend=bend) if quality else breaks
+    breaks = fit_edge(model, phase, clear, rule.edge, evidence)
+    usable = fit_edge(model, phase, clear, rule.edge, evidence, usable=True) if quality else breaks
     reference = spec.reference
     p_values = {
         arm: difference(breaks[arm], breaks[reference]).p_value

@@ -26,7 +26,6 @@ def fit_edge(
     evidence: Callable[[str, Yardstick], EdgeEvidence],
     *,
     usable: bool = False,
-    bend: float = 0.0,
 ) -> dict[str, EdgePosterior]:
     """Return the posterior of every arm.
 
@@ -37,20 +36,19 @@ def fit_edge(
         edge: which of the edges.
         evidence: the labelled runs of an arm for a yardstick.
         usable: whether runs are compared with the best loss of the reference.
-        bend: error of a line through losses, in nats, which is added to that of the best loss.
     """
     if edge is not Edge.QUALITY:
         return model.fit({arm: evidence(arm, phase.yardstick(arm, usable=usable)) for arm in arms})
     fits: list[tuple[float, Mapping[str, EdgePosterior]]] = []
     for node, weight in NODES:
-        shifted = {arm: _shifted(phase, arm, node, bend, usable=usable) for arm in arms}
+        shifted = {arm: _shifted(phase, arm, node, usable=usable) for arm in arms}
         fits.append((weight, model.fit({arm: evidence(arm, yardstick) for arm, yardstick in shifted.items()})))
     return {arm: _mixture([(weight, fit[arm]) for weight, fit in fits]) for arm in arms}
 
 
-def _shifted(phase: PhaseOne, arm: str, node: float, bend: float, *, usable: bool) -> Yardstick:
+def _shifted(phase: PhaseOne, arm: str, node: float, *, usable: bool) -> Yardstick:
     yardstick = phase.yardstick(arm, usable=usable)
-    error = math.hypot(phase.error_of_best(phase.reference if usable else arm), bend)
+    error = phase.error_of_best(phase.reference if usable else arm)
     return replace(yardstick, best_loss=yardstick.best_loss + node * error)
 
 

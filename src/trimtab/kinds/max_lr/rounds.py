@@ -110,9 +110,7 @@ def _fit(
     def evidence(arm: str, yardstick: Yardstick) -> EdgeEvidence:
         return edge_trials(arm, results, yardstick, spec.criterion, edge, graded=spec.search.graded)
 
-    return fit_edge(
-        model, phase, [arm for arm in spec.arms if phase.has_edge(arm, edge)], edge, evidence, bend=spec.bend
-    )
+    return fit_edge(model, phase, [arm for arm in spec.arms if phase.has_edge(arm, edge)], edge, evidence)
 
 
 def _probes(

@@ -22,7 +22,6 @@ LEAST = {
     "stride": 1,
     "confirm": 0,
 }
-BEND = 0.15  # margins; losses of trained arms bend by 0.01 to 0.03 nats about a line in log LR
 CONFIRMATION_CELLS = 8  # two edges, two arms, two rates
 EdgeName = Literal["quality", "collapse"]
 
@@ -46,8 +45,9 @@ class SearchConfig:
         enough: an edge is finished when its 95 % interval of LR50 is narrower than this, in octaves.
         stride: the sweep begins with every ``stride``-th of its rates and the highest; the rates beside the best are
             added. A larger number saves runs at rates that are far from every edge.
-        evidence: what the limits are estimated from: ``labels`` count on which side of the line a final loss lies,
-            ``losses`` also by how much.
+        evidence: what the limits of collapse are estimated from: ``labels`` count on which side of the line a final
+            loss lies, ``losses`` also by how much. The edge of quality is always estimated from labels: on flat slopes
+            the intervals of losses cover too little.
         confirm: number of unseen seeds with which the limits of the winner and the reference are checked at the end, an
             octave below and an octave above; 0 leaves the check out. These runs are beyond ``most_runs``.
 
@@ -151,11 +151,6 @@ class MaxLrSpec(StudySpec):
     def rates_of(self, arm: str) -> LearningRates:
         """Return the range that is requested for an arm; the sweep may go beyond it."""
         return self.arms[arm].learning_rates or self.learning_rates
-
-    @property
-    def bend(self) -> float:
-        """Error of a line through the losses of an arm, in nats; 0 if only labels count."""
-        return BEND * self.criterion.margin if self.search.graded else 0.0
 
     def first_rates_of(self, arm: str) -> tuple[Tick, ...]:
         """Return the rates with which the sweep of an arm begins."""
