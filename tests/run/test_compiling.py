@@ -40,7 +40,7 @@ def test_a_run_with_auto_is_the_run_with_the_answer(model: GPTConfig) -> None:
 
 
 def test_a_protocol_that_is_changed_afterwards_keeps_its_answer() -> None:
-    """Otherwise a size that overrides the model would be judged by the shape of another."""
+    """The answer is settled when a protocol is made; a file is read with its shape in place."""
     assert replace(protocol(SMALL, "auto"), model=LARGE).training.compile is False
     raw = {"model": {"width": 512, "num_layers": 8, "num_heads": 8, "context": 256}}
     table = raw | {"training": {"steps": 1000, "compile": "auto"}}

@@ -53,6 +53,10 @@ class GlobalClip(GradientRule):
         return _StackedClip(self.max_norm)
 
 
+def _factor(max_norm: float, norm: Tensor) -> Tensor:
+    return torch.clamp(max_norm / (norm + 1e-6), max=1.0)  # as torch.nn.utils.clip_grad_norm_
+
+
 class _Clip:
     def __init__(self, max_norm: float) -> None:
         self.max_norm = max_norm
@@ -60,7 +64,7 @@ class _Clip:
     def __call__(self, step: int, parameters: Mapping[str, nn.Parameter]) -> Tensor | None:
         gradients = Gradients.of(parameters)
         norm = gradients.total()
-        gradients.scale(torch.clamp(self.max_norm / (norm + 1e-6), max=1.0))  # as torch.nn.utils.clip_grad_norm_
+        gradients.scale(_factor(self.max_norm, norm))
         return norm
 
     def state_dict(self) -> dict[str, object]:
@@ -82,7 +86,7 @@ class _StackedClip:
             return None
         norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
         totals = torch.linalg.vector_norm(norms, dim=0)
-        factors = torch.clamp(self.max_norm / (totals + 1e-6), max=1.0)
+        factors = _factor(self.max_norm, totals)
         for gradient in gradients:
             gradient.mul_(factors.view(-1, *(1,) * (gradient.ndim - 1)))
         return totals

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from trimtab.optim import Muon, TrainedParameter
-from trimtab.optim.contract import by_rate
 from trimtab.optim.matrices import FACTORS, orthogonalized
 from trimtab.optim.muon import adamw_of, within
-from trimtab.population.optimizer import StackedAdamW, column, only_active
+from trimtab.population.optimizer import StackedAdamW, columns_of, only_active
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +60,10 @@ class StackedMuon:
         self.config = config
         hidden, rest = config.divided(members)
         self.matrices: list[_Matrix] = []
-        for rate, share, group in by_rate(hidden, within(config.rates, hidden), config.decay):
-            rates = [learning_rate * rate for learning_rate in learning_rates]
-            decays = [config.decay.of_group(config.weight_decay, share, one) for one in rates]
-            for member in group:
-                parameter = stacked[member.name]
-                self.matrices.append(
-                    _Matrix(
-                        parameter,
-                        member.rows,
-                        -1 if member.transposed else -2,
-                        column(rates, parameter),
-                        column(decays, parameter),
-                        torch.zeros_like(parameter),
-                    )
-                )
+        rates = within(config.rates, hidden)
+        for member, rate, decay in columns_of(hidden, rates, config, stacked, learning_rates):
+            parameter, outputs = stacked[member.name], -1 if member.transposed else -2
+            self.matrices.append(_Matrix(parameter, member.rows, outputs, rate, decay, torch.zeros_like(parameter)))
         adamw = adamw_of(rest, config.adamw, config.rates)
         others = [learning_rate * config.adamw_rate for learning_rate in learning_rates]
         self.adamw = StackedAdamW(adamw, rest, stacked, others) if rest else None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from trimtab.loop import BASE_LR
-from trimtab.optim import AdamW, TrainedParameter
-from trimtab.optim.contract import by_rate
+from trimtab.optim import AdamW, Muon, TrainedParameter
+from trimtab.optim.contract import Rates, by_rate
 from trimtab.population.stack import Stack
 
 
@@ -79,12 +79,8 @@ class StackedAdamW:
     ) -> None:
         self.config = config
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []  # parameter, LR of each model, decay of each model
-        for rate, share, group in by_rate(members, config.rates, config.decay):
-            for member in group:
-                parameter = stacked[member.name]
-                rates = [learning_rate * rate for learning_rate in learning_rates]
-                decays = [config.decay.of_group(config.weight_decay, share, one) for one in rates]
-                self.rows.append((parameter, column(rates, parameter), column(decays, parameter)))
+        for member, rate, decay in columns_of(members, config.rates, config, stacked, learning_rates):
+            self.rows.append((stacked[member.name], rate, decay))
         self.averages = [torch.zeros_like(parameter) for parameter, _, _ in self.rows]
         self.squares = [torch.zeros_like(parameter) for parameter, _, _ in self.rows]
         self.steps = 0
@@ -113,7 +109,23 @@ def only_active(active: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(active.view(-1, *(1,) * (old.ndim - 1)), new, old)
 
 
-def column(values: Sequence[float], parameter: Tensor) -> Tensor:
+def columns_of(
+    members: Sequence[TrainedParameter],
+    rates: Rates,
+    config: AdamW | Muon,
+    stacked: Mapping[str, Tensor],
+    learning_rates: Sequence[float],
+) -> Iterator[tuple[TrainedParameter, Tensor, Tensor]]:
+    """Each parameter with the LR and the weight decay of every model, shaped so that they multiply its stack."""
+    for rate, share, group in by_rate(members, rates, config.decay):
+        of_models = [learning_rate * rate for learning_rate in learning_rates]
+        decays = [config.decay.of_group(config.weight_decay, share, one) for one in of_models]
+        for member in group:
+            parameter = stacked[member.name]
+            yield member, _column(of_models, parameter), _column(decays, parameter)
+
+
+def _column(values: Sequence[float], parameter: Tensor) -> Tensor:
     """One number for each model, shaped so that it multiplies the stacked parameter."""
     column = torch.tensor(values, dtype=torch.float32, device=parameter.device)
     return column.view(-1, *(1,) * (parameter.ndim - 1))

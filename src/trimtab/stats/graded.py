@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +109,7 @@ class GradedLikelihood:
         return _by_distance(self.step, points, self.widths, grade, failed)[first : first + points]
 
 
-@cache
+@lru_cache(maxsize=2 * GRADES)  # of about 4 MB; a study has one grid
 def _by_distance(step: float, points: int, widths: tuple[float, ...], grade: int, failed: bool) -> NDArray[np.float32]:
     """The table of every distance from 2 ``points`` steps above to as many below."""
     return _log_probability(

@@ -160,7 +160,7 @@ class EdgeModel:
         for name, table in likelihood.items():
             alone = self._posterior(name, table, nothing, pooled=False)
             others = total - log_evidence[name]
-            # Losses tell the width of an edge by themselves; pooled as well, the intervals of slopes covered 0.80.
+            # Losses tell the width of an edge by themselves.
             sharp = arms[name].grade is None and _is_sharp(alone) and len(arms) > 1
             posteriors[name] = self._posterior(name, table, others, pooled=True) if sharp else alone
         return posteriors
