@@ -32,7 +32,17 @@ def _untagged(field: Any, plain: Any) -> object:
 
 def canonical(value: object) -> str:
     """The only JSON text of a value: keys are sorted, there are no spaces, 50.0 is written as 50, NaN is refused."""
-    return json.dumps(_whole_as_int(to_plain(value)), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json_line(canonical_plain(value))
+
+
+def canonical_plain(value: object) -> object:
+    """A value as plain tables and lists with whole numbers as integers; ``json_line`` writes its canonical text."""
+    return _whole_as_int(to_plain(value))
+
+
+def json_line(plain: object) -> str:
+    """The canonical text of what ``canonical_plain`` returned, or of tables and lists of such values."""
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _whole_as_int(value: object) -> object:

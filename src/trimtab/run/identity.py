@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
-from trimtab.config import canonical, to_plain
+from trimtab.config import canonical, canonical_plain, json_line, to_plain
 from trimtab.run.numerics import NUMERICS
 from trimtab.run.spec import RunSpec, TrainingProtocol
 from trimtab.run.user_code import CodeIdentity, code_identity
@@ -66,7 +66,34 @@ def run_id(spec: RunSpec, data_fingerprint: str) -> str:
 
 def id_on(spec: RunSpec, basis: Basis) -> str:
     """The id of a run on a given basis."""
-    return hashlib.sha256(canonical({"spec": settled(spec), **basis.table()}).encode()).hexdigest()[:20]
+    return Naming(basis).id_of(spec)
+
+
+class Naming:
+    """The ids of runs on one basis. A study names thousands of runs, so what they share is written as tables once.
+
+    Args:
+        basis: everything besides the specification that determines the numbers of the runs.
+    """
+
+    def __init__(self, basis: Basis) -> None:
+        self.basis = cast("dict[str, Any]", canonical_plain(basis.table()))
+        self.shared: dict[int, tuple[object, object]] = {}  # by id(), with the object, which so keeps its id
+
+    def id_of(self, spec: RunSpec) -> str:
+        """The id of a run."""
+        table = {
+            **cast("dict[str, Any]", self._of_shared(spec.protocol)),
+            "method": self._of_shared(spec.method),
+            **cast("dict[str, Any]", canonical_plain(_of_one_run(spec))),
+        }
+        return hashlib.sha256(json_line({"spec": table, **self.basis}).encode()).hexdigest()[:20]
+
+    def _of_shared(self, part: object) -> object:
+        """What determines numbers in a part that many runs have, as canonical plain values."""
+        if id(part) not in self.shared:
+            self.shared[id(part)] = (part, canonical_plain(_settled(part)))
+        return self.shared[id(part)][1]
 
 
 def same_settings(one: RunSpec, other: RunSpec) -> bool:
@@ -76,8 +103,13 @@ def same_settings(one: RunSpec, other: RunSpec) -> bool:
 
 def settled(spec: RunSpec) -> dict[str, Any]:
     """The part of a specification that determines numbers, as plain tables."""
-    keys = {"method": _settled(spec.method), "learning_rate": spec.learning_rate, "seeds": _settled(spec.seeds)}
-    return settled_protocol(spec.protocol) | keys | ({"repeat": spec.repeat} if spec.repeat else {})
+    return settled_protocol(spec.protocol) | {"method": _settled(spec.method)} | _of_one_run(spec)
+
+
+def _of_one_run(spec: RunSpec) -> dict[str, Any]:
+    """The settings in which runs of one arm differ."""
+    keys = {"learning_rate": spec.learning_rate, "seeds": _settled(spec.seeds)}
+    return keys | ({"repeat": spec.repeat} if spec.repeat else {})
 
 
 def settled_protocol(protocol: TrainingProtocol) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 from trimtab.config import ConfigError, to_plain
 from trimtab.run.check import check_run
 from trimtab.run.folder import OUTCOME, Outcome, load_outcome
-from trimtab.run.identity import Basis, basis_of, id_on
+from trimtab.run.identity import Basis, Naming, basis_of
 from trimtab.run.spec import RunSpec
 from trimtab.run.texts import fingerprint_of
 from trimtab.study.executors.contract import Executor, ExecutorConfig
@@ -89,7 +89,8 @@ def run_study(
             failures.give_another_chance()
             write_study(spec, folder, index)
             with executor:
-                search = _Search(spec, folder, executor, display or Silence(), sources, index, bases, failures, lock)
+                namings = {name: Naming(basis) for name, basis in bases.items()}
+                search = _Search(spec, folder, executor, display or Silence(), sources, index, namings, failures, lock)
                 search.carry_out()
             evidence = evidence_of(folder, spec, index, failures.errors())
             findings = kind_of(spec).analyse(spec, evidence)
@@ -157,7 +158,7 @@ class _Search:
     display: Display
     sources: Sequence[Source]
     index: Index
-    bases: Mapping[str, Basis]
+    namings: Mapping[str, Naming]
     failures: Failures
     lock: StudyLock
     outcomes: dict[str, Outcome] = field(default_factory=dict[str, Outcome])
@@ -202,7 +203,7 @@ class _Search:
         known = self.index.runs.get(trial)
         if known is not None and (self.runs / known / OUTCOME).exists():
             return known
-        return id_on(self.spec.run_of(trial), self.bases[trial.arm])
+        return self.namings[trial.arm].id_of(self.spec.run_of(trial))
 
     def _plan(self, names: Mapping[Trial, str]) -> None:
         """Write the trials of a round into the index before any of them is trained."""

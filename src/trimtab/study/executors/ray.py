@@ -22,7 +22,9 @@ from trimtab.study.executors.batch.chunk import DESK, claim_of, give, make_desk,
 from trimtab.study.executors.contract import LOADABLE, ExecutorConfig, Job, JobReport, Task, failure, train_job
 from trimtab.study.specification import StudySpec
 
-BEAT_SECONDS = 1.0
+NOTE_SECONDS = 0.5  # between two notes of a worker
+ASK_SECONDS = 0.25  # between two questions of the driver
+BOARD_SECONDS = 20.0  # the start of a process of Ray on a busy machine
 
 
 @final
@@ -104,7 +106,8 @@ class RayExecutor:
         self.jobs: dict[Any, Job] = {}
         self.dropped: set[str] = set()
         self.news: list[JobReport] = []
-        self.beat_at = 0.0
+        self.asked_at = 0.0
+        self.asked: Any = None  # the call to the board that is not yet answered
         self.started_ray = False
         self.remote: Any = None
         self.board: Any = None
@@ -166,6 +169,10 @@ class RayExecutor:
             raise ConfigError(f"executor ray: cannot start or reach Ray: {' '.join(str(error).split())}") from error
         self.remote = self.ray.remote(**self.resources, max_retries=0, max_calls=0)(_carry_out)
         self.board = self.ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
+        # A run that is shorter than the start of the board would end without progress. A board that does not start
+        # in time costs the display of progress only.
+        self._ask()
+        self.ray.wait([self.asked], timeout=BOARD_SECONDS)
         return self
 
     def __exit__(
@@ -213,15 +220,27 @@ class RayExecutor:
         return JobReport(job.name, "killed", message=f"{type(error).__name__}: {text}")
 
     def _progress(self) -> list[JobReport]:
-        if time.monotonic() - self.beat_at < BEAT_SECONDS:
+        """What the board has answered since the last call. Nobody waits for an answer: one that came after a time limit
+        would be lost, with the progress in it.
+        """
+        if self.asked is None:
+            if time.monotonic() - self.asked_at >= ASK_SECONDS:
+                self._ask()
             return []
-        self.beat_at = time.monotonic()
+        answered, _ = self.ray.wait([self.asked], timeout=0.0)
+        if not answered:
+            return []
+        asked, self.asked = self.asked, None
         try:
-            beats: Mapping[str, tuple[int, float]] = self.ray.get(self.board.take.remote(), timeout=5.0)
+            beats: Mapping[str, tuple[int, float]] = self.ray.get(asked)
         except Exception:  # the board is lost with its node; Ray starts it again
             return []
         active = {job.name for job in self.jobs.values()}
         return [JobReport(name, "progress", step, loss) for name, (step, loss) in beats.items() if name in active]
+
+    def _ask(self) -> None:
+        self.asked = self.board.take.remote()
+        self.asked_at = time.monotonic()
 
 
 class Board:
@@ -246,7 +265,7 @@ def _carry_out(task: Task, job: Job, mark: Path, token: str, board: Any) -> tupl
 
     def progress(step: int, loss: float) -> None:
         nonlocal last
-        if time.monotonic() - last >= BEAT_SECONDS / 2:
+        if time.monotonic() - last >= NOTE_SECONDS:
             last = time.monotonic()
             board.note.remote(job.name, step, loss)
 
