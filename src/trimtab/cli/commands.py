@@ -47,7 +47,7 @@ def study(options: argparse.Namespace, console: Console) -> int:
         raise ConfigError("--hardware: use it together with --plan")
     if options.out is None:
         raise ConfigError("--out: name the study folder")
-    display = ProgressDisplay(console) if console.is_terminal else PlainDisplay(console)
+    display = (ProgressDisplay if console.is_terminal else PlainDisplay)(console, spec.most_runs())
     with display if isinstance(display, ProgressDisplay) else nullcontext():
         on_change = "keep" if options.keep else "retrain" if options.retrain else "stop"
         findings = run_study(spec, options.out, executor, display, options.reuse, on_change=on_change)

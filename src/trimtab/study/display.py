@@ -16,37 +16,57 @@ from trimtab.study.trial import Trial
 
 
 class Pace:
-    """Estimates the remaining time of a round from the mean time per run so far."""
+    """Estimates the remaining time of a round and of the study from the mean time per run so far.
 
-    def __init__(self) -> None:
+    Args:
+        most_runs: an upper bound on the runs of the study.
+    """
+
+    def __init__(self, most_runs: int) -> None:
+        self.most_runs = most_runs
         self.started = time.monotonic()
-        self.done = 0
+        self.trained = 0  # in all rounds
+        self.behind = 0  # runs of the study that are finished or given up
+        self.done = 0  # in this round, as ``total``
         self.total = 0
 
-    def start(self, total: int) -> None:
-        """Start a round of ``total`` runs."""
-        self.started = time.monotonic()
+    def start(self, runs: int, to_train: int) -> None:
+        """Start a round of so many runs."""
+        if not self.trained:
+            self.started = time.monotonic()
+        self.behind += runs - to_train
         self.done = 0
-        self.total = total
+        self.total = to_train
+
+    def run_ended(self) -> None:
+        """Count a run of the round."""
+        self.trained += 1
+        self.behind += 1
+        self.done += 1
 
     def left(self) -> str:
-        """The remaining time, such as '2:05 left in this round'; "" before the first run has ended."""
-        if not self.done:
+        """The remaining time, such as '2:05 left in this round, at most 12:30 in the study'; "" before the first run
+        has ended.
+        """
+        if not self.trained:
             return ""
-        seconds = (time.monotonic() - self.started) / self.done * (self.total - self.done)
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d} left in this round"
+        mean = (time.monotonic() - self.started) / self.trained
+        of_round = self.total - self.done
+        of_study = max(of_round, self.most_runs - self.behind)
+        more = f", at most {_clock(of_study * mean)} in the study" if of_study > of_round else ""
+        return f"{_clock(of_round * mean)} left in this round{more}"
 
 
 class PlainDisplay:
     """Prints one line per finished run."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, most_runs: int) -> None:
         self.console = console
-        self.pace = Pace()
+        self.pace = Pace(most_runs)
 
     def round_started(self, name: str, total: int, to_train: int) -> None:
         """Print a heading for the round."""
-        self.pace.start(to_train)
+        self.pace.start(total, to_train)
         self.console.print(Text(f"{name}: {total} runs, {to_train} to train"))
 
     def progress(self, trial: Trial, step: int, loss: float) -> None:
@@ -58,7 +78,7 @@ class PlainDisplay:
 
     def finished(self, trial: Trial, outcome: Outcome | None, message: str) -> None:
         """Print a line with the result of the run."""
-        self.pace.done += 1
+        self.pace.run_ended()
         line = f"[{self.pace.done}/{self.pace.total}] {describe(trial)}: {result(outcome, message)}"
         self.console.print(Text(f"{line}  {self.pace.left()}".rstrip()), soft_wrap=True)
 
@@ -66,8 +86,8 @@ class PlainDisplay:
 class ProgressDisplay:
     """Shows a bar for the round and a line for each active run."""
 
-    def __init__(self, console: Console) -> None:
-        self.pace = Pace()
+    def __init__(self, console: Console, most_runs: int) -> None:
+        self.pace = Pace(most_runs)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -81,7 +101,7 @@ class ProgressDisplay:
 
     def round_started(self, name: str, total: int, to_train: int) -> None:
         """Reset the bar."""
-        self.pace.start(to_train)
+        self.pace.start(total, to_train)
         self.at_work.clear()
         self.bar.reset(
             self.task, total=max(1, to_train), completed=0 if to_train else 1, description=printable(name), left=""
@@ -99,7 +119,7 @@ class ProgressDisplay:
 
     def finished(self, trial: Trial, outcome: Outcome | None, message: str) -> None:
         """Advance the bar; print a line if the run has no outcome."""
-        self.pace.done += 1
+        self.pace.run_ended()
         self.at_work.pop(trial, None)
         self.bar.update(self.task, advance=1, left=self.pace.left())
         if outcome is None:
@@ -117,6 +137,11 @@ class ProgressDisplay:
 
     def _show(self) -> None:
         self.live.update(Group(self.bar, *(Text(line) for line in self.at_work.values())))
+
+
+def _clock(seconds: float) -> str:
+    """Minutes and seconds, such as 2:05."""
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 
 def describe(trial: Trial) -> str:
