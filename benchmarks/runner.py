@@ -18,11 +18,11 @@ STUB_SECONDS = 0.05
 
 
 def stub(job: Job, progress: Progress) -> None:
-    """Sleeps instead of training, leaves a mark that shows double work, and writes a whole run folder."""
+    """Leaves a mark that shows double work, writes a whole run folder, and sleeps for the rest of its 50 ms."""
+    ends = time.monotonic() + STUB_SECONDS
     (job.runs.parent / "marks").mkdir(exist_ok=True)
     with (job.runs.parent / "marks" / job.name).open("a") as mark:
         mark.write("once\n")
-    time.sleep(STUB_SECONDS)
     folder = RunFolder(job.runs / job.name)
     folder.begin("", {})
     folder.append({"step": 1, "loss": 2.0})
@@ -42,6 +42,7 @@ def stub(job: Job, progress: Progress) -> None:
             seconds=STUB_SECONDS,
         )
     )
+    time.sleep(max(0.0, ends - time.monotonic()))
 
 
 def executor_of(name: str, workers: int, folder: Path) -> Executor:

@@ -121,9 +121,10 @@ register_optimizer_step_post_hook(_after_step)
 
 def leading(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Largest singular value (1,) of a weight with its right and left singular vector, in float32 on its device."""
-    # Once, on the CPU in float64: accurate, and equal for every device of the model.
-    whole = torch.zeros(weight.shape) if weight.is_meta else weight.detach()
-    left, values, right = torch.linalg.svd(whole.double().cpu(), full_matrices=False)
+    whole = weight.detach().double()
+    if not whole.is_meta:  # once, on the CPU in float64: accurate, and equal for every device of the model
+        whole = whole.cpu()
+    left, values, right = torch.linalg.svd(whole, full_matrices=False)
     found = (values[:1], right[0], left[:, 0].contiguous())
     sigma, u, v = (x.to(weight.device, torch.float32) for x in found)
     return sigma, u, v

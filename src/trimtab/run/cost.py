@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
+from typing_extensions import override
 
 from trimtab.host import Part
 from trimtab.hosts import UnknownFamilyError, host_for, parameter_counts
+from trimtab.models.gpt import GPT, GPTConfig
 from trimtab.run.build import build
 from trimtab.run.spec import RunSpec
 
@@ -53,18 +59,46 @@ def cost_of(spec: RunSpec) -> ModelCost:
     return _counted(spec, torch.device("cpu"))
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Leaves out random initial values: on the meta device there are none, and to find that out takes torch a while."""
+
+    @override
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_RANDOM = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.uniform_)
+
+
+def _without_method(spec: RunSpec, device: torch.device) -> int:
+    """Trained parameters of the same model without the method."""
+    if spec.code.model is None:
+        return _count_of_decoder(spec.protocol.model)
+    return _count(build(replace(spec, method=()), device))
+
+
+@lru_cache
+def _count_of_decoder(config: GPTConfig) -> int:
+    """Trained parameters of the reference decoder; most arms of a study share one."""
+    with torch.device("meta"), _WithoutValues():
+        return _count(GPT(config))
+
+
 def _counted(spec: RunSpec, device: torch.device) -> ModelCost:
-    with device:
+    with device, _WithoutValues() if device.type == "meta" else nullcontext():
         model = build(spec, device)
-        plain = build(replace(spec, method=()), device) if spec.method else model
         context = spec.protocol.model.context
         counter = FlopCounterMode(display=False)
         model.eval()
         with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
             model(torch.zeros(1, context, dtype=torch.long))
+    total = _count(model)
     return ModelCost(
-        parameters=_count(model),
-        of_method=_count(model) - _count(plain),
+        parameters=total,
+        of_method=total - (_without_method(spec, device) if spec.method else total),
         of_blocks=_in_blocks(model),
         flops_per_token=(1 + BACKWARD) * counter.get_total_flops() / context,
     )
