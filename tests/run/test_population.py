@@ -57,7 +57,7 @@ def population(method: Any, count: int, **tables: Any) -> list[RunSpec]:
     return [run_of(method, seed, 2.0 ** (-6 - seed % 4), **tables) for seed in range(count)]
 
 
-def worst(together: Path, alone: Path, names: list[str]) -> float:
+def worst(together: Path, alone: Path, names: list[str], norms: float = 1e-4) -> float:
     """The largest difference in any number of any step, relative to numbers above 1."""
     largest = 0.0
     for name in names:
@@ -66,14 +66,14 @@ def worst(together: Path, alone: Path, names: list[str]) -> float:
         for row, other in zip(ours, expected, strict=True):
             assert row.keys() == other.keys()
             assert row["learning_rate"] == other["learning_rate"]
-            assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4, nan_ok=True)
+            assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=norms, nan_ok=True)
             for field in FIELDS:
                 if field in row and row[field] is not None and not math.isnan(row[field]):
                     largest = max(largest, abs(row[field] - other[field]) / max(1.0, abs(other[field])))
     return largest
 
 
-def compare(specs: list[RunSpec], tmp_path: Path) -> float:
+def compare(specs: list[RunSpec], tmp_path: Path, norms: float = 1e-4) -> float:
     made = carry_out_together(specs, [""] * len(specs), tmp_path / "together")
     names = [outcome.run_id for outcome in made]
     assert all(load_environment(tmp_path / "together" / name)["population"] == len(specs) for name in names)
@@ -82,7 +82,7 @@ def compare(specs: list[RunSpec], tmp_path: Path) -> float:
     for outcome, expected in zip(made, alone, strict=True):
         assert outcome.final_loss == pytest.approx(expected.final_loss, abs=10 * CLOSE)
         assert outcome.held_out[-1][0] == expected.held_out[-1][0]
-    return worst(tmp_path / "together", tmp_path / "alone", names)
+    return worst(tmp_path / "together", tmp_path / "alone", names, norms)
 
 
 @pytest.mark.parametrize("method", ["baseline", "sigma_reparam", "mlra", "layer_scale", "soft_cap", "pc_layer"])
@@ -120,7 +120,8 @@ MUON = {
 def test_muon_acts_on_each_run_as_closely_as_its_bf16_iteration_allows(case: str, tmp_path: Path) -> None:
     """A difference of 1e-9 in a gradient may round an entry of the iteration to the next number of 8 bits."""
     method, settings = MUON[case]
-    assert compare(population(method, 3, optimizer={"muon": settings}), tmp_path) < 10 * CLOSE
+    specs = population(method, 3, optimizer={"muon": settings})
+    assert compare(specs, tmp_path, norms=1e-3) < 10 * CLOSE
 
 
 @pytest.mark.parametrize("transposed", [False, True])

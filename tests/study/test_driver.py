@@ -31,6 +31,7 @@ from trimtab.study.kind import Findings
 from trimtab.study.labels import Label
 from trimtab.study.lock import StudyLock, StudyLockedError
 from trimtab.study.stored import load_stored
+from trimtab.testing.executor_contract import children
 
 Make = Callable[..., Study]
 Text = Callable[[Findings], str]
@@ -51,20 +52,6 @@ class Trained:
 def found_in(folder: Path) -> Any:
     """The findings of a stored study, of whatever kind."""
     return load_stored(folder).findings()
-
-
-def children() -> list[str]:
-    """Command lines of the live children of this process, but for multiprocessing's own bookkeeper."""
-    found: list[str] = []
-    for entry in Path("/proc").iterdir():
-        try:
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            command = (entry / "cmdline").read_text()
-        except (OSError, ValueError):
-            continue
-        if int(parent) == os.getpid() and state != "Z" and "resource_tracker" not in command:
-            found.append(command)
-    return found
 
 
 # The same study, however it is carried out.

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import tomli_w
 
+from trimtab.testing.executor_contract import FORK_SERVER
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 KILLS = int(os.environ.get("TRIMTAB_TEST_KILLS", "3"))
@@ -95,13 +97,26 @@ class Driver:
         return found
 
     def workers(self) -> list[int]:
-        return [number for number, command in self.session().items() if "spawn_main" in command]
+        """Those that the fork server started; its own parent is the driver."""
+        return [
+            number
+            for number, command in self.session().items()
+            if FORK_SERVER in command and parent_of(number) != self.process.pid
+        ]
 
     def assert_nobody_left(self) -> None:
         deadline = time.monotonic() + ORPHAN_SECONDS
         while self.session() and time.monotonic() < deadline:
             time.sleep(0.1)
         assert self.session() == {}
+
+
+def parent_of(number: int) -> int:
+    """The parent of a process; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def results(folder: Path) -> bytes:

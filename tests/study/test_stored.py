@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = Path(__file__).parent / "folders"
 KINDS = ("max_lr", "loss_at_lr", "seeds")
 COMMITTED = sorted(path.parent for path in (ROOT / "studies").glob("*/outcomes.jsonl"))
+REPEATED = ("2026-11-22_depth", "2026-11-22_seeds")  # slow to analyse, and later studies have the same kinds
 
 
 @pytest.fixture
@@ -150,7 +151,11 @@ def test_other_data_in_a_folder_of_version_0_1_0_is_noticed(unpacked: Callable[[
         Study.of(load_stored(folder).spec).run(folder, workers=0)
 
 
-@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder",
+    [pytest.param(folder, marks=pytest.mark.nightly if folder.name in REPEATED else ()) for folder in COMMITTED],
+    ids=lambda folder: folder.name,
+)
 def test_a_committed_study_gives_the_numbers_that_are_committed(folder: Path, tmp_path: Path) -> None:
     assert COMMITTED
     old = json.loads((folder / "results.json").read_text())

@@ -156,3 +156,8 @@ def tell_device_and_wait(job: Job, progress: Progress) -> None:
     unfinished.write_text(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
     unfinished.rename(file)
     time.sleep(600)
+
+
+def tell_environment(job: Job, progress: Progress) -> None:
+    """Write the process and the value of ``MARKS`` in its environment."""
+    (job.runs / job.name).write_text(f"{os.getpid()} {os.environ.get(MARKS, '')}")

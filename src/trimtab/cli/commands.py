@@ -14,6 +14,7 @@ from rich.text import Text
 
 from trimtab.cli.exit_codes import NO_OUTCOMES, OK
 from trimtab.config import ConfigError, Raw, apply_settings, load_toml, unknown
+from trimtab.study import fork_server
 
 if TYPE_CHECKING:
     from trimtab.study.executors import ExecutorConfig
@@ -28,17 +29,17 @@ def presets() -> list[str]:
 
 def study(options: argparse.Namespace, console: Console) -> int:
     """Carry out, resume, extend or plan a study."""
-    from trimtab.report import print_findings, write_report
-    from trimtab.study.display import PlainDisplay, ProgressDisplay
-    from trimtab.study.driver import run_study
+    if options.executor is None and options.workers != 0 and not options.plan:
+        fork_server.start()  # imports torch while this process does
     from trimtab.study.kind import read_any_study
-    from trimtab.study.plan import plan
 
     raw, where = study_tables(options)
     confirm = [] if options.confirm is None else [f"search.confirm={options.confirm}"]
     spec = read_any_study(apply_settings(raw, [*options.settings, *confirm]), where)
     executor = executor_of(options)
     if options.plan:
+        from trimtab.study.plan import plan
+
         gpu = hardware_of(options.hardware)
         workers = 1 if gpu is not None else executor.start(spec, options.out or Path()).capacity
         console.print(Text(plan(spec, workers, gpu)), soft_wrap=True)
@@ -47,6 +48,10 @@ def study(options: argparse.Namespace, console: Console) -> int:
         raise ConfigError("--hardware: use it together with --plan")
     if options.out is None:
         raise ConfigError("--out: name the study folder")
+    from trimtab.report import print_findings, write_report
+    from trimtab.study.display import PlainDisplay, ProgressDisplay
+    from trimtab.study.driver import run_study
+
     display = (ProgressDisplay if console.is_terminal else PlainDisplay)(console, spec.most_runs())
     with display if isinstance(display, ProgressDisplay) else nullcontext():
         on_change = "keep" if options.keep else "retrain" if options.retrain else "stop"

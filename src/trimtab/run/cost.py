@@ -47,11 +47,13 @@ class ModelCost:
 
 
 def cost_of(spec: RunSpec) -> ModelCost:
-    """The cost of a run's model, counted on the meta device.
+    """The cost of a run's model.
 
-    It is counted on the CPU if user code builds the model, or a method needs values of its weights.
+    The model of a GPU, for which this machine may be too small, is counted on the meta device, unless user code builds
+    it or a method needs values of its weights. On the CPU, where every other model is counted, the same takes half of
+    the time.
     """
-    if spec.code.model is None:
+    if spec.protocol.training.device != "cpu" and spec.code.model is None:
         try:
             return _counted(spec, torch.device("meta"))
         except RuntimeError:  # also NotImplementedError; a fault of the model itself is raised again on the CPU

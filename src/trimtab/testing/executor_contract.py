@@ -14,6 +14,7 @@ from trimtab.study.executors.contract import FINAL, Executor, Job, JobReport, Ta
 from trimtab.testing.executor_tasks import BEATS, PROGRESS, REFUSED, WRITTEN, job_spec, perform
 
 POLL_SECONDS = 0.2
+FORK_SERVER = "multiprocessing.forkserver"  # in the command line of the server
 SLOW = "slow-1"
 MIXED = ("write-1", "raise-1", *REFUSED, "missing-1", "write-2")
 
@@ -228,20 +229,24 @@ def _sort(
 
 
 def children() -> dict[int, str]:
-    """Live child processes of this one with their command lines, but for multiprocessing's own bookkeeper.
+    """Live child processes of this one with their command lines, and those that its fork server started.
 
-    Empty on a system without ``/proc``.
+    The fork server itself and the other bookkeeper of multiprocessing, which end with this process, do not count. Empty
+    on a system without ``/proc``.
     """
-    found: dict[int, str] = {}
+    all_of: dict[int, tuple[int, str]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
             command = (entry / "cmdline").read_text().replace("\0", " ")
         except (OSError, ValueError):
             continue
-        if int(parent) == os.getpid() and state != "Z" and "resource_tracker" not in command:
-            found[int(entry.name)] = command
-    return found
+        if state != "Z":
+            all_of[int(entry.name)] = (int(parent), command)
+    own = {number: command for number, (parent, command) in all_of.items() if parent == os.getpid()}
+    servers = {number for number, command in own.items() if FORK_SERVER in command}
+    forked = {number: command for number, (parent, command) in all_of.items() if parent in servers}
+    return forked | {n: command for n, command in own.items() if n not in servers and "resource_tracker" not in command}
 
 
 def _beats(job: Path) -> int:

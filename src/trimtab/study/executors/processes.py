@@ -1,4 +1,4 @@
-"""A pool of worker processes. Importing torch takes seconds, so a worker lives as long as the study."""
+"""A pool of worker processes, which live as long as the study."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ import torch
 from typing_extensions import override
 
 from trimtab.config import ConfigError
+from trimtab.study import fork_server
 from trimtab.study.executors.contract import LOADABLE, ExecutorConfig, Job, JobReport, Task, failure, train_job
 from trimtab.study.specification import StudySpec
 
 PROGRESS_SECONDS = 0.5
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+UNKNOWN = 255  # the exit code that multiprocessing gives a process whose fork server has ended
 
 
 @final
@@ -74,7 +75,7 @@ class _Worker:
 
 
 class ProcessExecutor:
-    """A pool of spawned workers with one job each at a time. On CUDA, workers are assigned to devices in turn.
+    """A pool of workers with one job each at a time. On CUDA, workers are assigned to devices in turn.
 
     Args:
         num_workers: number of processes. Each uses the number of threads that its run specifies.
@@ -93,7 +94,7 @@ class ProcessExecutor:
         self.task = task
         self.workers: list[_Worker] = []
         self.stillborn = 0
-        self.context = multiprocessing.get_context("spawn")
+        self.context = fork_server.context()
 
     def submit(self, job: Job) -> None:
         """Send the job to a free worker, or start a worker if none is free."""
@@ -130,6 +131,7 @@ class ProcessExecutor:
         self.workers.clear()
 
     def __enter__(self) -> ProcessExecutor:
+        fork_server.start()
         return self
 
     def __exit__(
@@ -157,6 +159,7 @@ class ProcessExecutor:
             reports.append(JobReport(worker.job.name, kind, message=f"its worker ended with exit code {code}{remedy}"))
             worker.job = None
         if not alive:
+            _end(worker)
             worker.pipe.close()
             self.workers.remove(worker)
         return reports
@@ -166,42 +169,32 @@ class ProcessExecutor:
         place = next(number for number in itertools.count() if number not in taken)
         device = self.devices[place % len(self.devices)] if self.devices else None
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=_work, args=(theirs, self.task, os.getpid(), device), daemon=True)
-        with _environment(dict.fromkeys(THREAD_VARIABLES, "1")):
-            # SIGINT is blocked in the child from its start, because the driver handles Ctrl-C.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        environment = dict(os.environ)  # of today: the server has that of the time when it started
+        process = self.context.Process(target=_work, args=(theirs, self.task, environment, device), daemon=True)
+        with fork_server.starting():
+            process.start()
         theirs.close()
         worker = _Worker(process, cast(Connection, ours), place)
         self.workers.append(worker)
         return worker
 
 
-@contextlib.contextmanager
-def _environment(values: dict[str, str]):
-    """Set variables that an interpreter must have before it imports torch. A run sets its number of threads later."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def _end(worker: _Worker) -> None:
+    """Kill a worker of which only the fork server knew whether it lives, and the server has ended."""
+    if worker.process.exitcode == UNKNOWN and worker.process.pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.process.pid, signal.SIGKILL)
 
 
-def _work(pipe: Connection, task: Task, driver: int, device: str | None) -> None:
+def _work(pipe: Connection, task: Task, environment: dict[str, str], device: str | None) -> None:
     """The main loop of a worker: receive jobs and send reports. The worker ends when the driver ends for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(environment)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
+    threading.Thread(target=_end_with_driver, daemon=True).start()
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
             name, pickled = pipe.recv()
@@ -229,7 +222,9 @@ def _carry_out(pipe: Connection, task: Task, job: Job) -> None:
         pipe.send(failure(job, error))
 
 
-def _end_with(driver: int) -> None:
-    while os.getppid() == driver:
-        time.sleep(0.5)
+def _end_with_driver() -> None:
+    driver = multiprocessing.parent_process()
+    starter = os.getppid()  # the driver, or its fork server
+    while driver is not None and driver.is_alive() and os.getppid() == starter:
+        driver.join(0.5)
     os._exit(1)
