@@ -33,7 +33,7 @@ UNKNOWN = 255  # the exit code that multiprocessing gives a process whose fork s
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Processes(ExecutorConfig):
-    """A pool of processes on this machine.
+    """A pool of processes on this machine, on Linux forked from a process that has imported torch once.
 
     Attributes:
         workers: number of processes; 0 takes one per ``training.threads`` cores, or on CUDA ``per_gpu`` per device.
