@@ -13,11 +13,15 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Generator
+from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 IMPORTED = "trimtab.study.executors.processes"
+ATTEMPTS = 20
 LONGEST_FOLDER = 70  # the path of a socket has at most 107 bytes, of which multiprocessing adds about 32 to a folder
 
 
@@ -43,12 +47,30 @@ def start() -> None:
         forkserver.ensure_running()
 
 
+def launch(process: BaseProcess) -> None:
+    """Start a process; once more if the server ended a moment ago and multiprocessing has not noticed.
+
+    Raises:
+        ConnectionError: if the server cannot be reached.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            with starting():
+                process.start()
+            break
+        except (ConnectionError, EOFError) as error:
+            if attempt == ATTEMPTS - 1:
+                raise ConnectionError(f"the fork server cannot be reached ({error})") from error
+            time.sleep(0.1)
+
+
 @contextlib.contextmanager
 def starting() -> Generator[None]:
     """What a process is born with: one thread for numerical libraries, which read it at import, and SIGINT blocked.
 
     A run sets its number of threads later. The driver handles Ctrl-C.
     """
+    resource_tracker.ensure_running()  # its start unblocks SIGINT whatever the mask was before
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -171,8 +171,7 @@ class ProcessExecutor:
         ours, theirs = self.context.Pipe()
         environment = dict(os.environ)  # of today: the server has that of the time when it started
         process = self.context.Process(target=_work, args=(theirs, self.task, environment, device), daemon=True)
-        with fork_server.starting():
-            process.start()
+        fork_server.launch(process)
         theirs.close()
         worker = _Worker(process, cast(Connection, ours), place)
         self.workers.append(worker)
