@@ -29,11 +29,11 @@ def presets() -> list[str]:
 
 def study(options: argparse.Namespace, console: Console) -> int:
     """Carry out, resume, extend or plan a study."""
-    if options.executor is None and options.workers != 0 and not options.plan:
+    raw, where = study_tables(options)
+    if options.out is not None and options.executor is None and options.workers != 0 and not options.plan:
         fork_server.start()  # imports torch while this process does
     from trimtab.study.kind import read_any_study
 
-    raw, where = study_tables(options)
     confirm = [] if options.confirm is None else [f"search.confirm={options.confirm}"]
     spec = read_any_study(apply_settings(raw, [*options.settings, *confirm]), where)
     executor = executor_of(options)
