@@ -96,6 +96,32 @@ class Flexible(Projecting):
         return self.close(early_names.flexible(q, k, v, block_mask=block, enable_gqa=True))
 
 
+def capped_with_slopes(score: Tensor, b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
+    """A cap that changes every score otherwise, and a bias of each head by distance."""
+    return 2 * torch.tanh(score / 2) - 0.1 * (h + 1) * (row - key)
+
+
+def hides_the_future(score: Tensor, b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
+    return torch.where(row >= key, score * (1 + h), -math.inf)
+
+
+class Modified(Projecting):
+    def __init__(self, score_mod: Callable[..., Tensor], masked: bool) -> None:
+        super().__init__()
+        self.score_mod = score_mod
+        self.masked = masked
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        def past(b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
+            return row >= key
+
+        block = create_block_mask(past, None, None, x.shape[1], x.shape[1], device="cpu") if self.masked else None
+        return self.close(early_names.flexible(*self.heads(x), self.score_mod, block, enable_gqa=True))
+
+
 class Explicit(Projecting):
     flash = False
 
@@ -147,7 +173,13 @@ def sharp(model: nn.Module) -> nn.Module:
     return model
 
 
-def in_double(q: Tensor, k: Tensor, visible: Tensor) -> tuple[list[float], list[float]]:
+def unchanged(score: Tensor, *_: object) -> Tensor:
+    return score
+
+
+def in_double(
+    q: Tensor, k: Tensor, visible: Tensor, score_mod: Callable[..., Tensor] = unchanged
+) -> tuple[list[float], list[float]]:
     """Largest score and mean entropy of each head, by loops over rows."""
     q, k = q.double(), k.double().repeat_interleave(q.shape[1] // k.shape[1], 1)
     largest: list[float] = []
@@ -158,6 +190,7 @@ def in_double(q: Tensor, k: Tensor, visible: Tensor) -> tuple[list[float], list[
             for row in range(q.shape[2]):
                 keys = visible[row].nonzero().flatten()
                 scores = k[sequence, head, keys] @ q[sequence, head, row] / math.sqrt(q.shape[-1])
+                scores = score_mod(scores, torch.tensor(sequence), torch.tensor(head), torch.tensor(row), keys)
                 best = max(best, float(scores.max()))
                 p = scores.softmax(0)
                 if len(keys) > 1:
@@ -172,8 +205,15 @@ def causal(window: int | None = None) -> Tensor:
     return (behind >= 0) & (behind < (window or LENGTH))
 
 
-def assert_exact(row: dict[str, float], path: str, q: Tensor, k: Tensor, visible: Tensor) -> None:
-    largest, entropies = in_double(q, k, visible)
+def assert_exact(
+    row: dict[str, float],
+    path: str,
+    q: Tensor,
+    k: Tensor,
+    visible: Tensor,
+    score_mod: Callable[..., Tensor] = unchanged,
+) -> None:
+    largest, entropies = in_double(q, k, visible, score_mod)
     for head in range(q.shape[1]):
         assert row[f"attention/{path}.head.{head}/max_logit"] == pytest.approx(largest[head], rel=1e-5)
         assert row[f"attention/{path}.head.{head}/entropy"] == pytest.approx(entropies[head], rel=1e-5, abs=1e-7)
@@ -203,6 +243,24 @@ def test_attention_is_found_and_read_exactly_however_its_function_is_named(
             x = x + block(x)
     assert not any("forward" in vars(module) for module in model.modules())
     assert early_names.flexible.__name__ == "flex_attention"
+
+
+@pytest.mark.parametrize(("score_mod", "masked"), [(capped_with_slopes, True), (hides_the_future, False)])
+def test_what_a_score_mod_makes_of_the_scores_is_read(score_mod: Callable[..., Tensor], masked: bool) -> None:
+    torch.manual_seed(0)
+    model = sharp(Residual(lambda: Modified(score_mod, masked)))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # flex_attention without compilation
+        plain = model(inputs())
+        with watch(model, BOTH, exact=True) as watching:
+            assert torch.equal(model(inputs()), plain)
+            row = watching.read()
+        x = inputs()
+        for layer, block in enumerate(model.blocks):
+            assert isinstance(block, Modified)
+            q, k, _ = block.heads(x)
+            assert_exact(row, f"blocks.{layer}", q, k, causal(), score_mod)
+            x = x + block(x)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

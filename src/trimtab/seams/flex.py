@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 from typing_extensions import override
 
 from trimtab.seams.attend import SeamMount, show
@@ -61,12 +63,26 @@ def _shown(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    # A score_mod is any function of a score: what it makes of the scores is not known outside of the kernel.
-    if score_mod is None:
-        mask = _mask(query, key, block_mask)
-        factor = query.shape[-1] ** -0.5 if scale is None else scale
-        show(attention, query, key, mask, factor)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    mask = _mask(query, key, block_mask)
+    if score_mod is not None:
+        mask = _added(query, key, score_mod, factor).masked_fill_(~mask, -math.inf)
+    show(attention, query, key, mask, factor)
     return function(query, key, value, score_mod, block_mask, scale, *args, **kwargs)
+
+
+@torch.no_grad()
+def _added(query: Tensor, key: Tensor, score_mod: Callable[..., Tensor], factor: float) -> Tensor:
+    """What ``score_mod`` adds to every score, (B, H, T, S), in at least float32; in eager mode torch has such a tensor,
+    too. A score that it makes minus infinity is a hidden key.
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    keys = key.to(dtype).repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = query.to(dtype) @ keys.mT * factor
+    modified = score_mod
+    for axis in (4, 3, 2, 1):  # key, query, head, batch: score_mod takes one score and its four indices
+        modified = vmap(modified, in_dims=(0, *(0 if index == axis else None for index in (1, 2, 3, 4))))
+    return modified(scores, *(torch.arange(length, device=query.device) for length in scores.shape)) - scores
 
 
 def _mask(query: Tensor, key: Tensor, block_mask: Any) -> Tensor:
