@@ -18,6 +18,7 @@ from typing_extensions import override
 from trimtab.config import ConfigError
 from trimtab.run.files import IntegrityError
 from trimtab.run.parcel import Files, packed, receive
+from trimtab.study.board import Board
 from trimtab.study.executors.batch.chunk import DESK, claim_of, give, make_desk, release
 from trimtab.study.executors.contract import LOADABLE, ExecutorConfig, Job, JobReport, Task, failure, train_job
 from trimtab.study.specification import StudySpec
@@ -241,22 +242,6 @@ class RayExecutor:
     def _ask(self) -> None:
         self.asked = self.board.take.remote()
         self.asked_at = time.monotonic()
-
-
-class Board:
-    """The actor to which workers report progress."""
-
-    def __init__(self) -> None:
-        self.beats: dict[str, tuple[int, float]] = {}
-
-    def note(self, name: str, step: int, loss: float) -> None:
-        """Keep the latest progress of a run."""
-        self.beats[name] = (step, loss)
-
-    def take(self) -> dict[str, tuple[int, float]]:
-        """The progress since the last call."""
-        beats, self.beats = self.beats, {}
-        return beats
 
 
 def _carry_out(task: Task, job: Job, mark: Path, token: str, board: Any) -> tuple[JobReport, Files | None]:
