@@ -66,9 +66,9 @@ def launch(process: BaseProcess) -> None:
 
 @contextlib.contextmanager
 def starting() -> Generator[None]:
-    """What a process is born with: one thread for numerical libraries, which read it at import, and SIGINT blocked.
+    """Settings that a new process inherits: one thread for numerical libraries, and SIGINT blocked.
 
-    A run sets its number of threads later. The driver handles Ctrl-C.
+    Numerical libraries read their number of threads at import; a run sets its own later. The driver handles Ctrl-C.
     """
     resource_tracker.ensure_running()  # its start unblocks SIGINT whatever the mask was before
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
