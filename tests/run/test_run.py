@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import json
 import math
@@ -40,7 +41,7 @@ from trimtab.run.folder import (
     load_outcome,
     load_steps,
 )
-from trimtab.run.identity import run_id
+from trimtab.run.identity import Naming, basis_of, run_id, settled
 from trimtab.run.reading import read_run
 from trimtab.run.spec import EvaluationConfig, RunSpec, Seeds, TrainingConfig, TrainingProtocol, UserCode
 from trimtab.run.user_code import code_identity, normalised
@@ -172,6 +173,20 @@ def test_whatever_can_change_the_numbers_changes_the_name() -> None:
     ]
     names = [run_id(spec, "data") for spec in (SPEC, *others)] + [run_id(SPEC, "other data")]
     assert len(set(names)) == len(names)
+
+
+def test_the_names_of_many_runs_are_those_of_the_whole_table() -> None:
+    """What runs share is written once; the name is that of everything, written as one table."""
+    basis = basis_of(SPEC, "data")
+    naming = Naming(basis)
+    for learning_rate in (0.01, 1.0):
+        for method in ((), methods.qk_norm.interventions, (SoftCap(cap=30.0),)):
+            for seed, repeat in ((0, 0), (1, 0), (1, 2)):
+                spec = dataclasses.replace(
+                    SPEC, learning_rate=learning_rate, method=method, seeds=Seeds.all_equal(seed), repeat=repeat
+                )
+                text = canonical({"spec": settled(spec), **basis.table()})
+                assert naming.id_of(spec) == hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def test_a_run_told_from_its_own_file_has_the_same_name(runs: Path, finished: Outcome) -> None:

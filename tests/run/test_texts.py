@@ -298,9 +298,13 @@ D, L, T, V = 16, 3, 8, 32  # width, layers, context, vocabulary
 
 
 def costed(method: Any = "baseline", **model: Any) -> Any:
+    """The cost, which is the same where it is counted for a CPU and for a GPU that is not here."""
     settings = {"width": D, "num_layers": L, "num_heads": 2, "context": T, "tied": False} | model
     data = {"zipf_markov": {"vocab_size": V}}
-    return cost_of(read_run({"model": settings, "data": data, "method": method, "learning_rate": 1.0}, "test"))
+    run = {"model": settings, "data": data, "method": method, "learning_rate": 1.0}
+    here, elsewhere = (cost_of(read_run(run | {"training": {"device": device}}, "test")) for device in ("cpu", "cuda"))
+    assert here == elsewhere
+    return here
 
 
 def flops_by_hand(more: int = 0) -> int:

@@ -220,14 +220,8 @@ def assert_exact(
     assert f"attention/{path}.head.{q.shape[1]}/entropy" not in row
 
 
-@pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize("kind", [Named, Early, Namespaced, Flexible])
-def test_attention_is_found_and_read_exactly_however_its_function_is_named(
-    kind: type[Projecting], window: int | None
-) -> None:
-    torch.manual_seed(0)
-    model = sharp(Residual(lambda: kind(window)))
-    assert [name for name, _ in find_attentions(model).readable] == ["blocks.0", "blocks.1"]
+def assert_read_exactly(model: Any, visible: Tensor, score_mod: Callable[..., Tensor] = unchanged) -> None:
+    """The readings of every block, and the bits of the model with a watch and after it."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # flex_attention without compilation
         plain = model(inputs())
@@ -239,8 +233,19 @@ def test_attention_is_found_and_read_exactly_however_its_function_is_named(
         for layer, block in enumerate(model.blocks):
             assert isinstance(block, Projecting)
             q, k, _ = block.heads(x)
-            assert_exact(row, f"blocks.{layer}", q, k, causal(window))
+            assert_exact(row, f"blocks.{layer}", q, k, visible, score_mod)
             x = x + block(x)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("kind", [Named, Early, Namespaced, Flexible])
+def test_attention_is_found_and_read_exactly_however_its_function_is_named(
+    kind: type[Projecting], window: int | None
+) -> None:
+    torch.manual_seed(0)
+    model = sharp(Residual(lambda: kind(window)))
+    assert [name for name, _ in find_attentions(model).readable] == ["blocks.0", "blocks.1"]
+    assert_read_exactly(model, causal(window))
     assert not any("forward" in vars(module) for module in model.modules())
     assert early_names.flexible.__name__ == "flex_attention"
 
@@ -249,18 +254,7 @@ def test_attention_is_found_and_read_exactly_however_its_function_is_named(
 def test_what_a_score_mod_makes_of_the_scores_is_read(score_mod: Callable[..., Tensor], masked: bool) -> None:
     torch.manual_seed(0)
     model = sharp(Residual(lambda: Modified(score_mod, masked)))
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # flex_attention without compilation
-        plain = model(inputs())
-        with watch(model, BOTH, exact=True) as watching:
-            assert torch.equal(model(inputs()), plain)
-            row = watching.read()
-        x = inputs()
-        for layer, block in enumerate(model.blocks):
-            assert isinstance(block, Modified)
-            q, k, _ = block.heads(x)
-            assert_exact(row, f"blocks.{layer}", q, k, causal(), score_mod)
-            x = x + block(x)
+    assert_read_exactly(model, causal(), score_mod)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

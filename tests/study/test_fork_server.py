@@ -13,7 +13,7 @@ import pytest
 from trimtab.study import fork_server
 from trimtab.study.executors.contract import Job, JobReport
 from trimtab.study.executors.processes import ProcessExecutor
-from trimtab.testing.executor_contract import FORK_SERVER
+from trimtab.testing.executor_contract import FORK_SERVER, live_processes
 from trimtab.testing.executor_tasks import BEATS, job_spec, perform
 
 
@@ -29,16 +29,8 @@ def carried_out(executor: ProcessExecutor, name: str, folder: Path) -> list[str]
 
 def servers() -> list[int]:
     """The fork servers among the live children of this process."""
-    found: list[int] = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            command = (entry / "cmdline").read_text()
-        except OSError:
-            continue
-        if int(parent) == os.getpid() and state != "Z" and FORK_SERVER in command:
-            found.append(int(entry.name))
-    return found
+    processes = live_processes().items()
+    return [number for number, (parent, command) in processes if parent == os.getpid() and FORK_SERVER in command]
 
 
 def test_a_worker_has_the_environment_of_the_moment_when_it_starts(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from trimtab.testing.executor_contract import FORK_SERVER
+from trimtab.testing.executor_contract import FORK_SERVER, live_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -98,10 +98,11 @@ class Driver:
 
     def workers(self) -> list[int]:
         """Those that the fork server started; its own parent is the driver."""
+        session = self.session()
         return [
             number
-            for number, command in self.session().items()
-            if FORK_SERVER in command and parent_of(number) != self.process.pid
+            for number, (parent, command) in live_processes().items()
+            if number in session and FORK_SERVER in command and parent != self.process.pid
         ]
 
     def assert_nobody_left(self) -> None:
@@ -109,14 +110,6 @@ class Driver:
         while self.session() and time.monotonic() < deadline:
             time.sleep(0.1)
         assert self.session() == {}
-
-
-def parent_of(number: int) -> int:
-    """The parent of a process; 0 if it has ended."""
-    try:
-        return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
 
 
 def results(folder: Path) -> bytes:

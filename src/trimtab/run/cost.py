@@ -49,9 +49,8 @@ class ModelCost:
 def cost_of(spec: RunSpec) -> ModelCost:
     """The cost of a run's model.
 
-    The model of a GPU, for which this machine may be too small, is counted on the meta device, unless user code builds
-    it or a method needs values of its weights. On the CPU, where every other model is counted, the same takes half of
-    the time.
+    A model for a GPU is counted on the meta device, since it may be too large for this machine, unless user code builds
+    it or a method needs values of its weights. Every other model is counted on the CPU, which takes half of the time.
     """
     if spec.protocol.training.device != "cpu" and spec.code.model is None:
         try:
@@ -62,7 +61,7 @@ def cost_of(spec: RunSpec) -> ModelCost:
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Leaves out random initial values: on the meta device there are none, and to find that out takes torch a while."""
+    """Skips the drawing of initial values, which the meta device does not store and is slow to draw."""
 
     @override
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

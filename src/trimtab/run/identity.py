@@ -78,7 +78,7 @@ class Naming:
 
     def __init__(self, basis: Basis) -> None:
         self.basis = cast("dict[str, Any]", canonical_plain(basis.table()))
-        self.shared: dict[int, tuple[object, object]] = {}  # by id(), with the object, which so keeps its id
+        self.shared: dict[int, tuple[object, object]] = {}  # by id(); the object is kept, so that no other gets its id
 
     def id_of(self, spec: RunSpec) -> str:
         """The id of a run."""

@@ -73,8 +73,9 @@ def _shown(
 
 @torch.no_grad()
 def _added(query: Tensor, key: Tensor, score_mod: Callable[..., Tensor], factor: float) -> Tensor:
-    """What ``score_mod`` adds to every score, (B, H, T, S), in at least float32; in eager mode torch has such a tensor,
-    too. A score that it makes minus infinity is a hidden key.
+    """What ``score_mod`` adds to every score, (B, H, T, S), in at least float32; minus infinity hides a key.
+
+    The function itself holds a tensor of this shape in eager mode.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     keys = key.to(dtype).repeat_interleave(query.shape[1] // key.shape[1], dim=1)

@@ -234,7 +234,16 @@ def children() -> dict[int, str]:
     The fork server itself and the other bookkeeper of multiprocessing, which end with this process, do not count. Empty
     on a system without ``/proc``.
     """
-    all_of: dict[int, tuple[int, str]] = {}
+    all_of = live_processes()
+    own = {number: command for number, (parent, command) in all_of.items() if parent == os.getpid()}
+    servers = {number for number, command in own.items() if FORK_SERVER in command}
+    forked = {number: command for number, (parent, command) in all_of.items() if parent in servers}
+    return forked | {n: command for n, command in own.items() if n not in servers and "resource_tracker" not in command}
+
+
+def live_processes() -> dict[int, tuple[int, str]]:
+    """The parent and the command line of every live process; empty on a system without ``/proc``."""
+    found: dict[int, tuple[int, str]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
@@ -242,11 +251,8 @@ def children() -> dict[int, str]:
         except (OSError, ValueError):
             continue
         if state != "Z":
-            all_of[int(entry.name)] = (int(parent), command)
-    own = {number: command for number, (parent, command) in all_of.items() if parent == os.getpid()}
-    servers = {number for number, command in own.items() if FORK_SERVER in command}
-    forked = {number: command for number, (parent, command) in all_of.items() if parent in servers}
-    return forked | {n: command for n, command in own.items() if n not in servers and "resource_tracker" not in command}
+            found[int(entry.name)] = (int(parent), command)
+    return found
 
 
 def _beats(job: Path) -> int:
