@@ -29,7 +29,8 @@ from trimtab.study.folder import StorageError
 from trimtab.study.index import load_index
 from trimtab.study.kind import Findings
 from trimtab.study.labels import Label
-from trimtab.study.lock import StudyLock, StudyLockedError
+from trimtab.study.lease import StudyLockedError
+from trimtab.study.lock import StudyLock
 from trimtab.study.stored import load_stored
 from trimtab.testing.executor_contract import children
 

@@ -14,22 +14,16 @@ from typing import Any
 
 import pytest
 
-from trimtab.study import lock
-from trimtab.study.lock import (
-    LEASE,
-    StudyLock,
-    StudyLockedError,
-    StudyStoppedError,
-    ask_to_stop,
-    is_driven,
-    read_driver,
-)
+from trimtab.study import lease, lock
+from trimtab.study.lease import CHANGING, LEASE, Driver, StudyLockedError, read_driver
+from trimtab.study.lock import StudyLock, StudyStoppedError, ask_to_stop, is_driven
 
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "RENEW_SECONDS", 0.1)
     monkeypatch.setattr(lock, "LEASE_SECONDS", 0.8)
+    monkeypatch.setattr(lease, "WAIT_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -134,6 +128,62 @@ def test_of_many_drivers_that_find_an_old_lease_one_gets_it(tmp_path: Path) -> N
         thread.join()
     assert len(won) == 1
     assert len(refused) == 7
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_driver_slow_to_take_an_old_lease_over_leaves_the_new_one_alone(tmp_path: Path) -> None:
+    lease_of(tmp_path, host="login-2", boot="another")
+    faster = StudyLock(tmp_path)
+    faster.driver = dataclasses.replace(faster.driver, host="login-3", boot="a third")
+    looked: list[str] = []
+
+    class Slow(StudyLock):
+        def _lives(self, holder: Driver, lease: Path) -> bool:
+            looked.append(holder.host)
+            if holder.host == "login-2":
+                faster.__enter__()  # between the verdict on the old lease and its consequence
+                return False
+            return super()._lives(holder, lease)
+
+    with pytest.raises(StudyLockedError, match="login-3"), Slow(tmp_path):
+        pass
+    assert looked == ["login-2", "login-3"]
+    faster.check()
+    faster.__exit__(None, None, None)
+    assert read_driver(tmp_path) is None
+
+
+def test_a_change_that_another_process_has_begun_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / CHANGING).write_text("another kernel")
+    threading.Timer(0.1, (tmp_path / CHANGING).unlink).start()
+    with StudyLock(tmp_path) as held:
+        assert read_driver(tmp_path) == held.driver
+
+
+def test_a_change_that_another_host_never_ended_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / CHANGING).write_text("another kernel")
+    with pytest.raises(StudyLockedError, match=f"{CHANGING}: .* delete this file"), StudyLock(tmp_path):
+        pass
+    assert read_driver(tmp_path) is None
+    (tmp_path / CHANGING).unlink()
+    with StudyLock(tmp_path):
+        pass
+
+
+def test_a_change_that_a_killed_process_of_this_host_began_hinders_nobody(tmp_path: Path) -> None:
+    (tmp_path / CHANGING).write_text(lease.this_boot())
+    with StudyLock(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [lock.LOCK]
+
+
+def test_a_driver_that_wakes_neither_renews_nor_removes_the_lease_of_another(tmp_path: Path) -> None:
+    with StudyLock(tmp_path):
+        lease_of(tmp_path, host="login-2", boot="another", token="other")
+        os.utime(tmp_path / LEASE, (1e9, 1e9))
+        time.sleep(0.25)  # two renewals
+    assert read_driver(tmp_path).host == "login-2"  # type: ignore[union-attr]
+    assert (tmp_path / LEASE).stat().st_mtime == 1e9
 
 
 def test_a_driver_that_lost_its_lease_while_suspended_stops_when_it_wakes(tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def _run_command(options: argparse.Namespace) -> int:
     from trimtab.data import CorpusError
     from trimtab.registry import CatalogueError
     from trimtab.run.files import IntegrityError
-    from trimtab.study.lock import StudyLockedError, StudyStoppedError
+    from trimtab.study.lease import StudyLockedError
+    from trimtab.study.lock import StudyStoppedError
 
     try:
         return int(options.command(options, console))

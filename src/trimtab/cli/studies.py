@@ -67,7 +67,8 @@ def _cancel_orphans(folder: Path) -> str:
     from trimtab.study.executors import read_executor
     from trimtab.study.executors.batch.chunk import DESK
     from trimtab.study.executors.batch.submissions import load_batches
-    from trimtab.study.lock import StudyLock, read_driver
+    from trimtab.study.lease import read_driver
+    from trimtab.study.lock import StudyLock
     from trimtab.study.stored import load_stored
 
     batches = load_batches(folder / DESK)

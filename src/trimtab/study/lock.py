@@ -11,55 +11,37 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from trimtab.run.files import write_whole
+from trimtab.study.lease import (
+    LEASE,
+    Driver,
+    StudyLockedError,
+    exchange,
+    parse_driver,
+    read_driver,
+    text_of,
+    this_boot,
+    this_driver,
+)
 
 LOCK = ".lock"
-LEASE = ".driver.json"
 STOP = ".stop"
 RENEW_SECONDS = 5.0
 LEASE_SECONDS = 30.0
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-class StudyLockedError(RuntimeError):
-    """Another live process has locked the study folder."""
-
-
 class StudyStoppedError(RuntimeError):
     """Somebody asked this driver to stop, with ``trimtab stop``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Driver:
-    """Who drives a study.
-
-    Attributes:
-        boot: identity of the running kernel, which tells apart hosts of one name.
-        executor: the executor with its options, as a table of one key.
-        capacity: number of runs that the executor wants unfinished.
-        round: the name of the current round.
-    """
-
-    host: str
-    boot: str
-    pid: int
-    token: str
-    since: float
-    executor: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    capacity: int = 0
-    round: str = ""
 
 
 class StudyLock:
@@ -72,7 +54,7 @@ class StudyLock:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.driver = Driver(socket.gethostname(), _boot(), os.getpid(), uuid.uuid4().hex, time.time())
+        self.driver = this_driver()
         self._file = -1
         self._locks = True  # whether the file system has locks
         self._ended = threading.Event()
@@ -80,9 +62,11 @@ class StudyLock:
 
     def describe(self, executor: Mapping[str, Any], capacity: int, round_: str = "") -> None:
         """Record what the driver does, for ``trimtab status``."""
-        self.driver = replace(self.driver, executor=executor, capacity=capacity, round=round_)
         self.check()
-        write_whole(self.folder / LEASE, json.dumps(asdict(self.driver)))
+        before = self._look()
+        self.driver = replace(self.driver, executor=executor, capacity=capacity, round=round_)
+        if not exchange(self.folder, before, self.driver, alone_on_host=self._locks):
+            self._look()
 
     def check(self) -> None:
         """Whether this process may go on; cheap enough for every poll.
@@ -91,17 +75,12 @@ class StudyLock:
             StudyStoppedError: if ``trimtab stop`` named this driver.
             StudyLockedError: if another driver took the lease over.
         """
-        if (self.folder / STOP).exists() and _text(self.folder / STOP) == self.driver.token:
+        if (self.folder / STOP).exists() and text_of(self.folder / STOP) == self.driver.token:
             raise StudyStoppedError(f"{self.folder}: stopped by 'trimtab stop'; the same command continues the study")
         now = time.monotonic()
         if now - self._looked >= RENEW_SECONDS:
             self._looked = now
-            holder = read_driver(self.folder)
-            if holder is not None and holder.token != self.driver.token:
-                raise StudyLockedError(
-                    f"{self.folder}: process {holder.pid} on {holder.host} took this study over, because this one did "
-                    f"not show itself for {LEASE_SECONDS:.0f} s"
-                )
+            self._look()
 
     def __enter__(self) -> StudyLock:
         self._lock_file()
@@ -117,11 +96,11 @@ class StudyLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        holder = read_driver(self.folder)
-        if holder is not None and holder.token == self.driver.token:
-            for name in (LEASE, STOP):
-                with contextlib.suppress(OSError):
-                    (self.folder / name).unlink()
+        # A lease that cannot be removed is taken over like that of a driver that was killed.
+        with contextlib.suppress(OSError, StudyLockedError):
+            if text_of(self.folder / STOP) == self.driver.token:
+                (self.folder / STOP).unlink(missing_ok=True)
+            exchange(self.folder, self._look(), None, alone_on_host=self._locks)
         os.close(self._file)
 
     def _lock_file(self) -> None:
@@ -148,28 +127,31 @@ class StudyLock:
         self._file = number
 
     def _take_lease(self) -> None:
-        file = self.folder / LEASE
         while True:
-            holder = read_driver(self.folder)
-            if file.exists():
-                if holder is not None and self._lives(holder, file):
-                    raise StudyLockedError(
-                        f"{self.folder}: process {holder.pid} on {holder.host} is working on this study; wait for it, "
-                        f"run 'trimtab stop {self.folder}', or use another --out"
-                    )
-                # Of several drivers that find the same old lease, only one can rename it.
-                with contextlib.suppress(FileNotFoundError):
-                    old = file.rename(file.with_name(f"{LEASE}.{self.driver.token}"))
-                    old.unlink()
-            with contextlib.suppress(FileExistsError):
-                number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-                with os.fdopen(number, "w") as lease:
-                    json.dump(asdict(self.driver), lease)
+            before = text_of(self.folder / LEASE)
+            holder = parse_driver(before)
+            if holder is not None and self._lives(holder, self.folder / LEASE):
+                raise StudyLockedError(
+                    f"{self.folder}: process {holder.pid} on {holder.host} is working on this study; wait for it, "
+                    f"run 'trimtab stop {self.folder}', or use another --out"
+                )
+            if exchange(self.folder, before, self.driver, alone_on_host=self._locks):
                 return
+
+    def _look(self) -> str:
+        """The text of the lease, of this driver or of nobody; refused if it is another's."""
+        lease = text_of(self.folder / LEASE)
+        holder = parse_driver(lease)
+        if holder is not None and holder.token != self.driver.token:
+            raise StudyLockedError(
+                f"{self.folder}: process {holder.pid} on {holder.host} took this study over, because this one did "
+                f"not show itself for {LEASE_SECONDS:.0f} s"
+            )
+        return lease
 
     def _lives(self, holder: Driver, lease: Path) -> bool:
         """Whether the holder of a lease lives; looks at a lease of another host for a while."""
-        if holder.boot == _boot():
+        if holder.boot == this_boot():
             return not self._locks and _process_lives(holder.pid)  # with locks, its lock would have been met
         try:
             before = lease.stat().st_mtime_ns
@@ -184,16 +166,10 @@ class StudyLock:
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
-            with contextlib.suppress(OSError):  # a file system that fails for a moment
+            # The lease of another driver is not renewed; a file system may fail for a moment.
+            with contextlib.suppress(OSError, StudyLockedError):
+                self._look()
                 os.utime(self.folder / LEASE)
-
-
-def read_driver(folder: Path) -> Driver | None:
-    """Who drives a study, or drove it until it was killed; None if nobody does."""
-    try:
-        return Driver(**json.loads((folder / LEASE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def is_driven(folder: Path) -> bool:
@@ -201,7 +177,7 @@ def is_driven(folder: Path) -> bool:
     driver = read_driver(folder)
     if driver is None:
         return False
-    if driver.boot == _boot():
+    if driver.boot == this_boot():
         return _is_locked(folder / LOCK, driver.pid)
     with contextlib.suppress(OSError):
         return time.time() - (folder / LEASE).stat().st_mtime < LEASE_SECONDS
@@ -233,11 +209,6 @@ def _is_locked(file: Path, pid: int) -> bool:
     return False
 
 
-def _boot() -> str:
-    """Identity of the running kernel; that of the network card without ``/proc``."""
-    return _text(Path("/proc/sys/kernel/random/boot_id")).strip() or f"{uuid.getnode():x}"
-
-
 def _process_lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -246,10 +217,3 @@ def _process_lives(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError:
-        return ""

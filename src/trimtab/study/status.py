@@ -18,7 +18,8 @@ from trimtab.study.executors.batch.executor import QUEUE
 from trimtab.study.failures import Failures
 from trimtab.study.index import INDEX, load_index
 from trimtab.study.kind import Evidence, Findings, Standing, kind_of
-from trimtab.study.lock import is_driven, read_driver
+from trimtab.study.lease import read_driver
+from trimtab.study.lock import is_driven
 from trimtab.study.specification import StudySpec
 from trimtab.study.stored import load_stored
 from trimtab.study.trial import Trial
