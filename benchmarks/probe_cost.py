@@ -72,9 +72,12 @@ class Variant:
 
 class Watched(Variant):
     preset = probes.cheap
+    fused = False
 
     def attach(self) -> None:
-        self.watch = watch(host_for(self.model), self.preset, optimizer=self.optimizer, every=1_000_000)
+        self.watch = watch(
+            host_for(self.model), self.preset, optimizer=self.optimizer, every=1_000_000, fused=self.fused
+        )
 
     def before(self, reading: bool) -> None:
         # Hooks go in before the step that is read, as they do after the step before it; outside the clock for both.
@@ -88,8 +91,8 @@ class Watched(Variant):
         return sum(self.watch.seconds.values())
 
 
-def preset(name: str) -> type[Watched]:
-    return type(name, (Watched,), {"preset": probes.PRESETS[name]})
+def preset(name: str, *, fused: bool = False) -> type[Watched]:
+    return type(name, (Watched,), {"preset": probes.PRESETS[name], "fused": fused})
 
 
 class PlainHooks(Variant):
@@ -213,24 +216,34 @@ class WandbWatch(Variant):
 VARIANTS: dict[str, type[Variant]] = {
     "unwatched": Variant,
     "summary": preset("summary"),
+    "summary, fused": preset("summary", fused=True),
     "hooks, content of summary": SummaryHooks,
     "cheap": preset("cheap"),
+    "cheap, fused": preset("cheap", fused=True),
     "hooks, content of cheap": PlainHooks,
     "the same, one transfer": Reductions,
     "standard": preset("standard"),
+    "standard, fused": preset("standard", fused=True),
     "hooks, content of standard": StandardHooks,
     "full": preset("full"),
+    "full, fused": preset("full", fused=True),
     "wandb.watch": WandbWatch,
 }
 INSIDE: dict[str, list[float]] = {}
 """Seconds that a step that is read spends in the meters of a watch: less noisy than a difference of whole steps."""
-CADENCE = {"standard": 10, "hooks, content of standard": 10, "full": 50}
+CADENCE = {
+    "standard": 10,
+    "standard, fused": 10,
+    "hooks, content of standard": 10,
+    "full": 50,
+    "full, fused": 50,
+}
 
 
 def measure(
     width: int, batch: int, context: int, rounds: int, *, compiled: bool, only: list[str]
 ) -> dict[tuple[str, bool], list[float]]:
-    names = ["unwatched", "summary", "cheap", "standard", "full"] if compiled else list(VARIANTS)
+    names = [name for name, kind in VARIANTS.items() if kind is Variant or issubclass(kind, Watched) or not compiled]
     names = [name for name in names if name in ("unwatched", *only)]
     variants = {name: VARIANTS[name](width, batch, context, compiled=compiled) for name in names}
     times: dict[tuple[str, bool], list[float]] = {}

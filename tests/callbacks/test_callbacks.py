@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,3 +145,20 @@ def test_lightning_reads_gradients_before_it_clips_them(tmp_path: Path) -> None:
     assert clipped[0]["all_grad/model/l2_norm"] == pytest.approx(free[0]["all_grad/model/l2_norm"], rel=1e-6)
     assert clipped[0]["all_update/model/l2_norm"] < 0.1 * free[0]["all_update/model/l2_norm"]
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
+
+
+@pytest.mark.parametrize("library", ["hf_trainer", "lightning"])
+def test_callbacks_ask_for_fused_readings_as_watch_does(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(f"trimtab.callbacks.{library}")
+    asked: list[bool] = []
+    monkeypatch.setattr(module, "watch", lambda *_, fused, **__: asked.append(fused))
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for fused in (False, True):
+        callback = module.ProbesCallback(probes.cheap, fused=fused)
+        if library == "hf_trainer":
+            state = SimpleNamespace(global_step=0)
+            callback.on_train_begin(SimpleNamespace(run_name=None), state, None, model=model, optimizer=optimizer)
+        else:
+            callback.on_fit_start(SimpleNamespace(optimizers=[optimizer]), SimpleNamespace(model=model))
+    assert asked == [False, True]

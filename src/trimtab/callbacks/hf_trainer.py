@@ -36,11 +36,13 @@ class ProbesCallback(TrainerCallback):
         every: int | None = None,
         only: Sequence[str] = (),
         sinks: Sequence[Sink] = (),
+        fused: bool = False,
     ) -> None:
         self.preset = preset
         self.every = every
         self.only = tuple(only)
         self.sinks = tuple(sinks)
+        self.fused = fused
         self.watch: Watch | None = None
         self.last: dict[str, float] = {}
 
@@ -56,6 +58,7 @@ class ProbesCallback(TrainerCallback):
             every=self.every,
             only=self.only,
             sinks=self.sinks,
+            fused=self.fused,
             run=args.run_name or "run",
             step=state.global_step,  # training may resume from a checkpoint
         )

@@ -35,6 +35,7 @@ class ProbesCallback(Callback):
         every: int | None = None,
         only: Sequence[str] = (),
         sinks: Sequence[Sink] = (),
+        fused: bool = False,
         run: str = "run",
     ) -> None:
         self.preset = preset
@@ -42,6 +43,7 @@ class ProbesCallback(Callback):
         self.every = every
         self.only = tuple(only)
         self.sinks = tuple(sinks)
+        self.fused = fused
         self.run = run
         self.watch: Watch | None = None
         self.last: dict[str, float] = {}
@@ -59,6 +61,7 @@ class ProbesCallback(Callback):
             every=self.every,
             only=self.only,
             sinks=self.sinks,
+            fused=self.fused,
             run=self.run,
         )
 

@@ -18,6 +18,8 @@ from trimtab.probe import AttentionProbe, Preset, ScoreProbe
 from trimtab.seams import find_attentions
 from trimtab.sink import Sink
 from trimtab.watching.errors import NoMatchError, WatchError
+from trimtab.watching.fused import fused_measure, try_kernel
+from trimtab.watching.measure import Measure, measure
 from trimtab.watching.metric import Place, where_of
 from trimtab.watching.padding import Padding, is_batch_first
 from trimtab.watching.parameters import Matrix, Weight, matrices_of, weights_of
@@ -35,6 +37,7 @@ def watch(
     sinks: Sequence[Sink] = (),
     every: int | None = None,
     exact: bool = False,
+    fused: bool = False,
     run: str = "run",
     step: int = 0,
     group: dist.ProcessGroup | Literal["world"] | None = "world",
@@ -55,13 +58,15 @@ def watch(
         sinks: receive the rows, in the process of rank 0 only.
         every: steps from one reading to the next, in place of the preset's.
         exact: look at every position of attention and logits where the preset samples positions.
+        fused: read each tensor once, by a kernel of ``torch.compile``, where eager operations read it four times. On a
+            CPU this needs a C++ compiler, and some seconds at the first reading.
         run: name under which sinks open the run.
         step: optimizer steps that were made before, of a training that resumes; rows go on from there.
         group: the processes to merge; ``"world"`` merges all if torch.distributed is initialised, None merges none.
 
     Raises:
-        WatchError: if the model is compiled already or offers nothing to watch, if no meter reads one of the probes, or
-            if the model has nothing that a probe asked for by name reads.
+        WatchError: if the model is compiled already or offers nothing to watch, if no meter reads one of the probes, if
+            the model has nothing that a probe asked for by name reads, or if kernels cannot be compiled here.
         NoMatchError: if a pattern of ``only`` matches nothing.
     """
     model = subject.model if isinstance(subject, Host) else subject
@@ -93,8 +98,23 @@ def watch(
         optimizers,
         Ranks(group),
         Padding(is_batch_first(model)),
+        _fused_for(model) if fused else measure,
     )
     return Watch(watched, sinks=sinks, run=run, step=step)
+
+
+def _fused_for(model: nn.Module) -> Measure:
+    """The fused way to measure, once it has worked on the device of the model."""
+    device = next((x.device for x in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    try:
+        if device.type != "meta":
+            try_kernel(device)
+    except Exception as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise WatchError(
+            f"fused=True needs torch.compile, which fails here ({type(error).__name__}: {reason}); leave fused out"
+        ) from error
+    return fused_measure
 
 
 def _report_attention(preset: Preset, places: _Places) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from typing import Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,14 @@ from torch import Tensor
 
 from trimtab.probe import NUM_SUMS
 
+_N = TypeVar("_N", float, Tensor)
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}  # entries measured together; copies stay in the cache
+
+
+class Measure(Protocol):
+    """A function that takes the moments of a tensor; see ``measure``."""
+
+    def __call__(self, x: Tensor, *, high: bool = True, entries: Tensor | int | None = None) -> Float[Tensor, 7]: ...
 
 
 def measure(x: Tensor, *, high: bool = True, entries: Tensor | int | None = None) -> Float[Tensor, 7]:
@@ -26,11 +34,23 @@ def measure(x: Tensor, *, high: bool = True, entries: Tensor | int | None = None
     if flat.device.type == "cpu":
         total = _on_cpu(flat, high)
     else:
-        measured = torch.stack([_of_piece(piece, high) for piece in flat.split(CHUNK["cuda"])])
-        total = torch.cat((measured[:, :NUM_SUMS].sum(0), measured[:, NUM_SUMS:].amax(0)))
+        total = add_pieces(torch.stack([of_piece(piece, high) for piece in flat.split(CHUNK["cuda"])]))
     if entries is not None:
         total[0] = entries - total[1]
     return total
+
+
+def add_pieces(moments: Float[Tensor, "pieces 7"]) -> Float[Tensor, 7]:
+    """The moments of a whole from those of its pieces."""
+    return torch.cat((moments[:, :NUM_SUMS].sum(0), moments[:, NUM_SUMS:].amax(0)))
+
+
+def about_zero(count: float, mean: _N, first: _N, second: _N, third: _N, fourth: _N) -> tuple[_N, _N, _N, _N]:
+    """The sums of the first four powers of entries, from those of their distances to a number close to the mean."""
+    squares = second + 2 * mean * first + count * mean**2
+    cubes = third + 3 * mean * second + 3 * mean**2 * first + count * mean**3
+    fourths = fourth + 4 * mean * third + 6 * mean**2 * second + 4 * mean**3 * first + count * mean**4
+    return count * mean + first, squares, cubes, fourths
 
 
 def _on_cpu(flat: Tensor, high: bool) -> Tensor:
@@ -40,7 +60,7 @@ def _on_cpu(flat: Tensor, high: bool) -> Tensor:
     for piece in flat.split(CHUNK["cpu"]) if len(flat) else ():
         found = _of_sound_piece(piece, high)
         if found is None:  # an entry that is not finite, or a power too large
-            found = _of_piece(piece, high).tolist()
+            found = of_piece(piece, high).tolist()
         sums = [total + part for total, part in zip(sums, found[:NUM_SUMS], strict=True)]
         largest = max(largest, found[NUM_SUMS])
     return torch.tensor([*sums, largest], dtype=torch.float64)
@@ -69,10 +89,7 @@ def _of_sound_piece(x: Tensor, high: bool) -> list[float] | None:
     fourth = square.square_().sum().item()
     if not math.isfinite(fourth + total):
         return None
-    squares = second + 2 * mean * first + count * mean**2
-    cubes = third + 3 * mean * second + 3 * mean**2 * first + count * mean**3
-    fourths = fourth + 4 * mean * third + 6 * mean**2 * second + 4 * mean**3 * first + count * mean**4
-    return [count, 0.0, count * mean + first, squares, cubes, fourths, largest]
+    return [count, 0.0, *about_zero(count, mean, first, second, third, fourth), largest]
 
 
 class _Buffers(threading.local):
@@ -93,7 +110,7 @@ def _scratch(piece: Tensor) -> tuple[Tensor, Tensor]:
     return both[0, : len(piece)], both[1, : len(piece)]
 
 
-def _of_piece(x: Tensor, high: bool) -> Tensor:
+def of_piece(x: Tensor, high: bool) -> Tensor:
     """The moments of a piece without a branch on its values."""
     # isfinite is ten times slower than arithmetic on a CPU: x - x is 0, or NaN where x is not finite.
     bad = (x - x).nan_to_num_(nan=1.0).sum(dtype=wide(x))  # a sum in half precision would saturate

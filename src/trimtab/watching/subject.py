@@ -11,6 +11,7 @@ from torch import nn
 
 from trimtab.host import AttentionPoint, Point
 from trimtab.probe import Preset
+from trimtab.watching.measure import Measure, measure
 from trimtab.watching.metric import Place
 from trimtab.watching.padding import Padding
 from trimtab.watching.parameters import KeyedParameters, Matrix, Weight
@@ -32,6 +33,7 @@ class Subject:
         optimizers: the optimizers whose steps are read; none where readings end by hand.
         ranks: the processes whose readings are merged.
         padding: of the forward pass that runs.
+        measure: takes the moments of a tensor.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class Subject:
     optimizers: Sequence[torch.optim.Optimizer]
     ranks: Ranks
     padding: Padding
+    measure: Measure = measure
 
     @cached_property
     def forward(self) -> list[Place]:

@@ -10,7 +10,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from trimtab.probe import NUM_SUMS, Moments, Probe, TensorProbe
-from trimtab.watching.measure import measure
 from trimtab.watching.meter import Guard, Meter, Reading
 from trimtab.watching.metric import Place
 from trimtab.watching.norms import numbered
@@ -51,7 +50,7 @@ class TensorMeter(Meter):
     @override
     def see(self, place: Place, x: Tensor) -> None:
         kept, entries = self.subject.padding.left_out(x)
-        self._measured.append((self.row_of[place], measure(kept, high=self.high, entries=entries)))
+        self._measured.append((self.row_of[place], self.subject.measure(kept, high=self.high, entries=entries)))
 
     @override
     def see_gradient(self, place: Place, x: Tensor) -> None:

@@ -10,7 +10,6 @@ from typing_extensions import override
 
 from trimtab.probe import NUM_SUMS, Moments, Probe, TensorProbe
 from trimtab.sharding import local
-from trimtab.watching.measure import measure
 from trimtab.watching.meter import Meter, Reading
 from trimtab.watching.norms import NUM_COLUMNS, add_rows, norms_of, numbered, of_norms
 from trimtab.watching.pack import Pack
@@ -53,7 +52,7 @@ class WeightMeter(Meter):
             return
         for place, x, share in zip(places, weights, shares, strict=True):
             row = self.row_of[place]
-            measured = measure(x)
+            measured = self.subject.measure(x)
             self.region("moments")[row] += measured[:NUM_SUMS] * share
             largest = self.region("largest")[row]
             largest.copy_(torch.maximum(largest, measured[NUM_SUMS]))
