@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
@@ -69,16 +70,7 @@ class Catalogue(Generic[T]):
 
     def ours(self) -> Mapping[str, T]:
         """The entries of trimtab, by slug, in the alphabetical order of their modules."""
-        package = importlib.import_module(self.package)
-        entries: dict[str, T] = {}
-        for info in pkgutil.iter_modules(package.__path__):
-            module = importlib.import_module(f"{self.package}.{info.name}")
-            for value in vars(module).values():
-                # A class is an entry of the module that defines it, not of a module that imports it.
-                imported = isinstance(value, type) and value.__module__ != module.__name__
-                if not imported and self.accepts(value):
-                    entries[self.slug_of(value)] = cast(T, value)
-        return entries
+        return _ours(self)
 
     def _points(self) -> Mapping[str, EntryPoint]:
         return _entry_points(self.group or self.package)
@@ -96,6 +88,20 @@ class Catalogue(Generic[T]):
         if self.slug_of(value) != point.name:
             raise CatalogueError(f"{origin}: its slug is '{self.slug_of(value)}'; give the entry point that name")
         return value
+
+
+@cache  # the reader of a study asks for every value of every table, and the modules of a package stay what they are
+def _ours(catalogue: Catalogue[T]) -> Mapping[str, T]:
+    package = importlib.import_module(catalogue.package)
+    entries: dict[str, T] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{catalogue.package}.{info.name}")
+        for value in vars(module).values():
+            # A class is an entry of the module that defines it, not of a module that imports it.
+            imported = isinstance(value, type) and value.__module__ != module.__name__
+            if not imported and catalogue.accepts(value):
+                entries[catalogue.slug_of(value)] = cast(T, value)
+    return MappingProxyType(entries)
 
 
 @cache  # reading the metadata of every installed distribution takes tens of milliseconds

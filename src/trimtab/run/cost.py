@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
 from trimtab.host import Part
 from trimtab.hosts import UnknownFamilyError, host_for, parameter_counts
 from trimtab.models.gpt import GPT, GPTConfig
 from trimtab.run.build import build
+from trimtab.run.products import ProductCounter
 from trimtab.run.spec import RunSpec
 
 BACKWARD = 2  # the backward pass has two matrix products for each matrix product of the forward pass
@@ -92,7 +92,7 @@ def _counted(spec: RunSpec, device: torch.device) -> ModelCost:
     with device, _WithoutValues() if device.type == "meta" else nullcontext():
         model = build(spec, device)
         context = spec.protocol.model.context
-        counter = FlopCounterMode(display=False)
+        counter = ProductCounter()
         model.eval()
         with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
             model(torch.zeros(1, context, dtype=torch.long))
@@ -101,7 +101,7 @@ def _counted(spec: RunSpec, device: torch.device) -> ModelCost:
         parameters=total,
         of_method=total - (_without_method(spec, device) if spec.method else total),
         of_blocks=_in_blocks(model),
-        flops_per_token=(1 + BACKWARD) * counter.get_total_flops() / context,
+        flops_per_token=(1 + BACKWARD) * counter.flops / context,
     )
 
 
