@@ -1,4 +1,4 @@
-"""A short training of a small GPT in float64 with rules attached, by one process or by two: ``python -m`` this module.
+"""A short training of a small GPT in float64 with rules attached, by one process or by two.
 
 Two processes share each batch and either replicate the model (DistributedDataParallel) or shard it (FSDP2). The rule is
 given by the file and the name of its class, so that a class of a test is found as well.
@@ -7,6 +7,7 @@ given by the file and the name of its class, so that a class of a test is found 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import json
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +37,7 @@ STEPS, BATCH, WORLD = 12, 8, 2
 SPIKES = {6: 30.0, 9: 300.0}  # factors of the loss, by step from 0
 MODES = ("ddp", "fsdp")
 TIMEOUT_S = 300
+DONE = "a task is done\n"
 
 ActingRule = GradientRule | UpdateRule
 TestedRule = ActingRule | LossTerm
@@ -108,7 +111,7 @@ def start(rule: ActingRule) -> tuple[GPT, torch.optim.Optimizer, AttachedRules]:
 
 
 def train_on_ranks(rule: TestedRule) -> dict[str, dict[str, Tensor]]:
-    """Weights after training by two processes, by mode.
+    """Weights after training by two processes, by mode. The processes stay for the next call.
 
     Raises:
         RuntimeError: if a process fails; the message is the end of what it printed.
@@ -116,24 +119,71 @@ def train_on_ranks(rule: TestedRule) -> dict[str, dict[str, Tensor]]:
     kind = type(rule)
     settings = {f.name: getattr(rule, f.name) for f in dataclasses.fields(rule) if f.init}  # pyright: ignore
     with tempfile.TemporaryDirectory() as folder:
-        call = [sys.executable, "-m", __name__, folder, kind.__module__, inspect.getfile(kind), kind.__qualname__]
-        call.append(json.dumps(settings))
-        ranks = [
-            subprocess.Popen(
-                [*call, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment()
-            )
-            for rank in range(WORLD)
-        ]
-        said = [process.communicate(timeout=TIMEOUT_S)[0] for process in ranks]
-        for process, text in zip(ranks, said, strict=True):
-            if process.returncode:
-                raise RuntimeError(text[-2000:])
+        _ranks().train([folder, kind.__module__, inspect.getfile(kind), kind.__qualname__, json.dumps(settings)])
         return {mode: torch.load(Path(folder) / f"{mode}.pt") for mode in MODES}
 
 
-def _environment() -> dict[str, str]:
-    # Loopback only: a machine's name need not resolve.
-    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(sys.path)}
+class _Ranks:
+    """Two processes that have imported torch; they end when this process does, since that closes their input."""
+
+    def __init__(self) -> None:
+        # Loopback only: a machine's name need not resolve.
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", __name__, str(rank)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=env,
+            )
+            for rank in range(WORLD)
+        ]
+
+    def train(self, task: Sequence[str]) -> None:
+        """Have both processes do a task, and wait for them."""
+        late = threading.Timer(TIMEOUT_S, self.kill)
+        late.start()
+        try:
+            for process in self.processes:
+                assert process.stdin is not None
+                process.stdin.write(json.dumps(task) + "\n")
+                process.stdin.flush()
+            said = [self._until_done(process) for process in self.processes]
+        except OSError as error:  # a process ended since the task before
+            said = [str(error)]
+        finally:
+            late.cancel()
+        if any(said):
+            self.kill()
+            _ranks.cache_clear()
+            raise RuntimeError(next(filter(None, said))[-2000:])
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def _until_done(self, process: subprocess.Popen[str]) -> str:
+        """Empty once the process has done its task; else what it printed until it ended."""
+        assert process.stdout is not None
+        lines: list[str] = []
+        for line in process.stdout:
+            if line == DONE:
+                return ""
+            lines.append(line)
+        return "".join(lines) or f"a process ended with code {process.wait()}"
+
+
+@functools.cache
+def _ranks() -> _Ranks:
+    return _Ranks()
 
 
 def _rule_of(module: str, file: str, name: str, settings: str) -> TestedRule:
@@ -152,9 +202,7 @@ def _rule_of(module: str, file: str, name: str, settings: str) -> TestedRule:
     return found(**json.loads(settings))
 
 
-def _main(folder: str, module: str, file: str, name: str, settings: str, rank: int) -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+def _train_rank(rank: int, folder: str, module: str, file: str, name: str, settings: str) -> None:
     store = cast(Any, dist).FileStore(str(Path(folder) / "store"), WORLD)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
     for mode in MODES:
@@ -181,6 +229,14 @@ def _main(folder: str, module: str, file: str, name: str, settings: str, rank: i
     dist.destroy_process_group()
 
 
+def _serve(rank: int) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        _train_rank(rank, *json.loads(line))
+        sys.stdout.write(DONE)
+        sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    _folder, _module, _file, _name, _settings, _rank = sys.argv[1:]
-    _main(_folder, _module, _file, _name, _settings, int(_rank))
+    _serve(int(sys.argv[1]))
