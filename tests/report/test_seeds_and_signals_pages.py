@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Iterator
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -24,6 +25,7 @@ from trimtab.report import print_findings, write_report
 from trimtab.report.html import resource
 from trimtab.report.schema import schema
 from trimtab.run.folder import Outcome
+from trimtab.stats import training_map
 from trimtab.stats.training_map import MapUnavailableError
 from trimtab.study.kind import Evidence, Findings, kind_of, read_any_study
 from trimtab.study.seed_facts import NO_FACTS, SeedFacts, save_facts
@@ -97,6 +99,15 @@ def table_of(kind: str, arms: tuple[str, ...]) -> dict[str, Any]:
     else:
         raw |= {"seeds": {"learning_rate": "2^-5", "init": 5, "data": 2}}
     return raw
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_maps() -> Iterator[None]:
+    """A page shows a map whatever number of starts it was chosen from; fits have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_map, "STARTS", 1)
+        patch.setattr(training_map, "ITERATIONS", 15)
+        yield
 
 
 @pytest.fixture(scope="module")

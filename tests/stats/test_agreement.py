@@ -156,6 +156,7 @@ def test_two_runs_have_an_agreement_and_no_interval() -> None:
     assert math.isnan(found.high)
 
 
+@pytest.mark.nightly
 def test_the_interval_of_the_mean_kappa_covers() -> None:
     rng = np.random.default_rng(2)
     # Runs of a study share what is asked of them, so the truth is that of the items, over runs without end.

@@ -122,7 +122,7 @@ def test_a_table_that_is_too_small_or_not_complete_is_refused(table: np.ndarray)
 
 
 @pytest.mark.parametrize("true", [(1, 0.5, 0.3), (1, 0, 0.3), (0, 0.5, 0.3), (0, 0, 1)])
-@pytest.mark.parametrize("size", [(5, 5), (6, 6)])
+@pytest.mark.parametrize("size", [(5, 5), pytest.param((6, 6), marks=pytest.mark.nightly)])
 def test_the_intervals_of_the_variances_cover(size: tuple[int, int], true: tuple[float, float, float]) -> None:
     rng = np.random.default_rng([*size, *(int(10 * value) for value in true)])
     covered = np.zeros(3)
@@ -134,7 +134,7 @@ def test_the_intervals_of_the_variances_cover(size: tuple[int, int], true: tuple
     assert (covered / TABLES >= LEAST_COVERAGE).all()
 
 
-@pytest.mark.parametrize("size", [(5, 5), (6, 6)])
+@pytest.mark.parametrize("size", [(5, 5), pytest.param((6, 6), marks=pytest.mark.nightly)])
 def test_the_intervals_of_the_shares_cover(size: tuple[int, int]) -> None:
     rng = np.random.default_rng([*size, 99])
     covered = np.zeros(3)

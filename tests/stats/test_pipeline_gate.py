@@ -19,7 +19,7 @@ MOST_RUNS = 25
 
 
 pipeline = load("pipeline")
-HARDEST = ("slopes", "emulator")  # the lowest coverage of all cells
+HARDEST = ("emulator",)  # losses drawn from a committed study; the other cells are simulated every night
 HONEST = [cell for cell in pipeline.CELLS if cell != "island"]
 
 

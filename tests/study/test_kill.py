@@ -200,8 +200,9 @@ def test_killed_workers_change_nothing(study_file: Path, undisturbed: Undisturbe
     driver.assert_nobody_left()
 
 
-def wait_for_a_run(folder: Path, driver: Driver) -> None:
-    while not list(folder.glob("runs/*/outcome.json")):
+def wait_for_a_run(folder: Path, driver: Driver, file: str = "outcome.json") -> None:
+    """Until a run has ended; or has begun, with another file."""
+    while not list(folder.glob(f"runs/*/{file}")):
         assert not driver.ended_within(0.1), driver.errors()
 
 
@@ -260,7 +261,7 @@ def test_a_second_driver_leaves_at_once_with_31(tiny_tables: Callable[..., dict[
     study_file = tmp_path / "long.toml"
     study_file.write_text(tomli_w.dumps(tiny_tables(training={"steps": 4000})), encoding="utf-8")
     first = Driver(study_file, folder)
-    wait_for_a_run(folder, first)
+    wait_for_a_run(folder, first, "heartbeat")
     other = subprocess.run(
         [sys.executable, "-m", "trimtab", "study", study_file, "--out", folder, "--workers", "2"],
         capture_output=True,

@@ -53,12 +53,17 @@ def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits_of(model, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
 
+EVERY_TIME = ("trimtab GPT", "Llama", "GPT-2")  # a graph takes seconds; the other families' are made every night
+
+
 def small() -> nn.Module:
     torch.manual_seed(0)
     return GPT(GPTConfig(vocab_size=VOCABULARY, width=16, num_layers=1, num_heads=2, context=16))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(each, marks=() if each in EVERY_TIME else pytest.mark.nightly) for each in FAMILIES]
+)
 def test_a_compiled_model_of_any_family_keeps_its_bits_and_gives_the_readings_of_eager_mode(family: str) -> None:
     build = FAMILIES[family]
     plain, _ = trained(build, None, "aot_eager", steps=2)
