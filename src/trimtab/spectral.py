@@ -15,7 +15,7 @@ from typing import Any, Self, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from typing_extensions import override
 
 from trimtab.change import HeldRule
@@ -32,7 +32,10 @@ class SpectralRule(HeldRule):
 
     Attributes:
         u, v: right and left singular vector, float32.
+        is_due: whether the vectors are to advance at the end of the step of an optimizer.
     """
+
+    is_due: bool = False
 
     def __init__(self, weight: Tensor, iterations: int = 1) -> None:
         super().__init__()
@@ -105,17 +108,33 @@ def _enlist(rule: SpectralRule) -> int:
     return number
 
 
+def _before_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    for rule, _ in _stepped_by(optimizer):
+        rule.is_due = True
+
+
 def _after_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-    """Advance the rules of the weights that this optimizer stepped."""
-    if not LIVE or getattr(optimizer, "steps_by_parts", False):  # each part has called this function already
-        return
-    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for _, rule in sorted(LIVE.items()):  # every process has the same order, because sharded weights communicate
-        weight = rule.stored
-        if weight is not None and id(weight) in stepped:
+    """Advance the rules of the weights that this optimizer stepped.
+
+    An optimizer that steps by others, such as Muon with AdamW or a wrapper of the user, calls this after they did:
+    what has advanced since the step began stays.
+    """
+    for rule, weight in _stepped_by(optimizer):
+        if rule.is_due:
+            rule.is_due = False
             rule.step(weight)
 
 
+def _stepped_by(optimizer: torch.optim.Optimizer) -> list[tuple[SpectralRule, Tensor]]:
+    if not LIVE:
+        return []
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    # Every process has the same order, because sharded weights communicate.
+    stored = [(rule, rule.stored) for _, rule in sorted(LIVE.items())]
+    return [(rule, weight) for rule, weight in stored if weight is not None and id(weight) in stepped]
+
+
+register_optimizer_step_pre_hook(_before_step)
 register_optimizer_step_post_hook(_after_step)
 
 

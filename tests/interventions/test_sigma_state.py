@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trimtab import GPT, GPTConfig, host_for, methods, probes, watch
-from trimtab.optim import Muon, MuonH, OptimizerConfig
+from trimtab.optim import AdamW, Muon, MuonH
 from trimtab.parameters import trained_parameters
 
 CONFIG = GPTConfig(vocab_size=24, width=16, num_layers=2, num_heads=2, context=12)
@@ -113,11 +114,26 @@ def test_the_state_advances_once_a_step_for_any_number_of_forward_passes(trained
     assert torch.equal(seen[3], seen[5])
 
 
-@pytest.mark.parametrize("optimizer", [Muon(), MuonH()], ids=["muon", "muon_h"])
-def test_an_optimizer_of_several_parts_advances_the_state_once_a_step(trained: GPT, optimizer: OptimizerConfig) -> None:
+class Wrapper(torch.optim.Optimizer):
+    """An optimizer of a user that steps another one, as SAM and Lookahead do."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        super().__init__(inner.param_groups, {})
+        self.inner = inner
+
+    def step(self) -> None:  # type: ignore[override]
+        self.inner.step()
+
+
+def wrapped(parameters: Any, rate: float) -> torch.optim.Optimizer:
+    return Wrapper(AdamW().build(parameters, rate))
+
+
+@pytest.mark.parametrize("build", [Muon().build, MuonH().build, wrapped], ids=["muon", "muon_h", "wrapper"])
+def test_an_optimizer_of_several_parts_advances_the_state_once_a_step(trained: GPT, build: Any) -> None:
     """Torch calls the hooks of a step for the whole and for each part of it."""
     model = copy.deepcopy(trained)
-    whole = optimizer.build(trained_parameters(model), 0.01)
+    whole = build(trained_parameters(model), 0.01)
     loss_of(model, batch(0)).backward()
     before = {name: rule.u.clone() for name, rule in zip(NAMES, rules(model), strict=True)}
     whole.step()

@@ -20,10 +20,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
 
     Attributes:
         parts: the optimizers, for code that reads the state of a part.
-        steps_by_parts: tells hooks after a step that they were already called for each part.
     """
-
-    steps_by_parts = True
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         super().__init__([group for part in parts for group in part.param_groups], {})
