@@ -153,6 +153,30 @@ def test_a_driver_slow_to_take_an_old_lease_over_leaves_the_new_one_alone(tmp_pa
     assert read_driver(tmp_path) is None
 
 
+def test_a_lease_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease_of(tmp_path, host="login-2", boot="another")
+    before = (tmp_path / LEASE).read_text()
+    read = Path.read_text
+
+    def fails(path: Path, *args: Any, **options: Any) -> str:
+        if path.name == LEASE:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fails)
+        with pytest.raises(OSError, match=os.strerror(errno.ESTALE)), StudyLock(tmp_path):
+            pass
+    assert (tmp_path / LEASE).read_text() == before
+    assert not (tmp_path / CHANGING).exists()
+
+
+def test_a_lease_of_damaged_bytes_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / LEASE).write_bytes(b"\xff\xfe{")
+    with StudyLock(tmp_path) as held:
+        assert read_driver(tmp_path) == held.driver
+
+
 def test_a_change_that_another_process_has_begun_is_waited_for(tmp_path: Path) -> None:
     (tmp_path / CHANGING).write_text("another kernel")
     threading.Timer(0.1, (tmp_path / CHANGING).unlink).start()

@@ -66,6 +66,18 @@ def read_driver(folder: Path) -> Driver | None:
     return parse_driver(text_of(folder / LEASE))
 
 
+def read_lease(folder: Path) -> str:
+    """The text of the lease; empty if there is none.
+
+    Raises:
+        OSError: if the file is there and cannot be read: it may be the lease of a live driver.
+    """
+    try:
+        return (folder / LEASE).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
 def parse_driver(text: str) -> Driver | None:
     """The driver that the text of a lease names; None if it names none."""
     try:
@@ -86,9 +98,10 @@ def exchange(folder: Path, before: str, driver: Driver | None, *, alone_on_host:
 
     Raises:
         StudyLockedError: if another process began a change and did not end it.
+        OSError: if the lease cannot be read or written.
     """
     with _alone(folder, alone_on_host):
-        if text_of(folder / LEASE) != before:
+        if read_lease(folder) != before:
             return False
         if driver is None:
             (folder / LEASE).unlink(missing_ok=True)
@@ -100,8 +113,8 @@ def exchange(folder: Path, before: str, driver: Driver | None, *, alone_on_host:
 def text_of(file: Path) -> str:
     """The text of a file; empty if it cannot be read."""
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return ""
 
 

@@ -28,6 +28,7 @@ from trimtab.study.lease import (
     exchange,
     parse_driver,
     read_driver,
+    read_lease,
     text_of,
     this_boot,
     this_driver,
@@ -128,7 +129,7 @@ class StudyLock:
 
     def _take_lease(self) -> None:
         while True:
-            before = text_of(self.folder / LEASE)
+            before = read_lease(self.folder)
             holder = parse_driver(before)
             if holder is not None and self._lives(holder, self.folder / LEASE):
                 raise StudyLockedError(
