@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,10 +20,11 @@ from trimtab.config import ConfigError
 from trimtab.host import Part
 from trimtab.intervention import GradientRule, RunningRule
 from trimtab.interventions import AdaGC, GlobalClip
-from trimtab.optim import Muon, TrainedParameter
-from trimtab.population import NotStackableError, refusing
+from trimtab.optim import AdamW, Muon, TrainedParameter
+from trimtab.population import NotStackableError, Stack, refusing
 from trimtab.population.attention import FoldedAttention
 from trimtab.population.muon import StackedMuon
+from trimtab.population.optimizer import StackedAdamW
 from trimtab.run.carry_out import carry_out, carry_out_together
 from trimtab.run.execute import execute
 from trimtab.run.folder import load_environment, load_steps
@@ -150,7 +152,7 @@ def test_stacked_muon_is_muon_of_every_model(transposed: bool) -> None:
             value.grad = torch.randn_like(value)
             for k, model in enumerate(models):
                 model[name].grad = value.grad[k].clone()
-        together.step(1.0, torch.tensor([True, True]))
+        together.step(1.0)
         for optimizer in apart:
             optimizer.step()
     for name, value in stacked.items():
@@ -159,15 +161,54 @@ def test_stacked_muon_is_muon_of_every_model(transposed: bool) -> None:
             assert (value[k] - before[name][k]).abs().max() > 0.02, f"{name} of model {k} did not move"
 
 
-def test_a_model_that_is_frozen_keeps_its_matrices() -> None:
-    stacked = {"weight": torch.randn(2, 4, 4).requires_grad_()}
-    before = stacked["weight"].detach().clone()
-    model = nn.Parameter(before[0].clone())
-    optimizer = StackedMuon(Muon(), [TrainedParameter("weight", model, (Part.Q,), True, True)], stacked, [0.1, 0.1])
-    stacked["weight"].grad = torch.tensor([1.0, math.nan]).view(2, 1, 1) * torch.randn(2, 4, 4)
-    optimizer.step(1.0, torch.tensor([True, False]))
-    assert not torch.equal(stacked["weight"][0], before[0])
-    assert torch.equal(stacked["weight"][1], before[1])
+class Square(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+        self.gain = nn.Parameter(torch.randn(4))
+        self.register_buffer("table", torch.randn(3))
+
+
+@pytest.mark.parametrize("config", [Muon(), AdamW(weight_decay=0.1)], ids=["muon", "adamw"])
+def test_a_model_goes_on_as_if_it_had_always_been_without_those_that_left(config: Any) -> None:
+    torch.manual_seed(0)
+    models = [Square() for _ in range(3)]
+    rates = [0.1, 0.2, 0.3]
+
+    def made(of: list[Square], learning_rates: list[float]) -> tuple[Stack, Any]:
+        stack = Stack(of)
+        members = [
+            TrainedParameter("weight", of[0].weight, (Part.Q,), True, True),
+            TrainedParameter("gain", of[0].gain, (), False, False),
+        ]
+        kind = StackedMuon if isinstance(config, Muon) else StackedAdamW
+        return stack, kind(config, members, stack.parameters, learning_rates)
+
+    others = copy.deepcopy([models[0], models[2]])
+    stack, optimizer = made(models, rates)
+    small, expected = made(others, [rates[0], rates[2]])
+
+    def step(gradients: dict[str, Tensor], indices: list[int]) -> None:
+        for name, gradient in gradients.items():
+            stack.parameters[name].grad = gradient.clone()
+            small.parameters[name].grad = gradient[indices].clone()
+        optimizer.step(1.0)
+        expected.step(1.0)
+
+    shapes = {name: value.shape[1:] for name, value in stack.parameters.items()}
+    step({name: torch.randn(3, *shape) for name, shape in shapes.items()}, [0, 2])
+    left = copy.deepcopy(models[1])
+    stack.keep([0, 2])
+    optimizer.keep([0, 2])
+    for _ in range(2):
+        step({name: torch.randn(2, *shape) for name, shape in shapes.items()}, [0, 1])
+    for name, value in stack.parameters.items():
+        torch.testing.assert_close(value, small.parameters[name], rtol=0, atol=2e-3 if isinstance(config, Muon) else 0)
+        for index, model in enumerate(others):
+            assert not torch.equal(model.get_parameter(name), left.get_parameter(name))
+            torch.testing.assert_close(models[2 * index].get_parameter(name), value[index], rtol=0, atol=0)
+    assert torch.equal(stack.buffers["table"], torch.stack([models[0].table, models[2].table]))
+    assert all(torch.equal(value, left.state_dict()[name]) for name, value in models[1].state_dict().items())
 
 
 @final
@@ -290,6 +331,8 @@ def test_a_run_that_diverges_ends_and_leaves_the_others_alone(tmp_path: Path) ->
     assert mixed[1].stopped == "non_finite"
     assert mixed[1].steps < 30
     assert [mixed[0].stopped, mixed[2].stopped] == [None, None]
+    ended = [(tmp_path / "mixed" / outcome.run_id / "outcome.json").stat().st_mtime_ns for outcome in mixed]
+    assert ended[1] < min(ended[0], ended[2]), "its outcome waited for the others"
     apart = carry_out_together(calm, ["", ""], tmp_path / "apart")
     names = [outcome.run_id for outcome in apart]
     assert worst(tmp_path / "mixed", tmp_path / "apart", names) < CLOSE

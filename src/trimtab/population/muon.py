@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtab.optim import Muon, TrainedParameter
 from trimtab.optim.matrices import FACTORS, orthogonalized
 from trimtab.optim.muon import adamw_of, within
-from trimtab.population.optimizer import StackedAdamW, columns_of, only_active
+from trimtab.population.optimizer import StackedAdamW, columns_of, kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +19,15 @@ class _Matrix:
     """A hidden matrix of all models.
 
     Attributes:
-        stacked: (K, rows, columns), or (K, S, rows, columns) if the model has a stack of matrices.
+        name: of the stacked parameter, (K, rows, columns); (K, S, rows, columns) if a model has a stack of matrices.
         rows: the outputs of each part, if parts share the matrix.
         outputs: the dimension of the outputs, counted from the end.
-        rate: the LR of each model, of the shape of ``stacked`` with sizes of 1.
+        rate: the LR of each model, of the shape of the parameter with sizes of 1.
         decay: the weight decay of each model.
         momentum: the momentum of the gradient.
     """
 
-    stacked: Tensor
+    name: str
     rows: tuple[slice | Tensor, ...]
     outputs: int
     rate: Tensor
@@ -58,35 +58,41 @@ class StackedMuon:
         learning_rates: Sequence[float],
     ) -> None:
         self.config = config
+        self.stacked = stacked
         hidden, rest = config.divided(members)
         self.matrices: list[_Matrix] = []
         rates = within(config.rates, hidden)
         for member, rate, decay in columns_of(hidden, rates, config, stacked, learning_rates):
-            parameter, outputs = stacked[member.name], -1 if member.transposed else -2
-            self.matrices.append(_Matrix(parameter, member.rows, outputs, rate, decay, torch.zeros_like(parameter)))
+            momentum, outputs = torch.zeros_like(stacked[member.name]), -1 if member.transposed else -2
+            self.matrices.append(_Matrix(member.name, member.rows, outputs, rate, decay, momentum))
         adamw = adamw_of(rest, config.adamw, config.rates)
         others = [learning_rate * config.adamw_rate for learning_rate in learning_rates]
         self.adamw = StackedAdamW(adamw, rest, stacked, others) if rest else None
 
     @torch.no_grad()
-    def step(self, multiplier: float, active: Tensor) -> None:
+    def step(self, multiplier: float) -> None:
         """One step."""
         for matrix in self.matrices:
-            if matrix.stacked.grad is not None:
-                self._step(matrix, multiplier, active)
+            parameter = self.stacked[matrix.name]
+            if parameter.grad is not None:
+                self._step(matrix, parameter, parameter.grad, multiplier)
         if self.adamw is not None:
-            self.adamw.step(multiplier, active)
+            self.adamw.step(multiplier)
 
-    def _step(self, matrix: _Matrix, multiplier: float, active: Tensor) -> None:
-        config, gradient = self.config, matrix.stacked.grad
-        assert gradient is not None
+    def keep(self, indices: Sequence[int]) -> None:
+        """Go on with the state of these models."""
+        self.matrices = [kept(matrix, indices) for matrix in self.matrices]
+        if self.adamw is not None:
+            self.adamw.keep(indices)
+
+    def _step(self, matrix: _Matrix, parameter: Tensor, gradient: Tensor, multiplier: float) -> None:
+        config = self.config
         matrix.momentum.lerp_(gradient, 1 - config.momentum)
         update = gradient.lerp(matrix.momentum, config.momentum) if config.nesterov else matrix.momentum
         rate = matrix.rate * multiplier
-        new = matrix.stacked * (1 - rate * matrix.decay)
+        parameter.mul_(1 - rate * matrix.decay)
         for rows in matrix.rows or (slice(None),):
             where = (..., rows, slice(None)) if matrix.outputs == -2 else (..., rows)
             part = update[where]
             turned = orthogonalized(part.flatten(0, -3), config.ns_steps).view(part.shape)
-            new[where] -= rate * FACTORS[config.factor](part.shape) * turned
-        matrix.stacked.copy_(only_active(active, new, matrix.stacked))
+            parameter[where] -= rate * FACTORS[config.factor](part.shape) * turned

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -23,8 +25,12 @@ class StackedOptimizer(Protocol):
         """Whether its steps advance the weight rules of the models, as every optimizer of torch does."""
         ...
 
-    def step(self, multiplier: float, active: Tensor) -> None:
-        """One step with every LR times ``multiplier``; models for which ``active`` (K,) is False stay as they are."""
+    def step(self, multiplier: float) -> None:
+        """One step with every LR times ``multiplier``."""
+        ...
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Go on with these models only, which the stack has kept."""
         ...
 
 
@@ -45,14 +51,17 @@ class EachAlone:
             for group in optimizer.param_groups:
                 group.setdefault(BASE_LR, group["lr"])
 
-    def step(self, multiplier: float, active: Tensor) -> None:
+    def step(self, multiplier: float) -> None:
         """One step of every optimizer."""
         self.stack.share_gradients()
-        for optimizer, goes_on in zip(self.optimizers, active.tolist(), strict=True):
+        for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group[BASE_LR] * multiplier
-            if goes_on:
-                optimizer.step()
+            optimizer.step()
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Go on with the optimizers of these models."""
+        self.optimizers = [self.optimizers[index] for index in indices]
 
 
 class StackedAdamW:
@@ -61,7 +70,7 @@ class StackedAdamW:
     Args:
         config: the settings.
         members: the trained parameters of one model, which give parts and decay.
-        stacked: the stacked parameters by name.
+        stacked: the stacked parameters by name, which the stack replaces when it keeps some of the models.
         learning_rates: the peak LR of each model.
 
     Raises:
@@ -78,35 +87,58 @@ class StackedAdamW:
         learning_rates: Sequence[float],
     ) -> None:
         self.config = config
-        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []  # parameter, LR of each model, decay of each model
-        for member, rate, decay in columns_of(members, config.rates, config, stacked, learning_rates):
-            self.rows.append((stacked[member.name], rate, decay))
-        self.averages = [torch.zeros_like(parameter) for parameter, _, _ in self.rows]
-        self.squares = [torch.zeros_like(parameter) for parameter, _, _ in self.rows]
+        self.stacked = stacked
+        self.rows = [
+            _Row(
+                member.name, rate, decay, torch.zeros_like(stacked[member.name]), torch.zeros_like(stacked[member.name])
+            )
+            for member, rate, decay in columns_of(members, config.rates, config, stacked, learning_rates)
+        ]
         self.steps = 0
 
     @torch.no_grad()
-    def step(self, multiplier: float, active: Tensor) -> None:
+    def step(self, multiplier: float) -> None:
         """One step."""
         config = self.config
         self.steps += 1
         first = 1 - config.beta1**self.steps
         second = math.sqrt(1 - config.beta2**self.steps)
-        for (parameter, rate, decay), average, square in zip(self.rows, self.averages, self.squares, strict=True):
+        for row in self.rows:
+            parameter = self.stacked[row.name]
             if parameter.grad is None:
                 continue
             grad = parameter.grad
-            average.lerp_(grad, 1 - config.beta1)
-            square.mul_(config.beta2).addcmul_(grad, grad, value=1 - config.beta2)
-            now = rate * multiplier
-            new = parameter * (1 - now * decay)
-            new -= now / first * (average / (square.sqrt() / second + config.eps))
-            parameter.copy_(only_active(active, new, parameter))
+            row.average.lerp_(grad, 1 - config.beta1)
+            row.square.mul_(config.beta2).addcmul_(grad, grad, value=1 - config.beta2)
+            now = row.rate * multiplier
+            parameter.mul_(1 - now * row.decay)
+            parameter -= now / first * (row.average / (row.square.sqrt() / second + config.eps))
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Go on with the state of these models."""
+        self.rows = [kept(row, indices) for row in self.rows]
 
 
-def only_active(active: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """The new values of the models that are active (K,), and the old ones of the others."""
-    return torch.where(active.view(-1, *(1,) * (old.ndim - 1)), new, old)
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A stacked parameter: its name, and for each model the LR, the weight decay and the moments of the gradient."""
+
+    name: str
+    rate: Tensor
+    decay: Tensor
+    average: Tensor
+    square: Tensor
+
+
+_State = TypeVar("_State")
+
+
+def kept(state: _State, indices: Sequence[int]) -> _State:
+    """A dataclass whose tensors have one entry for each model, with the entries of some models."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(cast(Any, state))}
+    return type(state)(
+        **{name: value[list(indices)] if isinstance(value, Tensor) else value for name, value in fields.items()}
+    )
 
 
 def columns_of(

@@ -54,26 +54,36 @@ class Stack:
     def __init__(self, models: Sequence[nn.Module], terms: Sequence[Any] = ()) -> None:
         self.models = list(models)
         self.terms = list(terms)
-        first = models[0]
         shapes = [{n: (p.shape, p.dtype) for n, p in model.named_parameters()} for model in models]
         if any(shape != shapes[0] for shape in shapes):
             raise NotStackableError("the models of a population differ in the names or shapes of their parameters")
         self.parameters: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
-        with torch.no_grad():
-            for name, parameter in first.named_parameters():
-                stacked = torch.stack([model.get_parameter(name).detach() for model in models])
-                self.parameters[name] = stacked.requires_grad_(parameter.requires_grad)
-                for index, model in enumerate(models):
-                    model.get_parameter(name).data = stacked.detach()[index]
-            for name, _ in first.named_buffers():
-                stacked = torch.stack([model.get_buffer(name) for model in models])
-                self.buffers[name] = stacked
-                for index, model in enumerate(models):
-                    model.get_buffer(name).data = stacked[index]
+        self._stack()
         for model in models:
             for rule in _spectral(model):
                 rule.is_stepped_outside()
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Go on with these models only, between two steps; ``parameters`` and ``buffers`` stay the same dictionaries.
+
+        The others keep their values, in the memory of the former stack.
+        """
+        self.models = [self.models[index] for index in indices]
+        self._stack()
+
+    @torch.no_grad()
+    def _stack(self) -> None:
+        for name, parameter in self.models[0].named_parameters():
+            stacked = torch.stack([model.get_parameter(name).detach() for model in self.models])
+            self.parameters[name] = stacked.requires_grad_(parameter.requires_grad)
+            for index, model in enumerate(self.models):
+                model.get_parameter(name).data = stacked.detach()[index]
+        for name, _ in self.models[0].named_buffers():
+            stacked = torch.stack([model.get_buffer(name) for model in self.models])
+            self.buffers[name] = stacked
+            for index, model in enumerate(self.models):
+                model.get_buffer(name).data = stacked[index]
 
     @property
     def trained(self) -> dict[str, Tensor]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.config import dump_toml
 from trimtab.data import TokenData
@@ -94,6 +95,21 @@ def stack_refusal(spec: RunSpec, data: TokenData) -> str:
     return ""
 
 
+class _Member:
+    """One run of a population, with its model in the stack and its folder."""
+
+    def __init__(
+        self, spec: RunSpec, model: nn.Module, folder: RunFolder, progress: Callable[[int, float], None], facts: Facts
+    ) -> None:
+        self.spec = spec
+        self.model = model
+        self.matrices = weight_matrices(model)
+        self.folder = folder
+        self.progress = progress
+        self.facts = facts
+        self.seconds = 0.0
+
+
 class _Population:
     """The models of several runs, and their optimizer and rules."""
 
@@ -144,59 +160,95 @@ class _Population:
         self.stack.held_out_losses(self.held_out[:1], 1)
 
     def train(self, folders: Sequence[RunFolder], progress: Progress) -> list[Outcome]:
-        """The loop; a run that stops early is frozen, and its outcome is written at the end."""
-        started = time.monotonic()
+        """The loop; a run that stops early is finished at once and leaves the stack, so that it costs no more time."""
         training, protocol = self.protocol.training, self.protocol
-        count = len(self.specs)
-        facts = [Facts(protocol, self.data) for _ in range(count)]
-        active = [True] * count
-        matrices = [weight_matrices(model) for model in self.stack.models]
-
-        def record(step: int, rate: float, losses: list[float], norms: list[float], penalties: list[float]) -> None:
-            held_out = None
-            if step in self.evaluated:
-                held_out = self.stack.held_out_losses(self.held_out, EVALUATION_BATCH).tolist()
-            for index in range(count):
-                if not active[index]:
-                    continue
-                row: dict[str, int | float | None] = {
-                    "step": step,
-                    "learning_rate": self.specs[index].learning_rate * rate,
-                    "loss": losses[index],
-                    "grad_norm": norms[index],
-                }
-                if penalties:
-                    row["penalty"] = penalties[index]
-                if held_out is not None:
-                    row["held_out_loss"] = held_out[index]
-                    row["weight_norm"] = float(weight_norm(self.stack.models[index], matrices[index]))
-                folders[index].append(row)
-                folders[index].beat(step, losses[index])
-                progress(index, step, losses[index])
-                active[index] = not facts[index].see(row)
-
-        nothing = [math.nan] * count
-        record(0, 0.0, nothing, nothing, [])
-        streams = [training_batches(protocol, self.data, spec.seeds.data, self.device) for spec in self.specs]
-        for step, pieces in enumerate(zip(*streams, strict=True), start=1):
-            if not any(active):
-                break
-            rate = protocol.schedule.factor(step - 1, training.steps)
-            losses, penalties = self._backward(step, [torch.stack(list(piece)) for piece in zip(*pieces, strict=True)])
-            norms = self._apply_rules(step)
-            self.optimizer.step(rate, torch.tensor(active, device=self.device))
-            if not self.optimizer.advances_rules:
-                self.stack.after_step()
-            self.stack.zero_grad()
-            record(step, rate, losses.tolist(), norms, [] if penalties is None else penalties.tolist())
-        seconds = (time.monotonic() - started) / count
-        return [
-            finish_run(model, self.data, folder, one, seconds, self.held_out)
-            for model, folder, one in zip(self.stack.models, folders, facts, strict=True)
+        members = [
+            _Member(spec, model, folder, partial(progress, index), Facts(protocol, self.data))
+            for index, (spec, model, folder) in enumerate(zip(self.specs, self.stack.models, folders, strict=True))
         ]
+        streams = [training_batches(protocol, self.data, spec.seeds.data, self.device) for spec in self.specs]
+        outcomes: dict[str, Outcome] = {}
+
+        def finish(member: _Member) -> None:
+            name = member.folder.path.name
+            outcomes[name] = finish_run(
+                member.model, self.data, member.folder, member.facts, member.seconds, self.held_out
+            )
+
+        for step in range(training.steps + 1):
+            started = time.monotonic()
+            rate = protocol.schedule.factor(step - 1, training.steps) if step else 0.0
+            self._record(members, step, rate, *self._step(step, rate, streams))
+            for member in members:
+                member.seconds += (time.monotonic() - started) / len(members)
+            going = [index for index, member in enumerate(members) if member.facts.stopped is None]
+            if len(going) < len(members):
+                for member in members:
+                    if member.facts.stopped is not None:
+                        finish(member)
+                members, streams = [members[index] for index in going], [streams[index] for index in going]
+                if not members:
+                    break
+                self._keep(going)
+        for member in members:
+            finish(member)
+        return [outcomes[folder.path.name] for folder in folders]
+
+    def _step(
+        self, step: int, rate: float, streams: Sequence[Iterator[Sequence[Tensor]]]
+    ) -> tuple[list[float], list[float], list[float]]:
+        """Training losses, gradient norms and loss terms of one step; step 0 trains nothing and has none."""
+        if step == 0:
+            nothing = [math.nan] * len(streams)
+            return nothing, nothing, []
+        pieces = [next(stream) for stream in streams]
+        losses, penalties = self._backward(step, [torch.stack(list(piece)) for piece in zip(*pieces, strict=True)])
+        norms = self._apply_rules(step)
+        self.optimizer.step(rate)
+        if not self.optimizer.advances_rules:
+            self.stack.after_step()
+        self.stack.zero_grad()
+        return losses.tolist(), norms, [] if penalties is None else penalties.tolist()
+
+    def _record(
+        self,
+        members: Sequence[_Member],
+        step: int,
+        rate: float,
+        losses: list[float],
+        norms: list[float],
+        penalties: list[float],
+    ) -> None:
+        """Write a row for every run."""
+        held_out = None
+        if step in self.evaluated:
+            held_out = self.stack.held_out_losses(self.held_out, EVALUATION_BATCH).tolist()
+        for index, member in enumerate(members):
+            row: dict[str, int | float | None] = {
+                "step": step,
+                "learning_rate": member.spec.learning_rate * rate,
+                "loss": losses[index],
+                "grad_norm": norms[index],
+            }
+            if penalties:
+                row["penalty"] = penalties[index]
+            if held_out is not None:
+                row["held_out_loss"] = held_out[index]
+                row["weight_norm"] = float(weight_norm(member.model, member.matrices))
+            member.folder.append(row)
+            member.folder.beat(step, losses[index])
+            member.progress(step, losses[index])
+            member.facts.see(row)
+
+    def _keep(self, going: Sequence[int]) -> None:
+        """Go on with some of the models."""
+        self.stack.keep(going)
+        self.optimizer.keep(going)
+        self.named = [self.named[index] for index in going]
+        self.rules = [self.rules[index] for index in going]
 
     def _backward(self, step: int, micro_batches: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        total = torch.zeros(len(self.specs), device=self.device)
+        total = torch.zeros(len(self.stack.models), device=self.device)
         penalties = None
         for tokens in micro_batches:
             losses, penalty = self.stack.losses(tokens, step, autocast(self.protocol.training.precision, self.device))
@@ -223,4 +275,4 @@ class _Population:
     def _apply_stacked_rules(self) -> list[float]:
         measured = [rule(self.stack.parameters) for rule in self.stacked_rules]
         first = next((norms for norms in measured if norms is not None), None)
-        return [math.nan] * len(self.specs) if first is None else first.tolist()
+        return [math.nan] * len(self.stack.models) if first is None else first.tolist()
