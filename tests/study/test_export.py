@@ -93,7 +93,7 @@ def numbers_of(text_of: Text) -> Numbers:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("most", [1, 5])
+@pytest.mark.parametrize("most", [pytest.param(1, marks=pytest.mark.nightly), 5])
 def test_a_study_goes_on_from_the_export_of_its_unfinished_folder(
     study_of: Make, tmp_path: Path, numbers_of: Numbers, kind: str, most: int
 ) -> None:
