@@ -833,3 +833,22 @@ def test_help_and_bad_commands_answer_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_while_python_runs_a_string_ends_with_the_documented_code(tmp_path: Path) -> None:
+    script = (
+        "import os, runpy, signal, sys\n"
+        "from trimtab import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it\n"
+        "def interrupted(options):\n"
+        "    exec('os.kill(os.getpid(), signal.SIGINT); signal.pause()', globals())\n"
+        "cli._run_command = interrupted\n"
+    )
+    # Only a process that runs a module, and not a script, ends by the signal: so the module is imported by a module.
+    (tmp_path / "begin.py").write_text(
+        script + "sys.argv = ['trimtab', 'methods']\nrunpy.run_module('trimtab', run_name='__main__')\n"
+    )
+    command = [sys.executable, "-m", "begin"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "interrupted" in done.stderr
+    assert done.returncode == 130, done.stderr
