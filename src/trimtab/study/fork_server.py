@@ -20,7 +20,7 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-IMPORTED = ("trimtab.study.executors.processes", "torch._dynamo")  # torch imports the latter for the first optimizer
+IMPORTED = "trimtab.study.executors.processes"
 ATTEMPTS = 20
 LONGEST_FOLDER = 70  # the path of a socket has at most 107 bytes, of which multiprocessing adds about 32 to a folder
 
@@ -42,7 +42,7 @@ def start() -> None:
         return
     from multiprocessing import forkserver
 
-    multiprocessing.set_forkserver_preload(list(IMPORTED))
+    multiprocessing.set_forkserver_preload([IMPORTED])
     with starting():
         forkserver.ensure_running()
 
