@@ -79,6 +79,7 @@ def run_study(
             lock.describe(described or {type(executor).__name__: {}}, executor.capacity)
             index = open_index(spec, folder)
             bases = {name: _basis(arm.run(0, 0), tokens) for name, arm in spec.arms.items()}
+            unchanged = frozenset(name for name, basis in bases.items() if index.bases.get(name) == basis.table())
             for source in sources:
                 source.check(spec, bases)
             changed = (
@@ -90,7 +91,8 @@ def run_study(
             write_study(spec, folder, index)
             with executor:
                 namings = {name: Naming(basis) for name, basis in bases.items()}
-                search = _Search(spec, folder, executor, display or Silence(), sources, index, namings, failures, lock)
+                shown = display or Silence()
+                search = _Search(spec, folder, executor, shown, sources, index, unchanged, namings, failures, lock)
                 search.carry_out()
             evidence = evidence_of(folder, spec, index, failures.errors())
             findings = kind_of(spec).analyse(spec, evidence)
@@ -150,7 +152,11 @@ def _settle(
 
 @dataclass(slots=True)
 class _Search:
-    """The rounds of one study."""
+    """The rounds of one study.
+
+    Attributes:
+        unchanged: arms for which the index holds the ids that their trials would get now.
+    """
 
     spec: StudySpec
     folder: Path
@@ -158,6 +164,7 @@ class _Search:
     display: Display
     sources: Sequence[Source]
     index: Index
+    unchanged: frozenset[str]
     namings: Mapping[str, Naming]
     failures: Failures
     lock: StudyLock
@@ -201,7 +208,7 @@ class _Search:
 
     def _name_of(self, trial: Trial) -> str:
         known = self.index.runs.get(trial)
-        if known is not None and (self.runs / known / OUTCOME).exists():
+        if known is not None and (trial.arm in self.unchanged or (self.runs / known / OUTCOME).exists()):
             return known
         return self.namings[trial.arm].id_of(self.spec.run_of(trial))
 

@@ -58,6 +58,8 @@ def open_index(spec: StudySpec, folder: Path) -> Index:
         index = migrated(folder)
     else:
         return Index(dump_toml(spec.table()))
+    if index.study == dump_toml(spec.table()):
+        return index
     stored = read_any_study(_table(index.study, folder), str(folder / STUDY))
     if stored.kind != spec.kind:
         raise ConfigError(f"{folder}: holds a study of kind {stored.kind}, this is {spec.kind}; use another --out")
