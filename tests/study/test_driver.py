@@ -467,6 +467,30 @@ def test_runs_of_other_user_code_are_not_mixed_in_unless_told(
     assert {run.run_id for run in again.runs} == {run.run_id for run in first.runs}
 
 
+def test_ids_of_kept_unfinished_runs_are_those_of_the_new_code_also_after_a_second_stop(
+    tiny: Make, user_code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"low": "2^-6", "high": "2^0", "octaves_apart": 6}
+    study = tiny(build_model=user_code.build_bigram, arms={"baseline": {}}, learning_rates=rates)
+    folder = tmp_path / "study"
+    study.run(folder, workers=0)
+    index = load_index(folder)
+    (lost, old) = next(iter(index.runs.items()))
+    shutil.rmtree(folder / "runs" / old)
+    monkeypatch.setattr(user_code, "WIDTH", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(driver._Search, "carry_out", stopped)  # the index is written, and no trial is planned
+        with pytest.raises(KeyboardInterrupt):
+            study.run(folder, workers=0, on_change="keep")
+    study.run(folder, workers=0)
+    assert load_index(folder).runs[lost] != old
+    assert not (folder / "runs" / old).exists()
+
+
+def stopped(_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_runs_of_other_user_code_are_made_again_when_told(
     tiny: Make, user_code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,3 +105,12 @@ def test_the_same_tokens_read_the_same_alone_and_padded(model: Any, ids: Tensor)
     for layer in range(30):
         key = f"residual/layer.{layer}/rms"
         assert rows[1][key] == pytest.approx(rows[0][key], rel=1e-3)
+
+
+def test_fused_readings_are_those_of_eager_operations(model: Any, ids: Tensor) -> None:
+    host = host_for(model)
+    eager = readings(watch(host, probes.standard, exact=True), model, ids)
+    fused = readings(watch(host, probes.standard, exact=True, fused=True), model, ids)
+    assert fused.keys() == eager.keys()
+    for key, number in eager.items():
+        assert fused[key] == pytest.approx(number, rel=1e-5, abs=1e-6), key

@@ -16,7 +16,7 @@ from trimtab.host import Part
 from trimtab.hosts import UnknownFamilyError, host_for, parameter_counts
 from trimtab.models.gpt import GPT, GPTConfig
 from trimtab.run.build import build
-from trimtab.run.products import ProductCounter
+from trimtab.run.products import count_flops
 from trimtab.run.spec import RunSpec
 
 BACKWARD = 2  # the backward pass has two matrix products for each matrix product of the forward pass
@@ -92,16 +92,23 @@ def _counted(spec: RunSpec, device: torch.device) -> ModelCost:
     with device, _WithoutValues() if device.type == "meta" else nullcontext():
         model = build(spec, device)
         context = spec.protocol.model.context
-        counter = ProductCounter()
         model.eval()
-        with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
-            model(torch.zeros(1, context, dtype=torch.long))
+        tokens = torch.zeros(1, context, dtype=torch.long)
+        with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            flops = count_flops(lambda: model(tokens), foreign=_is_foreign(spec))
     total = _count(model)
     return ModelCost(
         parameters=total,
         of_method=total - (_without_method(spec, device) if spec.method else total),
         of_blocks=_in_blocks(model),
-        flops_per_token=(1 + BACKWARD) * counter.flops / context,
+        flops_per_token=(1 + BACKWARD) * flops / context,
+    )
+
+
+def _is_foreign(spec: RunSpec) -> bool:
+    """Whether the forward pass runs code from outside trimtab."""
+    return spec.code.model is not None or any(
+        not type(one).__module__.startswith("trimtab.") for one in spec.interventions
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -79,20 +79,20 @@ def run_study(
             lock.describe(described or {type(executor).__name__: {}}, executor.capacity)
             index = open_index(spec, folder)
             bases = {name: _basis(arm.run(0, 0), tokens) for name, arm in spec.arms.items()}
-            unchanged = frozenset(name for name, basis in bases.items() if index.bases.get(name) == basis.table())
+            unchanged = {name for name, basis in bases.items() if index.bases.get(name) == basis.table()}
             for source in sources:
                 source.check(spec, bases)
             changed = (
                 [*differences(index.bases, bases), *_other_text(spec, index, folder, tokens)] if index.runs else []
             )
             _settle(index, bases, changed, folder, on_change)
+            _forget_unfinished(index, bases.keys() - unchanged, folder)
             failures = Failures(folder)
             failures.give_another_chance()
             write_study(spec, folder, index)
             with executor:
                 namings = {name: Naming(basis) for name, basis in bases.items()}
-                shown = display or Silence()
-                search = _Search(spec, folder, executor, shown, sources, index, unchanged, namings, failures, lock)
+                search = _Search(spec, folder, executor, display or Silence(), sources, index, namings, failures, lock)
                 search.carry_out()
             evidence = evidence_of(folder, spec, index, failures.errors())
             findings = kind_of(spec).analyse(spec, evidence)
@@ -150,13 +150,18 @@ def _settle(
     index.bases = {**index.bases, **{name: basis.table() for name, basis in bases.items()}}
 
 
+def _forget_unfinished(index: Index, arms: Set[str], folder: Path) -> None:
+    """Take unfinished runs of arms whose basis is another now out of the index: their trials get other ids."""
+    index.runs = {
+        trial: name
+        for trial, name in index.runs.items()
+        if trial.arm not in arms or trial.of_earlier_version or (folder / "runs" / name / OUTCOME).exists()
+    }
+
+
 @dataclass(slots=True)
 class _Search:
-    """The rounds of one study.
-
-    Attributes:
-        unchanged: arms for which the index holds the ids that their trials would get now.
-    """
+    """The rounds of one study."""
 
     spec: StudySpec
     folder: Path
@@ -164,7 +169,6 @@ class _Search:
     display: Display
     sources: Sequence[Source]
     index: Index
-    unchanged: frozenset[str]
     namings: Mapping[str, Naming]
     failures: Failures
     lock: StudyLock
@@ -208,7 +212,7 @@ class _Search:
 
     def _name_of(self, trial: Trial) -> str:
         known = self.index.runs.get(trial)
-        if known is not None and (trial.arm in self.unchanged or (self.runs / known / OUTCOME).exists()):
+        if known is not None:  # finished, or of a basis that is still the same
             return known
         return self.namings[trial.arm].id_of(self.spec.run_of(trial))
 

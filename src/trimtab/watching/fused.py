@@ -15,30 +15,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.watching.measure import CHUNK, about_zero, add_pieces, measure, of_piece
+from trimtab.watching.measure import about_zero, add_pieces, measure, measured_by, of_piece
 
 ROW = 512
 LEAST = 1 << 16  # entries from which a kernel pays
 
 
 def fused_measure(x: Tensor, *, high: bool = True, entries: Tensor | int | None = None) -> Float[Tensor, 7]:
-    """The same as ``measure``, up to the rounding of sums.
-
-    Args:
-        x: the tensor.
-        high: whether to add up third and fourth powers; if not, those sums are 0.
-        entries: how many entries there are, if some of x are zeros that do not count; None for all.
-    """
-    flat = x.detach().reshape(-1)
-    if len(flat) < LEAST:
+    """The same as ``measure``, with the same arguments, up to the rounding of sums."""
+    if x.numel() < LEAST:
         return measure(x, high=high, entries=entries)
-    if flat.device.type == "cpu":
-        total = _on_cpu(flat, high)
-    else:
-        total = add_pieces(torch.stack([_kernel(of_piece)(piece, high) for piece in flat.split(CHUNK["cuda"])]))
-    if entries is not None:
-        total[0] = entries - total[1]
-    return total
+    return measured_by(_on_cpu, _kernel(of_piece), x, high, entries)
 
 
 def try_kernel(device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import torch
@@ -30,9 +31,20 @@ def measure(x: Tensor, *, high: bool = True, entries: Tensor | int | None = None
         high: whether to add up third and fourth powers; if not, those sums are 0.
         entries: how many entries there are, if some of x are zeros that do not count; None for all.
     """
+    return measured_by(_on_cpu, of_piece, x, high, entries)
+
+
+def measured_by(
+    on_cpu: Callable[[Tensor, bool], Tensor],
+    of_piece: Callable[[Tensor, bool], Tensor],
+    x: Tensor,
+    high: bool,
+    entries: Tensor | int | None,
+) -> Float[Tensor, 7]:
+    """The moments of a tensor by one function on a CPU, and by another in pieces elsewhere; see ``measure``."""
     flat = x.detach().reshape(-1)
     if flat.device.type == "cpu":
-        total = _on_cpu(flat, high)
+        total = on_cpu(flat, high)
     else:
         total = add_pieces(torch.stack([of_piece(piece, high) for piece in flat.split(CHUNK["cuda"])]))
     if entries is not None:
