@@ -18,8 +18,7 @@ from trimtab.probe import AttentionProbe, Preset, ScoreProbe
 from trimtab.seams import find_attentions
 from trimtab.sink import Sink
 from trimtab.watching.errors import NoMatchError, WatchError
-from trimtab.watching.fused import fused_measure, try_kernel
-from trimtab.watching.measure import Measure, measure
+from trimtab.watching.fused import try_kernel
 from trimtab.watching.metric import Place, where_of
 from trimtab.watching.padding import Padding, is_batch_first
 from trimtab.watching.parameters import Matrix, Weight, matrices_of, weights_of
@@ -58,8 +57,8 @@ def watch(
         sinks: receive the rows, in the process of rank 0 only.
         every: steps from one reading to the next, in place of the preset's.
         exact: look at every position of attention and logits where the preset samples positions.
-        fused: read each tensor once, by a kernel of ``torch.compile``, where eager operations read it four times. On a
-            CPU this needs a C++ compiler, and some seconds at the first reading.
+        fused: read each tensor once, where eager operations read it four times. On a CPU this needs a C compiler
+            (``cc``, or that of the variable ``CC``), elsewhere ``torch.compile``.
         run: name under which sinks open the run.
         step: optimizer steps that were made before, of a training that resumes; rows go on from there.
         group: the processes to merge; ``"world"`` merges all if torch.distributed is initialised, None merges none.
@@ -87,6 +86,8 @@ def watch(
         _refuse_foreign(model, optimizers)
     if places.is_empty:
         raise WatchError(f"{type(model).__name__} offers nothing to watch")
+    if fused:
+        _try_kernels(model)
     _report_attention(preset, places)
     watched = Subject(
         model,
@@ -98,13 +99,13 @@ def watch(
         optimizers,
         Ranks(group),
         Padding(is_batch_first(model)),
-        _fused_for(model) if fused else measure,
+        fused=fused,
     )
     return Watch(watched, sinks=sinks, run=run, step=step)
 
 
-def _fused_for(model: nn.Module) -> Measure:
-    """The fused way to measure, once it has worked on the device of the model."""
+def _try_kernels(model: nn.Module) -> None:
+    """Compile the kernels for the device of the model, or say why they cannot be."""
     device = next((x.device for x in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     try:
         if device.type != "meta":
@@ -112,9 +113,8 @@ def _fused_for(model: nn.Module) -> Measure:
     except Exception as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise WatchError(
-            f"fused=True needs torch.compile, which fails here ({type(error).__name__}: {reason}); leave fused out"
+            f"fused=True needs a compiler, which fails here ({type(error).__name__}: {reason}); leave fused out"
         ) from error
-    return fused_measure
 
 
 def _report_attention(preset: Preset, places: _Places) -> None:

@@ -30,18 +30,42 @@ def query_rows(
         rows_BR: the query positions of each sequence that are looked at.
     """
     k_BHKS = _keys(q_BHTK, k_BGSK)
-    blocks: list[tuple[Tensor, Tensor, Tensor]] = []
-    for block in rows_BR.split(_rows_at_a_time(q_BHTK, k_BHKS), dim=1):
-        q_BHRK = q_BHTK.take_along_dim(block[:, None, :, None], 2)
-        biased, visible = _scores(point, q_BHRK, k_BHKS, mask, scale, block, q_BHTK.shape[2])
-        hidden = biased.masked_fill(~visible, -math.inf)
-        w_BHRS = hidden.softmax(-1)
-        if mask is not None:
-            w_BHRS = w_BHRS.masked_fill(~visible.any(-1, keepdim=True), 0.0)  # a row that sees nothing
-        for edit in point.weights:
-            w_BHRS = edit(w_BHRS)
-        blocks.append((hidden, visible.expand_as(biased), w_BHRS))
-    return blocks
+    size = _rows_at_a_time(q_BHTK, k_BHKS)
+    T = q_BHTK.shape[2]
+    return [
+        rows_of_products(point, _multiplied(_of_rows(q_BHTK, block), k_BHKS), mask, scale, block, T)
+        for block in rows_BR.split(size, dim=1)
+    ]
+
+
+def products(q_BHTK: Tensor, k_BGSK: Tensor, rows_BR: Tensor) -> Tensor | None:
+    """Products BHRS of the queries of some rows with all keys; None where they are more than one block."""
+    k_BHKS = _keys(q_BHTK, k_BGSK)
+    is_block = rows_BR.shape[1] <= _rows_at_a_time(q_BHTK, k_BHKS)
+    return _multiplied(_of_rows(q_BHTK, rows_BR), k_BHKS) if is_block else None
+
+
+def rows_of_products(
+    point: AttentionPoint, qk_BHRS: Tensor, mask: Tensor | None, scale: float, rows_BR: Tensor, T: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One block of ``query_rows`` from the products of queries and keys, which are overwritten.
+
+    Args:
+        point: see ``query_rows``.
+        qk_BHRS: products of queries and keys.
+        mask: see ``query_rows``.
+        scale: see ``query_rows``.
+        rows_BR: the query positions.
+        T: number of query positions.
+    """
+    biased, visible = _scores(point, qk_BHRS, mask, scale, rows_BR, qk_BHRS.shape[3] - T)
+    hidden = _hidden(point, biased, visible)
+    w_BHRS = hidden.softmax(-1)
+    if mask is not None:
+        w_BHRS = w_BHRS.masked_fill(~visible.any(-1, keepdim=True), 0.0)  # a row that sees nothing
+    for edit in point.weights:
+        w_BHRS = edit(w_BHRS)
+    return hidden, visible.expand_as(biased), w_BHRS
 
 
 def all_scores(
@@ -65,11 +89,11 @@ def all_scores(
         end = min(T, start + size)
         rows = torch.arange(start, end, device=q_BHTK.device)[None]
         keys = k_BHKS[..., : max(1, end + behind)] if mask is None else k_BHKS
-        scores, visible = _scores(point, q_BHTK[:, :, start:end], keys, mask, scale, rows, T, behind)
+        qk_BHRS = q_BHTK[:, :, start:end].to(keys.dtype) @ keys
+        scores, visible = _scores(point, qk_BHRS, mask, scale, rows, behind)
         if valid is not None:
             visible = visible & valid[:, None, start:end, None]
-        edited = point.scores.active  # an edit or a listener may keep the tensor
-        scores = scores.masked_fill(~visible, -math.inf) if edited else scores.masked_fill_(~visible, -math.inf)
+        scores = _hidden(point, scores, visible)
         # Where reading a number back is a transfer, every block is searched for scores that are not finite.
         if scores.device.type != "cpu" or not bool(scores.amax() < math.inf):
             scores = scores.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
@@ -87,26 +111,40 @@ def _rows_at_a_time(q_BHTK: Tensor, k_BHKS: Tensor) -> int:
     return max(1, BLOCK.get(q_BHTK.device.type, BLOCK["cuda"]) // (B * H * S))
 
 
+def _of_rows(q_BHTK: Tensor, rows_BR: Tensor) -> Tensor:
+    sequences = torch.arange(len(q_BHTK), device=q_BHTK.device)[:, None]
+    q_BHRK = q_BHTK.transpose(1, 2)[sequences, rows_BR].transpose(1, 2)
+    return q_BHRK.to(torch.promote_types(q_BHTK.dtype, torch.float32))
+
+
+def _hidden(point: AttentionPoint, scores: Tensor, visible: Tensor) -> Tensor:
+    """The scores, minus infinity where they do not count; in place unless an edit or a listener may keep them."""
+    fill = scores.masked_fill if point.scores.active else scores.masked_fill_
+    return fill(~visible, -math.inf)
+
+
+def _multiplied(q_BHRK: Tensor, k_BHKS: Tensor) -> Tensor:
+    """The product of both; on a CPU sequence by sequence, as torch would copy keys that lie apart in memory."""
+    if q_BHRK.device.type != "cpu" or k_BHKS.mT.is_contiguous():
+        return q_BHRK @ k_BHKS
+    product = q_BHRK.new_empty(*q_BHRK.shape[:3], k_BHKS.shape[3])
+    for q, k, out in zip(q_BHRK, k_BHKS, product, strict=True):
+        torch.bmm(q, k, out=out)
+    return product
+
+
 def _scores(
-    point: AttentionPoint,
-    q_BHRK: Tensor,
-    k_BHKS: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    rows_BR: Tensor,
-    T: int,
-    behind: int | None = None,
+    point: AttentionPoint, qk_BHRS: Tensor, mask: Tensor | None, scale: float, rows_BR: Tensor, behind: int
 ) -> tuple[Tensor, Tensor]:
-    """Scores BHRS after edits and an added mask, and which of them count."""
-    s_BHRS = q_BHRK.to(k_BHKS.dtype) @ k_BHKS * scale
+    """Scores BHRS after edits and an added mask, and which of them count; the products are overwritten."""
+    s_BHRS = qk_BHRS.mul_(scale)
     if point.cap is not None:
         s_BHRS = point.cap * torch.tanh(s_BHRS / point.cap)
     for edit in point.scores:
         s_BHRS = edit(s_BHRS)
     for listener in point.scores.listeners:
         listener.hear(s_BHRS)
-    S = k_BHKS.shape[3]
-    added, visible = _mask_of(mask, rows_BR, S, S - T if behind is None else behind, s_BHRS)
+    added, visible = _mask_of(mask, rows_BR, s_BHRS.shape[3], behind, s_BHRS)
     return s_BHRS if added is None else s_BHRS + added, visible
 
 

@@ -1,8 +1,7 @@
-"""Moments of a tensor by a kernel of torch.compile, which reads the tensor once; eager operations read it four times.
+"""Moments of a tensor by a kernel that reads the tensor once; eager operations read it four times.
 
-Sums of single precision run over short rows, and the rows are added up in float64. A row stays in the first cache,
-since a kernel goes over it once for each of its sums. A kernel belongs to a dtype and to the powers that it adds up,
-not to a shape.
+On a CPU the kernels are those of ``kernels.c``, elsewhere those of torch.compile, which belong to a dtype and to the
+powers that they add up, not to a shape.
 """
 
 from __future__ import annotations
@@ -15,59 +14,39 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.watching.measure import about_zero, add_pieces, measure, measured_by, of_piece
-
-ROW = 512
-LEAST = 1 << 16  # entries from which a kernel pays
+from trimtab.watching.kernels import POWERS_OF, load, powers, readable
+from trimtab.watching.measure import in_pieces, measure, of_piece, with_entries
 
 
 def fused_measure(x: Tensor, *, high: bool = True, entries: Tensor | int | None = None) -> Float[Tensor, 7]:
-    """The same as ``measure``, with the same arguments, up to the rounding of sums."""
-    if x.numel() < LEAST:
+    """The same as ``measure``, with the same arguments, up to the rounding of sums.
+
+    What a kernel cannot read on a CPU is measured by ``measure``: half and double precision, subclasses of tensors, and
+    tensors with an entry that is not finite.
+    """
+    if x.device.type != "cpu":
+        return with_entries(in_pieces(_compiled(of_piece), x.detach().reshape(-1), high), entries)
+    dense = x if x.is_contiguous() else x.detach().contiguous()
+    if not readable(dense, dtypes=POWERS_OF):
         return measure(x, high=high, entries=entries)
-    return measured_by(_on_cpu, _kernel(of_piece), x, high, entries)
+    *sums, largest = powers(dense, high=high)
+    if not math.isfinite(sum(sums)):  # an entry that is not finite, or a power too large
+        return measure(x, high=high, entries=entries)
+    return with_entries(torch.tensor([dense.numel(), 0.0, *sums, largest], dtype=torch.float64), entries)
 
 
 def try_kernel(device: torch.device) -> None:
     """Compile the kernel that most readings on a device need.
 
     Raises:
-        Exception: whatever torch.compile raises where it cannot work, such as without a C++ compiler.
+        Exception: whatever stops the compiler.
     """
-    fused_measure(torch.zeros(LEAST, device=device), high=False)
-
-
-def _on_cpu(flat: Tensor, high: bool) -> Tensor:
-    whole = len(flat) // ROW * ROW
-    *powers, largest = _kernel(_centred if high else _plain)(flat[:whole]).tolist()
-    if not math.isfinite(sum(powers)):  # an entry that is not finite, or a power too large
-        return measure(flat, high=high)
-    moments = torch.tensor([whole, 0.0, *powers, *([] if high else [0.0, 0.0]), largest], dtype=torch.float64)
-    return moments if whole == len(flat) else add_pieces(torch.stack((moments, measure(flat[whole:], high=high))))
-
-
-def _plain(x: Float[Tensor, " entries"]) -> Float[Tensor, 3]:
-    """The sum, the sum of squares, and the largest magnitude."""
-    y = _in_rows(x)
-    sums = (y.sum(1), (y * y).sum(1))
-    return torch.stack((*(each.double().sum() for each in sums), y.abs().amax(1).amax().double()))
-
-
-def _centred(x: Float[Tensor, " entries"]) -> Float[Tensor, 5]:
-    """The sums of four powers, from distances to the mean of each row, and the largest magnitude."""
-    y = _in_rows(x)
-    mean = y.mean(1, keepdim=True)
-    z = y - mean
-    square = z * z
-    sums = (mean[:, 0], z.sum(1), square.sum(1), (square * z).sum(1), (square * square).sum(1))
-    powers = about_zero(ROW, *(each.double() for each in sums))
-    return torch.stack((*(power.sum() for power in powers), y.abs().amax(1).amax().double()))
-
-
-def _in_rows(x: Float[Tensor, " entries"]) -> Float[Tensor, "rows entries"]:
-    return x.view(-1, ROW).to(torch.promote_types(x.dtype, torch.float32))
+    if device.type == "cpu":
+        load()
+    else:
+        fused_measure(torch.zeros(1, device=device), high=False)
 
 
 @functools.cache
-def _kernel(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=True)

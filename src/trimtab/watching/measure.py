@@ -31,33 +31,25 @@ def measure(x: Tensor, *, high: bool = True, entries: Tensor | int | None = None
         high: whether to add up third and fourth powers; if not, those sums are 0.
         entries: how many entries there are, if some of x are zeros that do not count; None for all.
     """
-    return measured_by(_on_cpu, of_piece, x, high, entries)
-
-
-def measured_by(
-    on_cpu: Callable[[Tensor, bool], Tensor],
-    of_piece: Callable[[Tensor, bool], Tensor],
-    x: Tensor,
-    high: bool,
-    entries: Tensor | int | None,
-) -> Float[Tensor, 7]:
-    """The moments of a tensor by one function on a CPU, and by another in pieces elsewhere; see ``measure``."""
     flat = x.detach().reshape(-1)
-    if flat.device.type == "cpu":
-        total = on_cpu(flat, high)
-    else:
-        total = add_pieces(torch.stack([of_piece(piece, high) for piece in flat.split(CHUNK["cuda"])]))
-    if entries is not None:
-        total[0] = entries - total[1]
-    return total
+    total = _on_cpu(flat, high) if flat.device.type == "cpu" else in_pieces(of_piece, flat, high)
+    return with_entries(total, entries)
 
 
-def add_pieces(moments: Float[Tensor, "pieces 7"]) -> Float[Tensor, 7]:
-    """The moments of a whole from those of its pieces."""
+def in_pieces(of_piece: Callable[[Tensor, bool], Tensor], flat: Tensor, high: bool) -> Float[Tensor, 7]:
+    """The moments of a flat tensor from those of its pieces, whose copies take memory."""
+    moments = torch.stack([of_piece(piece, high) for piece in flat.split(CHUNK["cuda"])])
     return torch.cat((moments[:, :NUM_SUMS].sum(0), moments[:, NUM_SUMS:].amax(0)))
 
 
-def about_zero(count: float, mean: _N, first: _N, second: _N, third: _N, fourth: _N) -> tuple[_N, _N, _N, _N]:
+def with_entries(moments: Float[Tensor, 7], entries: Tensor | int | None) -> Float[Tensor, 7]:
+    """The same moments of so many entries; the others were zeros that do not count."""
+    if entries is not None:
+        moments[0] = entries - moments[1]
+    return moments
+
+
+def _about_zero(count: float, mean: _N, first: _N, second: _N, third: _N, fourth: _N) -> tuple[_N, _N, _N, _N]:
     """The sums of the first four powers of entries, from those of their distances to a number close to the mean."""
     squares = second + 2 * mean * first + count * mean**2
     cubes = third + 3 * mean * second + 3 * mean**2 * first + count * mean**3
@@ -101,7 +93,7 @@ def _of_sound_piece(x: Tensor, high: bool) -> list[float] | None:
     fourth = square.square_().sum().item()
     if not math.isfinite(fourth + total):
         return None
-    return [count, 0.0, *about_zero(count, mean, first, second, third, fourth), largest]
+    return [count, 0.0, *_about_zero(count, mean, first, second, third, fourth), largest]
 
 
 class _Buffers(threading.local):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.probe import AdamProbe
 from trimtab.sharding import local
+from trimtab.watching.kernels import adam_squares, readable
 from trimtab.watching.measure import wide
 from trimtab.watching.norms import norms_of
 
@@ -31,11 +33,15 @@ class OptimizerStep:
     Args:
         optimizer: an optimizer; a composite one has an attribute ``parts``, the optimizers whose groups are its own.
         adam_probes: statistics of Adam's second moment.
+        fused: whether kernels read what they can; they know no Adam probes.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, adam_probes: Sequence[AdamProbe]) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, adam_probes: Sequence[AdamProbe], *, fused: bool = False
+    ) -> None:
         self.optimizer = optimizer
         self.adam_probes = tuple(adam_probes)
+        self._by_kernel = fused and not self.adam_probes
         self._copies: dict[int, Tensor] = {}
 
     def before(self) -> None:
@@ -85,6 +91,10 @@ class OptimizerStep:
             gradient = p.grad
             assert gradient is not None
             factors = _factors(state["step"], group, wide(p))
+            by_kernel = self._of_kernel(p, state, factors, group["eps"])
+            if by_kernel is not None:
+                sums_of[id(p)] = by_kernel
+                continue
             read = (p, gradient, state["exp_avg"], state["exp_avg_sq"])
             flat = [local(x.detach()).reshape(-1) for x in read]
             # A step count on another device cannot become a number without a transfer; fused operations take numbers.
@@ -100,6 +110,16 @@ class OptimizerStep:
         if together:
             take()
         return sums_of
+
+    def _of_kernel(self, p: nn.Parameter, state: dict[str, Any], factors: _Factors, eps: float) -> Tensor | None:
+        """A row as in ``Moved.sums``, or None where no kernel can read the tensors or their sums are not finite."""
+        first, second = state["exp_avg"], state["exp_avg_sq"]
+        if not (self._by_kernel and readable(p, first, second)):
+            return None
+        root = factors.second_correction**-0.5
+        moved, weights = adam_squares(p, first, second, root=root, eps=eps, share=factors.share)
+        sums = (moved * factors.scale**2, weights, float(p.numel()), 0.0)
+        return torch.tensor(sums, dtype=torch.float64) if math.isfinite(moved + weights) else None
 
     def _sums(self, tensors: Sequence[Sequence[Tensor]], factors: Sequence[_Factors], eps: float) -> Tensor:
         """A row as in ``Moved.sums`` for each (weight, gradient, first, second moment)."""

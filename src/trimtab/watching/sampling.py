@@ -17,6 +17,7 @@ from torch import Tensor
 
 FIRST = 4  # positions that are always read
 NUM_SUMS = 5
+NUM_STOCK = 8  # samples drawn together
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Sampler:
     def __init__(self, seed: Callable[[], int] = lambda: 0) -> None:
         self._seed = seed
         self._generator: torch.Generator | None = None
+        self._stock: dict[tuple[int, int, int, torch.device], list[Sample]] = {}
 
     def draw(
         self, num_sequences: int, length: int, num_rows: int | None, valid: Tensor | None, device: torch.device
@@ -65,16 +67,30 @@ class Sampler:
             return Sample(rows, weights, 0, torch.zeros(num_sequences, device=device))
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(self._seed())
-        draws = torch.rand(num_sequences, num_rows, generator=self._generator).to(device)
         if valid is None:
-            begin, size, weights, spread = _cells(length, num_rows, device)
-            rows = torch.cat((_first(device).expand(num_sequences, FIRST), begin + (draws * size).long()), 1)
-            return Sample(rows, weights.expand(rows.shape), num_rows, spread.expand(num_sequences))
+            stock = self._stock.setdefault((num_sequences, length, num_rows, device), [])
+            if not stock:
+                stock += _without_padding(num_sequences, length, num_rows, device, self._generator)
+            return stock.pop()
+        draws = torch.rand(num_sequences, num_rows, generator=self._generator).to(device)
         counts = valid.sum(1)
         begin, size, weights, spread = _cells_of(counts, num_rows)
         ranks = torch.cat((_first(device).expand(num_sequences, FIRST), begin + (draws * size).long()), 1)
         order = valid.long().argsort(dim=1, descending=True, stable=True)  # the positions that count, then padding
         return Sample(order.gather(1, ranks.clamp(max=length - 1)), weights, num_rows, spread)
+
+
+def _without_padding(
+    num_sequences: int, length: int, num_rows: int, device: torch.device, generator: torch.Generator
+) -> list[Sample]:
+    """Several samples by the few operations of one, each of which starts from cold caches in a training step."""
+    begin, size, weights, spread = _cells(length, num_rows, device)
+    draws = torch.rand(NUM_STOCK, num_sequences, num_rows, generator=generator).to(device)
+    first = _first(device).expand(NUM_STOCK, num_sequences, FIRST)
+    rows = torch.cat((first, begin + (draws * size).long()), 2)
+    weights = weights.expand(rows.shape[1:])
+    spread = spread.expand(num_sequences)
+    return [Sample(each, weights, num_rows, spread) for each in rows.unbind()]
 
 
 @cache

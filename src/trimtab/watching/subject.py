@@ -11,6 +11,7 @@ from torch import nn
 
 from trimtab.host import AttentionPoint, Point
 from trimtab.probe import Preset
+from trimtab.watching.fused import fused_measure
 from trimtab.watching.measure import Measure, measure
 from trimtab.watching.metric import Place
 from trimtab.watching.padding import Padding
@@ -33,7 +34,7 @@ class Subject:
         optimizers: the optimizers whose steps are read; none where readings end by hand.
         ranks: the processes whose readings are merged.
         padding: of the forward pass that runs.
-        measure: takes the moments of a tensor.
+        fused: whether to read by kernels; see ``trimtab.watch``.
     """
 
     model: nn.Module
@@ -45,7 +46,12 @@ class Subject:
     optimizers: Sequence[torch.optim.Optimizer]
     ranks: Ranks
     padding: Padding
-    measure: Measure = measure
+    fused: bool = False
+
+    @property
+    def measure(self) -> Measure:
+        """Takes the moments of a tensor."""
+        return fused_measure if self.fused else measure
 
     @cached_property
     def forward(self) -> list[Place]:

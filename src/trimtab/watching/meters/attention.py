@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,14 +12,26 @@ from torch import Tensor
 from typing_extensions import override
 
 from trimtab.probe import AttentionProbe, Probe, ScoreProbe
-from trimtab.watching.attention import all_scores, query_rows
-from trimtab.watching.meter import Meter, Reading
+from trimtab.watching.attention import all_scores, products, query_rows, rows_of_products
+from trimtab.watching.meter import Guard, Meter, Reading
 from trimtab.watching.metric import MetricKey, head_of
 from trimtab.watching.pack import Pack
 from trimtab.watching.sampling import NUM_SUMS, Sample, Sampler, estimate, sums_of
 from trimtab.watching.subject import Subject
 
+MOST_WAITING = 1 << 22  # products of queries and keys that are kept for later
 MOST_HEADS = 128  # of a layer whose number of heads is not known before its first call
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """Products BHRS of the queries of a sample with all keys of a layer, of ``length`` query positions."""
+
+    index: int
+    sample: Sample
+    products: Tensor
+    scale: float
+    length: int
 
 
 class AttentionMeter(Meter):
@@ -36,6 +49,7 @@ class AttentionMeter(Meter):
         self.maxima = [probe for probe in probes if isinstance(probe, ScoreProbe)]
         self._checked = subject.preset.summary is not None  # a summary does not keep the layers apart
         self.sampler = Sampler(lambda: subject.ranks.rank)
+        self._waiting: list[_Waiting] = []
         for index, (_, point) in enumerate(subject.attentions):
             heads = point.num_heads or MOST_HEADS
             self.reserve(f"seen/{index}", (heads,))
@@ -44,6 +58,11 @@ class AttentionMeter(Meter):
                 self.reserve(f"{probe.slug}/{index}", (NUM_SUMS, heads))
             for probe in (*self.sampled_maxima, *self.maxima):
                 self.reserve(f"{probe.slug}/{index}", (heads,), "max", rest=-torch.inf)
+
+    @override
+    def begin(self, guard: Guard) -> Sequence[object]:
+        self._waiting = []
+        return ()
 
     @override
     @classmethod
@@ -61,11 +80,27 @@ class AttentionMeter(Meter):
         if self.means or self.sampled_maxima:
             wanted = self.subject.preset.query_rows
             sample = self.sampler.draw(len(q), q.shape[2], wanted, valid, q.device)
-            self._see_sample(index, sample, query_rows(point, q, k, mask, scale, sample.rows))
+            is_edited = point.scores.active or point.weights.active  # by what may be different later
+            qk = products(q, k, sample.rows) if mask is None and not is_edited else None
+            if qk is None:
+                self._see_sample(index, sample, query_rows(point, q, k, mask, scale, sample.rows))
+            else:
+                self._waiting.append(_Waiting(index, sample, qk, scale, q.shape[2]))
+                if sum(each.products.numel() for each in self._waiting) > MOST_WAITING:
+                    self.after_step()
         if self.maxima:
             for scores in all_scores(point, q, k, mask, scale, valid):
                 for probe in self.maxima:
                     _raise(self.region(f"{probe.slug}/{index}"), probe.rows(scores).amax((0, 2)))
+
+    @override
+    def after_step(self) -> None:
+        # Between two matrix products each of the many small operations starts from cold caches; here they do not.
+        for each in self._waiting:
+            _, point = self.subject.attentions[each.index]
+            rows = rows_of_products(point, each.products, None, each.scale, each.sample.rows, each.length)
+            self._see_sample(each.index, each.sample, [rows])
+        self._waiting = []
 
     def _see_sample(self, index: int, sample: Sample, blocks: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         numbers_of: dict[str, list[Tensor]] = {probe.slug: [] for probe in (*self.means, *self.sampled_maxima)}

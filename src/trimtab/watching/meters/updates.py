@@ -30,7 +30,7 @@ class UpdateMeter(Meter):
         super().__init__(subject, probes, pack)
         self.of_updates = [probe for probe in probes if isinstance(probe, UpdateProbe)]
         self.of_adam = [probe for probe in probes if isinstance(probe, AdamProbe)]
-        self.steps = [OptimizerStep(optimizer, self.of_adam) for optimizer in subject.optimizers]
+        self.steps = [OptimizerStep(optimizer, self.of_adam, fused=subject.fused) for optimizer in subject.optimizers]
         # Squares of update and weight, finite and other entries, Adam sums, entries that have Adam sums.
         self.reserve("sums", (len(subject.parameters.places), NUM_OWN + len(self.of_adam) + 1))
         self._moved: dict[int, Moved] = {}
