@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,9 @@ def planned(arms: int) -> None:
         caps = "\n".join(f"cap_{i} = {{ method = [{{ soft_cap = {{ cap = {i + 10} }} }}] }}" for i in range(1, arms))
         file.write_text(PLANNED.format(arms="baseline = {}\n" + caps))
         command = [sys.executable, "-m", "trimtab"]
+        # As for a user, who has the bytecode of an earlier call.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        timed([*command, "study", str(file), "--plan"])
         print(f"plan: {timed([*command, 'study', str(file), '--plan']):.1f} s", flush=True)
         driver = subprocess.Popen(
             [*command, "study", str(file), "--out", str(folder), "--workers", "1"], stdout=subprocess.DEVNULL
