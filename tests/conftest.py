@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+# Tests start hundreds of processes; without bytecode each of them would compile the modules of trimtab anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 TINY_STUDY: dict[str, Any] = {
     "name": "tiny",
     "learning_rates": {"low": "2^-6", "high": "2^3", "octaves_apart": 3},

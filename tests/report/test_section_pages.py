@@ -396,6 +396,7 @@ def test_a_browser_draws_every_chart_and_does_nothing_else(open_page: Any, make:
         assert visit.requests_outside == []
 
 
+@pytest.mark.nightly  # the controls are the same as of the page in test_page
 @EVERY_KIND
 def test_no_control_of_a_chart_leaves_the_page(use_every_control: Any, make: Make, kind: str) -> None:
     findings = make(kind, HOSTILE_ARMS, HOSTILE_SIZES, name=NAME)

@@ -206,6 +206,7 @@ def test_the_groups_of_a_study_of_seeds_are_computed_once(make: Any, monkeypatch
     assert [group["arm"] for group in results["seeds"]] == list(PLAIN)
 
 
+@pytest.mark.nightly  # the controls are the same as of the page in test_page
 @pytest.mark.parametrize("kind", ["signals", "seeds"])
 def test_no_control_of_a_chart_leaves_the_page(use_every_control: Any, make: Any, kind: str) -> None:
     findings = make(kind, HOSTILE)

@@ -624,6 +624,7 @@ def test_bf16_gives_nearly_the_numbers_of_fp32(tmp_path: Path, finished: Outcome
     assert outcome.final_loss == pytest.approx(finished.final_loss, abs=0.02)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_compiled_run_gives_nearly_the_numbers_of_an_eager_one(tmp_path: Path) -> None:
     small = dataclasses.replace(PROTOCOL, model=dataclasses.replace(PROTOCOL.model, num_layers=1))

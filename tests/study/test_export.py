@@ -47,6 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "training": {"steps": 24, "accumulate": 2},
     },
 }
+EVERY_TIME = ("max_lr with movers", "seeds")  # the readings of probes go into the export, and runs in groups
 
 
 @pytest.fixture
@@ -92,7 +93,9 @@ def numbers_of(text_of: Text) -> Numbers:
     return numbers
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in EVERY_TIME else pytest.mark.nightly) for kind in KINDS]
+)
 @pytest.mark.parametrize("most", [pytest.param(1, marks=pytest.mark.nightly), 5])
 def test_a_study_goes_on_from_the_export_of_its_unfinished_folder(
     study_of: Make, tmp_path: Path, numbers_of: Numbers, kind: str, most: int

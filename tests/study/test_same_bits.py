@@ -33,7 +33,15 @@ def inline(tiny: Callable[..., Study], tmp_path_factory: pytest.TempPathFactory)
     return folder, tiny().run(folder, executor=Inline())
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        # Each job of submitit imports torch anew; test_slurm compares the results of its jobs.
+        pytest.param(way, marks=pytest.mark.nightly if name == "submitit" else ())
+        for name, way in WAYS.items()
+    ],
+    ids=WAYS,
+)
 def test_every_executor_gives_the_bits_of_this_process(
     way: ExecutorConfig,
     tiny: Callable[..., Study],

@@ -111,7 +111,7 @@ def controller(tmp_path: Path) -> Iterator[Callable[..., Controller]]:
 def test_a_scheduler_that_lies_changes_no_result(
     study_file: Path, undisturbed: bytes, tmp_path: Path, controller: Callable[..., Controller]
 ) -> None:
-    disturb(study_file, undisturbed, tmp_path, controller, wanted=8, seed=3)
+    disturb(study_file, undisturbed, tmp_path, controller, wanted=4, seed=3)
 
 
 @pytest.mark.nightly

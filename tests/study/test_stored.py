@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = Path(__file__).parent / "folders"
 KINDS = ("max_lr", "loss_at_lr", "seeds")
 COMMITTED = sorted(path.parent for path in (ROOT / "studies").glob("*/outcomes.jsonl"))
-REPEATED = ("2026-11-22_depth", "2026-11-22_seeds")  # slow to analyse, and later studies have the same kinds
+# Slow to analyse; other studies have the same kinds.
+REPEATED = ("2026-11-22_depth", "2026-11-22_seeds", "2026-11-22_signals")
 
 
 @pytest.fixture

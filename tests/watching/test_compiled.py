@@ -53,7 +53,7 @@ def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits_of(model, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
 
-EVERY_TIME = ("trimtab GPT", "Llama", "GPT-2")  # a graph takes seconds; the other families' are made every night
+EVERY_TIME = ("trimtab GPT", "Llama")  # a graph takes seconds; the other families' are made every night
 
 
 def small() -> nn.Module:
@@ -79,10 +79,8 @@ def test_a_compiled_model_of_any_family_keeps_its_bits_and_gives_the_readings_of
         assert compiled.last[key] == pytest.approx(value, rel=1e-3, abs=1e-7), key
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "preset", [probes.cheap, pytest.param(probes.full, marks=pytest.mark.nightly)], ids=["cheap", "full"]
-)
+@pytest.mark.nightly  # two graphs of inductor; the other tests compile without it
+@pytest.mark.parametrize("preset", [probes.cheap, probes.full], ids=["cheap", "full"])
 def test_inductor_keeps_the_bits_too(preset: Preset) -> None:
     plain, _ = trained(small, None, "inductor")
     watched, watching = trained(small, preset, "inductor", every=2)
