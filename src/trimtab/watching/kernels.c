@@ -1,9 +1,9 @@
 /* Sums over the entries of tensors, each tensor read once.
  *
  * Sums of single precision run over rows of ROW entries in LANES partial sums, so that small entries survive beside
- * outliers and a compiler finds vectors without being allowed to reorder anything; rows are added up in double
- * precision. Every thread has its own place in the output, which the caller adds up in a fixed order: the same thread
- * count gives the same bits. An entry that is not finite makes a sum not finite; it is for the caller to look again.
+ * outliers; rows are added up in double precision. Every thread has its own place in the output, which the caller adds
+ * up in a fixed order: the same thread count gives the same bits. An entry that is not finite makes a sum not finite;
+ * it is for the caller to look again.
  */
 #include <math.h>
 #include <stdint.h>
