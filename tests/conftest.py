@@ -8,6 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+# Two workers of pytest share two cores: threads that wait for each other would take half of the time. Before numpy and
+# torch, which read it when they are loaded. Tests of threads ask for them by name.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

@@ -105,7 +105,8 @@ def test_updates_are_those_of_eager_operations(decay: float) -> None:
         for p, old in zip(parameters, before, strict=True):
             moved, weight, counted, lost = found[id(p)].sums.tolist()
             assert [counted, lost] == [p.numel() - lost, 2.0 if number == 2 and p is parameters[0] else 0.0]
-            assert [moved, weight] == pytest.approx(eager[id(p)].sums[:2].tolist(), rel=5e-5)
+            assert [moved, weight] == pytest.approx(eager[id(p)].sums[:2].tolist(), rel=2e-4)
+            # More exact than eager operations, which add up to 65,536 squares in single precision.
             change = (p.detach().double() - old).nan_to_num(0.0).square().sum().item()
             assert moved == pytest.approx(change, rel=1e-3)  # of a step in single precision some digits are left
 

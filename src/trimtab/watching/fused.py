@@ -21,7 +21,7 @@ from trimtab.watching.measure import in_pieces, measure, of_piece, with_entries
 def fused_measure(x: Tensor, *, high: bool = True, entries: Tensor | int | None = None) -> Float[Tensor, 7]:
     """The same as ``measure``, with the same arguments, up to the rounding of sums.
 
-    What a kernel cannot read on a CPU is measured by ``measure``: half and double precision, subclasses of tensors, and
+    What a kernel cannot read on a CPU is measured by ``measure``: float16 and float64, subclasses of tensors, and
     tensors with an entry that is not finite.
     """
     if x.device.type != "cpu":
