@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,22 +13,49 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab import GPT, GPTConfig, host_for, probes, watch
-from trimtab.watching import WatchError, fused, kernels
+from trimtab.probe import Preset
+from trimtab.watching import WatchError, fused, kernels, optimizer_step
 from trimtab.watching.fused import fused_measure
 from trimtab.watching.measure import measure, of_piece
 from trimtab.watching.optimizer_step import OptimizerStep
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def by_kernel(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many tensors each kernel has read."""
+    calls: Counter[str] = Counter()
+    for module, name in ((fused, "powers"), (optimizer_step, "adam_squares")):
+        kernel = getattr(module, name)
+
+        def counted(*args: Any, name: str = name, kernel: Any = kernel, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return kernel(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted)
+    return calls
+
+
 @pytest.mark.parametrize("high", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(512, 128), (5, 777, 61), (100,), (0, 3)])
-def test_moments_are_those_of_float64(shape: tuple[int, ...], dtype: torch.dtype, high: bool) -> None:
+def test_moments_are_those_of_float64(
+    shape: tuple[int, ...], dtype: torch.dtype, high: bool, threads: int, by_kernel: Counter[str]
+) -> None:
     source = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=source) * 0.1 + 3
     x.view(-1)[::997] = 300.0
     x = x.to(dtype)
     wide = x.double()
     found = fused_measure(x, high=high)
+    assert by_kernel["powers"] == 1
     expected = [
         x.numel(),
         0,
@@ -34,6 +64,19 @@ def test_moments_are_those_of_float64(shape: tuple[int, ...], dtype: torch.dtype
     ]
     assert found[:6].tolist() == pytest.approx(expected, rel=1e-6)
     assert found[6] == (wide.abs().max() if len(x) else 0)
+
+
+@pytest.mark.parametrize("size", [100, 768, 160_000, 131_073, 1 << 17])
+@pytest.mark.parametrize("spread", [1e-1, 1e-2])
+def test_kurtosis_of_entries_far_from_zero_is_kept_in_rows_of_any_length(size: int, spread: float) -> None:
+    x = torch.randn(size, generator=torch.Generator().manual_seed(0)) * spread + 1
+    count, _, total, squares, cubes, fourths = fused_measure(x)[:6].tolist()
+    mean = total / count
+    variance = squares / count - mean**2
+    fourth = fourths / count - 4 * mean * cubes / count + 6 * mean**2 * squares / count - 3 * mean**4
+    z = x.double() - x.double().mean()
+    assert variance == pytest.approx(z.square().mean().item(), rel=1e-4)
+    assert fourth / variance**2 == pytest.approx((z**4).mean().item() / z.square().mean().item() ** 2, rel=2e-2)
 
 
 @pytest.mark.parametrize("high", [False, True])
@@ -75,25 +118,27 @@ def test_subclasses_and_other_dtypes_are_left_to_eager_operations(monkeypatch: p
         assert torch.equal(fused_measure(x), measure(x))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_thread_count_gives_the_same_bits(threads: int) -> None:
     x = torch.randn(300_001, generator=torch.Generator().manual_seed(0))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        assert len({tuple(fused_measure(x).tolist()) for _ in range(20)}) == 1
-    finally:
-        torch.set_num_threads(before)
+    assert len({tuple(fused_measure(x).tolist()) for _ in range(20)}) == 1
+
+
+def test_one_graph_serves_all_sizes() -> None:
+    graph = torch.compile(of_piece, dynamic=True, backend="eager")
+    graph(torch.zeros(1 << 10), True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for size in (2, 17, 333, 32_768):
+            assert graph(torch.ones(size), True)[2] == size
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_updates_are_those_of_eager_operations(decay: float) -> None:
+def test_updates_are_those_of_eager_operations(decay: float, threads: int, by_kernel: Counter[str]) -> None:
     torch.manual_seed(0)
     shapes = ((300, 311), (17,), (1,), (64, 512))
     parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     parameters.append(torch.nn.Parameter(torch.randn(20, 30).T))  # not contiguous
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=decay)
-    steps = [OptimizerStep(optimizer, (), fused=by_kernel) for by_kernel in (False, True)]
+    steps = [OptimizerStep(optimizer, (), fused=each) for each in (False, True)]
     for number in range(3):
         for p in parameters:
             p.grad = torch.randn_like(p)
@@ -109,6 +154,7 @@ def test_updates_are_those_of_eager_operations(decay: float) -> None:
             # More exact than eager operations, which add up to 65,536 squares in single precision.
             change = (p.detach().double() - old).nan_to_num(0.0).square().sum().item()
             assert moved == pytest.approx(change, rel=1e-3)  # of a step in single precision some digits are left
+    assert by_kernel["adam_squares"] == 3 * 4  # the fifth is not contiguous
 
 
 def test_a_compiler_that_knows_no_option_is_used_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -123,11 +169,11 @@ def test_a_compiler_that_knows_no_option_is_used_without(monkeypatch: pytest.Mon
         kernels.load.cache_clear()
 
 
-def trained(*, watched: bool, compiled: bool) -> tuple[list[float], dict[str, float]]:
+def trained(preset: Preset | None, *, compiled: bool, by_kernels: bool = False) -> tuple[list[float], dict[str, float]]:
     torch.manual_seed(0)
     model = GPT(GPTConfig(width=128, num_layers=2, num_heads=2, context=64, tied=False))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    watching = watch(host_for(model), probes.standard, optimizer=optimizer, every=1, fused=True) if watched else None
+    watching = watch(host_for(model), preset, optimizer=optimizer, every=1, fused=by_kernels) if preset else None
     called = torch.compile(model, backend="aot_eager") if compiled else model
     hooks_matter = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
     tokens = torch.randint(0, 256, (16, 65), generator=torch.Generator().manual_seed(1))
@@ -147,18 +193,19 @@ def trained(*, watched: bool, compiled: bool) -> tuple[list[float], dict[str, fl
 
 
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("preset", [probes.cheap, probes.standard], ids=["cheap", "standard"])
 def test_a_watch_with_fused_readings_changes_no_bit_and_reads_the_same(
-    monkeypatch: pytest.MonkeyPatch, compiled: bool
+    preset: Preset, compiled: bool, by_kernel: Counter[str]
 ) -> None:
-    plain, _ = trained(watched=False, compiled=compiled)
-    losses, row = trained(watched=True, compiled=compiled)
+    plain, _ = trained(None, compiled=compiled)
+    losses, row = trained(preset, compiled=compiled, by_kernels=True)
     assert losses == plain
-    calls: list[int] = []
-    monkeypatch.setattr(
-        "trimtab.watching.subject.fused_measure", lambda x, **k: (calls.append(x.numel()), measure(x, **k))[1]
-    )
-    _, eager = trained(watched=True, compiled=compiled)
-    assert calls, "no tensor was read by a kernel"
+    assert by_kernel["powers"] > 3 * 20
+    # Adam's probes need more than the kernel adds up.
+    assert (by_kernel["adam_squares"] > 3 * 10) is (preset is probes.cheap)
+    by_kernel.clear()
+    _, eager = trained(preset, compiled=compiled)
+    assert not by_kernel
     assert row.keys() == eager.keys()
     for key, number in row.items():
         assert number == pytest.approx(eager[key], rel=1e-4, abs=1e-7), key

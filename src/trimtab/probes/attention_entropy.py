@@ -15,9 +15,8 @@ def attention_entropy(scores: Tensor, visible: Tensor, weights: Tensor) -> Tenso
     counts as 0. NaN in, NaN out.
     """
     w = weights.to(torch.promote_types(weights.dtype, torch.float32))
-    mass = w.sum(-1)
-    # The same as the entropy of w / mass, without a copy of all weights.
-    return torch.where(mass == 0, 0.0, mass.log() - torch.special.xlogy(w, w).sum(-1) / mass)
+    w = w / w.sum(-1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
+    return -torch.special.xlogy(w, w).sum(-1)
 
 
 ATTENTION_ENTROPY = AttentionProbe(

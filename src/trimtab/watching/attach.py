@@ -105,15 +105,15 @@ def watch(
 
 
 def _try_kernels(model: nn.Module) -> None:
-    """Compile the kernels for the device of the model, or say why they cannot be."""
-    device = next((x.device for x in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    """Compile the kernels for the devices of the model, or say why they cannot be."""
+    devices = {x.device for x in (*model.parameters(), *model.buffers())} or {torch.device("cpu")}
     try:
-        if device.type != "meta":
+        for device in devices:
             try_kernel(device)
     except Exception as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise WatchError(
-            f"fused=True needs a compiler, which fails here ({type(error).__name__}: {reason}); leave fused out"
+            f"fused=True needs kernels, which cannot be made here ({type(error).__name__}: {reason}); leave fused out"
         ) from error
 
 

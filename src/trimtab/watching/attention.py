@@ -33,31 +33,38 @@ def query_rows(
     size = _rows_at_a_time(q_BHTK, k_BHKS)
     T = q_BHTK.shape[2]
     return [
-        rows_of_products(point, _multiplied(_of_rows(q_BHTK, block), k_BHKS), mask, scale, block, T)
+        _block(point, _multiplied(_of_rows(q_BHTK, block), k_BHKS), mask, scale, block, T)
         for block in rows_BR.split(size, dim=1)
     ]
 
 
-def products(q_BHTK: Tensor, k_BGSK: Tensor, rows_BR: Tensor) -> Tensor | None:
-    """Products BHRS of the queries of some rows with all keys; None where they are more than one block."""
-    k_BHKS = _keys(q_BHTK, k_BGSK)
-    is_block = rows_BR.shape[1] <= _rows_at_a_time(q_BHTK, k_BHKS)
-    return _multiplied(_of_rows(q_BHTK, rows_BR), k_BHKS) if is_block else None
+def products(q_BHTK: Tensor, k_BGSK: Tensor, rows_BR: Tensor) -> Tensor:
+    """The products BHRS of the queries of some rows with all keys, in at least float32; see ``query_rows``."""
+    return _multiplied(_of_rows(q_BHTK, rows_BR), _keys(q_BHTK, k_BGSK))
 
 
-def rows_of_products(
-    point: AttentionPoint, qk_BHRS: Tensor, mask: Tensor | None, scale: float, rows_BR: Tensor, T: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One block of ``query_rows`` from the products of queries and keys, which are overwritten.
+def causal_rows(
+    point: AttentionPoint, qk_BHRS: Tensor, scale: float, rows_BR: Tensor, T: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The blocks of ``query_rows`` of causal attention without edits, from products, which are overwritten.
 
     Args:
         point: see ``query_rows``.
-        qk_BHRS: products of queries and keys.
-        mask: see ``query_rows``.
-        scale: see ``query_rows``.
+        qk_BHRS: products of the queries of the rows with all keys.
+        scale: factor of the scores.
         rows_BR: the query positions.
-        T: number of query positions.
+        T: number of all query positions.
     """
+    B, H, _, S = qk_BHRS.shape
+    size = max(1, BLOCK.get(qk_BHRS.device.type, BLOCK["cuda"]) // (B * H * S))
+    for block, rows in zip(qk_BHRS.split(size, dim=2), rows_BR.split(size, dim=1), strict=True):
+        yield _block(point, block, None, scale, rows, T)
+
+
+def _block(
+    point: AttentionPoint, qk_BHRS: Tensor, mask: Tensor | None, scale: float, rows_BR: Tensor, T: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One block of ``query_rows`` from products, which are overwritten."""
     biased, visible = _scores(point, qk_BHRS, mask, scale, rows_BR, qk_BHRS.shape[3] - T)
     hidden = _hidden(point, biased, visible)
     w_BHRS = hidden.softmax(-1)

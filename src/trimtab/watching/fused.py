@@ -41,7 +41,7 @@ def try_kernel(device: torch.device) -> None:
     Raises:
         Exception: whatever stops the compiler.
     """
-    if device.type == "cpu":
+    if device.type in ("cpu", "meta"):  # a model on meta is moved later; most often a CPU reads it
         load()
     else:
         fused_measure(torch.zeros(1 << 10, device=device), high=False)  # a graph for one entry would serve no other

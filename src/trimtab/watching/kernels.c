@@ -2,8 +2,7 @@
  *
  * Sums of single precision run over rows of ROW entries in LANES partial sums, so that small entries survive beside
  * outliers; rows are added up in double precision. Every thread has its own place in the output, which the caller adds
- * up in a fixed order: the same thread count gives the same bits. An entry that is not finite makes a sum not finite;
- * it is for the caller to look again.
+ * up in a fixed order: the same thread count gives the same bits. Where a sum is not finite, the caller looks again.
  */
 #include <math.h>
 #include <stdint.h>
@@ -12,7 +11,7 @@
 #define LANES 16
 #define ROW 512
 
-/* A row of n bfloat16 numbers, which are the upper halves of single precision, and zeros. */
+/* A row of n bfloat16 numbers, which are the upper halves of single precision; the rest is 0. */
 static void widen(const uint16_t *restrict entries, int64_t n, float *restrict row) {
     uint32_t bits[ROW] = {0};
     for (int i = 0; i < n; i++)
@@ -49,7 +48,7 @@ static double top(integers largest, double before) {
     return before;
 }
 
-/* Sum, sum of squares, 0, 0 and largest magnitude. */
+/* Sum, sum of squares, 0, 0 and largest magnitude of a row; zeros at its end change nothing. */
 static void plain(const float *row, double *out) {
     vector total = {0}, squares = {0};
     integers largest = {0};
@@ -64,9 +63,10 @@ static void plain(const float *row, double *out) {
     out[4] = top(largest, out[4]);
 }
 
-/* Sums of the first four powers, and largest magnitude. The powers are of distances to the mean of the row: those of
- * the entries themselves would leave nothing of a small spread around a large mean. */
-static void centred(const float *row, double *out) {
+/* Sums of the first four powers, and largest magnitude, of a row of n entries and zeros; the zeros are overwritten. The
+ * powers are of distances to the mean of the row: those of the entries themselves would leave nothing of a small spread
+ * around a large mean. */
+static void centred(const float *row, int64_t n, float *rest, double *out) {
     vector total = {0};
     integers largest = {0};
     for (int i = 0; i < ROW; i += LANES) {
@@ -74,7 +74,9 @@ static void centred(const float *row, double *out) {
         total += x;
         largest = larger(largest, x);
     }
-    const float mean = across(total) / ROW;
+    const float mean = across(total) / n;
+    for (int64_t i = n; i < ROW; i++)
+        rest[i] = mean; /* at distance 0 */
     vector first = {0}, second = {0}, third = {0}, fourth = {0};
     for (int i = 0; i < ROW; i += LANES) {
         const vector z = load(row + i) - mean, square = z * z;
@@ -84,10 +86,10 @@ static void centred(const float *row, double *out) {
         fourth += square * square;
     }
     const double m = mean, a = across(first), b = across(second), c = across(third), d = across(fourth);
-    out[0] += ROW * m + a;
-    out[1] += b + 2 * m * a + ROW * m * m;
-    out[2] += c + 3 * m * b + 3 * m * m * a + ROW * m * m * m;
-    out[3] += d + 4 * m * c + 6 * m * m * b + 4 * m * m * m * a + ROW * m * m * m * m;
+    out[0] += n * m + a;
+    out[1] += b + 2 * m * a + n * m * m;
+    out[2] += c + 3 * m * b + 3 * m * m * a + n * m * m * m;
+    out[3] += d + 4 * m * c + 6 * m * m * b + 4 * m * m * m * a + n * m * m * m * m;
     out[4] = top(largest, out[4]);
 }
 
@@ -104,12 +106,15 @@ void powers(const void *source, int is_bfloat16, int high, int64_t n, int thread
             if (is_bfloat16) {
                 widen((const uint16_t *)source + start, entries, copy);
                 row = copy;
-            } else if (entries < ROW) { /* zeros add nothing to any power */
+            } else if (entries < ROW) {
                 memset(copy, 0, sizeof copy);
                 memcpy(copy, row, entries * sizeof(float));
                 row = copy;
             }
-            (high ? centred : plain)(row, sums);
+            if (high)
+                centred(row, entries, copy, sums); /* a row of n < ROW entries lies in the copy */
+            else
+                plain(row, sums);
         }
         memcpy(out + thread * 5, sums, sizeof sums);
     }

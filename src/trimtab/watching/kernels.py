@@ -1,8 +1,7 @@
 """The kernels of ``kernels.c`` for tensors on a CPU, compiled once a process by the C compiler of the machine.
 
-One call from Python reads a tensor once. Beside the matrix products of a training step the caches hold nothing of what
-a chain of operations of torch needs, so that each of them, and a call of ``torch.compile``, takes a tenth of a
-millisecond and more before it reads the first entry.
+One call from Python reads a tensor once. After a matrix product the caches are cold: each operation of torch, and each
+call of ``torch.compile``, then takes a tenth of a millisecond or more before it reads the first entry.
 """
 
 from __future__ import annotations
@@ -22,7 +21,12 @@ from torch import Tensor, nn
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC")
-OPTIONAL = ("-march=native", "-fopenmp")  # left out one by one, from the last, where a compiler does not know them
+OPTIONAL = (  # tried from the first line on; not every compiler knows every flag
+    ("-march=native", "-fopenmp"),
+    ("-march=native",),
+    ("-fopenmp",),
+    (),
+)
 POWERS_OF = (torch.float32, torch.bfloat16)  # dtypes that ``powers`` reads; ``adam_squares`` reads the first
 NUM_POWERS = 5
 NUM_ADAM = 2
@@ -42,11 +46,14 @@ def readable(*tensors: Tensor, dtypes: Sequence[torch.dtype] = (torch.float32,))
 
 
 def powers(x: Tensor, *, high: bool) -> list[float]:
-    """The sums of the first four powers of the entries of a tensor, and the largest magnitude.
+    """Five numbers: the sums of the first, second, third and fourth power of the entries, and the largest magnitude.
 
     Args:
-        x: readable, of one of the dtypes ``POWERS_OF``.
+        x: a tensor of any shape that is ``readable`` with the dtypes ``POWERS_OF``.
         high: whether to add up third and fourth powers; if not, those sums are 0.
+
+    Raises:
+        CompilerError: if the kernels cannot be compiled here.
     """
     threads = _threads(x.numel())
     out = (ctypes.c_double * (NUM_POWERS * threads))()
@@ -60,12 +67,15 @@ def adam_squares(
     """The sums of squares of ``first / (sqrt(second) * root + eps) + share * weight`` and of the weight.
 
     Args:
-        weight: readable.
-        first: first moment, readable.
-        second: second moment, readable.
-        root: factor of the root.
-        eps: added to the root.
+        weight: of n entries and any shape; this and the moments must be ``readable``.
+        first: first moment, of n entries.
+        second: second moment, of n entries.
+        root: factor of the square root.
+        eps: added to the square root.
         share: of the weight in a step.
+
+    Raises:
+        CompilerError: if the kernels cannot be compiled here.
     """
     threads = _threads(weight.numel())
     out = (ctypes.c_double * (NUM_ADAM * threads))()
@@ -97,15 +107,16 @@ def _compiled(target: Path) -> Path:
     if not compiler:
         raise CompilerError("no C compiler was found; install one or set CC")
     complaint = ""
-    for kept in range(len(OPTIONAL), -1, -1):
-        command = [*compiler, *FLAGS, *OPTIONAL[:kept], "-o", str(target), str(SOURCE), "-lm"]
+    for flags in OPTIONAL:
+        command = [*compiler, *FLAGS, *flags, "-o", str(target), str(SOURCE), "-lm"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
             raise CompilerError(f"{compiler[0]}: {error.strerror}") from error
         if done.returncode == 0:
             return target
-        complaint = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        complaint = next((line for line in lines if "error" in line), lines[-1])
     raise CompilerError(f"{shlex.join(compiler)}: {complaint}")
 
 

@@ -43,7 +43,7 @@ def in_pieces(of_piece: Callable[[Tensor, bool], Tensor], flat: Tensor, high: bo
 
 
 def with_entries(moments: Float[Tensor, 7], entries: Tensor | int | None) -> Float[Tensor, 7]:
-    """The same moments of so many entries; the others were zeros that do not count."""
+    """Set the count of moments (7,), in place, to that of ``entries``; the others were zeros that do not count."""
     if entries is not None:
         moments[0] = entries - moments[1]
     return moments

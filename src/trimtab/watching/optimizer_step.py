@@ -113,12 +113,14 @@ class OptimizerStep:
 
     def _of_kernel(self, p: nn.Parameter, state: dict[str, Any], factors: _Factors, eps: float) -> Tensor | None:
         """A row as in ``Moved.sums``, or None where no kernel can read the tensors or their sums are not finite."""
-        first, second = state["exp_avg"], state["exp_avg_sq"]
-        if not (self._by_kernel and readable(p, first, second)):
+        if not self._by_kernel:
+            return None
+        weight, first, second = (local(x.detach()) for x in (p, state["exp_avg"], state["exp_avg_sq"]))
+        if not readable(weight, first, second):
             return None
         root = factors.second_correction**-0.5
-        moved, weights = adam_squares(p, first, second, root=root, eps=eps, share=factors.share)
-        sums = (moved * factors.scale**2, weights, float(p.numel()), 0.0)
+        moved, weights = adam_squares(weight, first, second, root=root, eps=eps, share=factors.share)
+        sums = (moved * factors.scale**2, weights, float(weight.numel()), 0.0)
         return torch.tensor(sums, dtype=torch.float64) if math.isfinite(moved + weights) else None
 
     def _sums(self, tensors: Sequence[Sequence[Tensor]], factors: Sequence[_Factors], eps: float) -> Tensor:

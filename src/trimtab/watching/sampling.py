@@ -40,6 +40,8 @@ class Sample:
 class Sampler:
     """Draws positions by a generator of its own: the random streams of the training run stay as they are.
 
+    Without padding it draws several samples of a shape ahead.
+
     Args:
         seed: gives the seed of the generator at the first draw; processes of one training need different ones.
     """
@@ -47,7 +49,8 @@ class Sampler:
     def __init__(self, seed: Callable[[], int] = lambda: 0) -> None:
         self._seed = seed
         self._generator: torch.Generator | None = None
-        self._stock: dict[tuple[int, int, int, torch.device], list[Sample]] = {}
+        self._shape: tuple[int, int, int, torch.device] | None = None
+        self._stock: list[Sample] = []
 
     def draw(
         self, num_sequences: int, length: int, num_rows: int | None, valid: Tensor | None, device: torch.device
@@ -68,10 +71,11 @@ class Sampler:
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(self._seed())
         if valid is None:
-            stock = self._stock.setdefault((num_sequences, length, num_rows, device), [])
-            if not stock:
-                stock += _without_padding(num_sequences, length, num_rows, device, self._generator)
-            return stock.pop()
+            shape = (num_sequences, length, num_rows, device)
+            if not self._stock or shape != self._shape:
+                self._shape = shape
+                self._stock = _without_padding(num_sequences, length, num_rows, device, self._generator)
+            return self._stock.pop()
         draws = torch.rand(num_sequences, num_rows, generator=self._generator).to(device)
         counts = valid.sum(1)
         begin, size, weights, spread = _cells_of(counts, num_rows)

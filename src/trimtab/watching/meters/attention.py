@@ -11,21 +11,30 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from trimtab.host import AttentionPoint
 from trimtab.probe import AttentionProbe, Probe, ScoreProbe
-from trimtab.watching.attention import all_scores, products, query_rows, rows_of_products
+from trimtab.watching.attention import all_scores, causal_rows, products, query_rows
 from trimtab.watching.meter import Guard, Meter, Reading
 from trimtab.watching.metric import MetricKey, head_of
 from trimtab.watching.pack import Pack
 from trimtab.watching.sampling import NUM_SUMS, Sample, Sampler, estimate, sums_of
 from trimtab.watching.subject import Subject
 
-MOST_WAITING = 1 << 22  # products of queries and keys that are kept for later
+MOST_WAITING = 1 << 22  # products that are kept for later, over all layers: 16 MB in single precision
 MOST_HEADS = 128  # of a layer whose number of heads is not known before its first call
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """Products BHRS of the queries of a sample with all keys of a layer, of ``length`` query positions."""
+    """Products BHRS of the queries of a sample with all keys of a layer.
+
+    Attributes:
+        index: of the layer in ``subject.attentions``.
+        sample: the query positions that are looked at.
+        products: of queries and keys, not scaled.
+        scale: factor of the scores.
+        length: number of all query positions.
+    """
 
     index: int
     sample: Sample
@@ -80,27 +89,42 @@ class AttentionMeter(Meter):
         if self.means or self.sampled_maxima:
             wanted = self.subject.preset.query_rows
             sample = self.sampler.draw(len(q), q.shape[2], wanted, valid, q.device)
-            is_edited = point.scores.active or point.weights.active  # by what may be different later
-            qk = products(q, k, sample.rows) if mask is None and not is_edited else None
-            if qk is None:
-                self._see_sample(index, sample, query_rows(point, q, k, mask, scale, sample.rows))
-            else:
-                self._waiting.append(_Waiting(index, sample, qk, scale, q.shape[2]))
+            if self._can_wait(point, q, k, mask, sample):
+                self._waiting.append(_Waiting(index, sample, products(q, k, sample.rows), scale, q.shape[2]))
                 if sum(each.products.numel() for each in self._waiting) > MOST_WAITING:
-                    self.after_step()
+                    self._catch_up()
+            else:
+                self._see_sample(index, sample, query_rows(point, q, k, mask, scale, sample.rows))
         if self.maxima:
             for scores in all_scores(point, q, k, mask, scale, valid):
                 for probe in self.maxima:
                     _raise(self.region(f"{probe.slug}/{index}"), probe.rows(scores).amax((0, 2)))
 
+    def _can_wait(self, point: AttentionPoint, q: Tensor, k: Tensor, mask: Tensor | None, sample: Sample) -> bool:
+        """Whether all that is left to do with the products can be done at the end of the step."""
+        # A mask may be overwritten, and an edit may act differently by then; a tensor of the inference mode is frozen.
+        if mask is not None or point.scores.active or point.weights.active or torch.is_inference_mode_enabled():
+            return False
+        return sample.rows.numel() * q.shape[1] * k.shape[2] <= MOST_WAITING
+
     @override
     def after_step(self) -> None:
-        # Between two matrix products each of the many small operations starts from cold caches; here they do not.
-        for each in self._waiting:
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        # Between two matrix products each of the many small operations starts from cold caches; at the end of a step
+        # they do not.
+        waiting, self._waiting = self._waiting, []  # an entry that fails is not taken again
+        errors: list[Exception] = []
+        for each in waiting:
             _, point = self.subject.attentions[each.index]
-            rows = rows_of_products(point, each.products, None, each.scale, each.sample.rows, each.length)
-            self._see_sample(each.index, each.sample, [rows])
-        self._waiting = []
+            blocks = causal_rows(point, each.products, each.scale, each.sample.rows, each.length)
+            try:
+                self._see_sample(each.index, each.sample, list(blocks))
+            except Exception as error:  # of a probe; the other layers are read
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _see_sample(self, index: int, sample: Sample, blocks: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         numbers_of: dict[str, list[Tensor]] = {probe.slug: [] for probe in (*self.means, *self.sampled_maxima)}
