@@ -30,7 +30,7 @@ def query_rows(
         rows_BR: the query positions of each sequence that are looked at.
     """
     k_BHKS = _keys(q_BHTK, k_BGSK)
-    size = _rows_at_a_time(q_BHTK, k_BHKS)
+    size = _rows_at_a_time(k_BHKS)
     T = q_BHTK.shape[2]
     return [
         _block(point, _multiplied(_of_rows(q_BHTK, block), k_BHKS), mask, scale, block, T)
@@ -55,8 +55,7 @@ def causal_rows(
         rows_BR: the query positions.
         T: number of all query positions.
     """
-    B, H, _, S = qk_BHRS.shape
-    size = max(1, BLOCK.get(qk_BHRS.device.type, BLOCK["cuda"]) // (B * H * S))
+    size = _rows_at_a_time(qk_BHRS)
     for block, rows in zip(qk_BHRS.split(size, dim=2), rows_BR.split(size, dim=1), strict=True):
         yield _block(point, block, None, scale, rows, T)
 
@@ -91,12 +90,12 @@ def all_scores(
     T = q_BHTK.shape[2]
     k_BHKS = _keys(q_BHTK, k_BGSK)
     behind = k_BHKS.shape[3] - T
-    size = _rows_at_a_time(q_BHTK, k_BHKS)
+    size = _rows_at_a_time(k_BHKS)
     for start in range(0, T, size):
         end = min(T, start + size)
         rows = torch.arange(start, end, device=q_BHTK.device)[None]
         keys = k_BHKS[..., : max(1, end + behind)] if mask is None else k_BHKS
-        qk_BHRS = q_BHTK[:, :, start:end].to(keys.dtype) @ keys
+        qk_BHRS = _multiplied(q_BHTK[:, :, start:end].to(keys.dtype), keys)
         scores, visible = _scores(point, qk_BHRS, mask, scale, rows, behind)
         if valid is not None:
             visible = visible & valid[:, None, start:end, None]
@@ -113,9 +112,9 @@ def _keys(q_BHTK: Tensor, k_BGSK: Tensor) -> Tensor:
     return (k_BGSK.to(dtype).repeat_interleave(groups, dim=1) if groups > 1 else k_BGSK.to(dtype)).mT
 
 
-def _rows_at_a_time(q_BHTK: Tensor, k_BHKS: Tensor) -> int:
-    B, H, _, S = k_BHKS.shape
-    return max(1, BLOCK.get(q_BHTK.device.type, BLOCK["cuda"]) // (B * H * S))
+def _rows_at_a_time(like_BHXS: Tensor) -> int:
+    B, H, _, S = like_BHXS.shape
+    return max(1, BLOCK.get(like_BHXS.device.type, BLOCK["cuda"]) // (B * H * S))
 
 
 def _of_rows(q_BHTK: Tensor, rows_BR: Tensor) -> Tensor:
