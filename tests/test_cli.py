@@ -669,11 +669,11 @@ SLOW_TO_BUILD = ("depth",)  # 48 layers, which takes 20 seconds; depth-demo has 
     [pytest.param(name, marks=[pytest.mark.nightly] if name in SLOW_TO_BUILD else []) for name in cli.presets()],
 )
 def test_every_preset_is_a_study_that_can_be_built(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if preset != "demo":
-        monkeypatch.setattr("trimtab.study.plan.seconds_per_run", lambda *_: 1.0)  # timed steps take most of a plan
     from trimtab.config import load_toml
     from trimtab.study.kind import read_any_study
 
+    if preset != "demo":
+        monkeypatch.setattr("trimtab.study.plan.seconds_per_run", lambda *_: 1.0)  # timed steps take most of a plan
     path = Path(cli.__file__).parents[1] / "presets" / f"{preset}.toml"
     spec = read_any_study(load_toml(path), preset)
     assert spec.name == preset

@@ -79,7 +79,7 @@ def test_a_compiled_model_of_any_family_keeps_its_bits_and_gives_the_readings_of
         assert compiled.last[key] == pytest.approx(value, rel=1e-3, abs=1e-7), key
 
 
-@pytest.mark.nightly  # two graphs of inductor; the other tests compile without it
+@pytest.mark.nightly  # two graphs of inductor; tests/seams makes a smaller one every time
 @pytest.mark.parametrize("preset", [probes.cheap, probes.full], ids=["cheap", "full"])
 def test_inductor_keeps_the_bits_too(preset: Preset) -> None:
     plain, _ = trained(small, None, "inductor")

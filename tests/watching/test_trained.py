@@ -69,11 +69,12 @@ class Outputs:
 
 @pytest.mark.parametrize("model_type", ["gpt2", "qwen3"])
 @pytest.mark.parametrize("preset", [probes.cheap, probes.standard], ids=lambda preset: preset.name)
-def test_norms_maxima_and_kurtosis_are_those_of_every_position(model_type: str, preset: Any) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_norms_maxima_and_kurtosis_are_those_of_every_position(model_type: str, preset: Any, fused: bool) -> None:
     pytest.importorskip("transformers")
     model = planted(model_type)
     outputs = Outputs(host_for(model))
-    watching = watch(host_for(model), preset)
+    watching = watch(host_for(model), preset, fused=fused)
     with torch.no_grad():
         model(tokens())
     row = watching.read()
